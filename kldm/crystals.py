@@ -1,0 +1,219 @@
+"""Batches of crystals as flat tensors: no padding, no edges at rest, no Python object per crystal.
+
+Letters used for shapes in the whole package: N atoms of a batch, B crystals of a batch, P unordered pairs of
+atoms of one crystal, M crystals of a data set, C numbers of a channel.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import attrs
+import torch
+from torch import Tensor
+
+
+@attrs.frozen(slots=False, eq=False)
+class Pairs:
+    """All unordered pairs ``i < j`` of atoms that share a crystal, in lexicographic order.
+
+    Attributes:
+        i, j: int64 [P], atoms of the batch.
+        crystal: int64 [P], the crystal that the pair lies in.
+        inverse_degree: [N] float32, 1 / (K - 1) for an atom in a crystal of K atoms; 0 where K = 1.
+    """
+
+    i: Tensor
+    j: Tensor
+    crystal: Tensor
+    inverse_degree: Tensor
+
+
+@attrs.frozen(slots=False, eq=False)
+class Layout:
+    """Which atom belongs to which crystal.
+
+    Attributes:
+        num_atoms: int64 [B], on the device of the batch.
+        sizes: the same numbers on the host, so that no size ever costs a device synchronisation.
+    """
+
+    num_atoms: Tensor
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, sizes: Sequence[int], device: torch.device | str = "cpu") -> "Layout":
+        """The layout of crystals with these numbers of atoms (each at least 1)."""
+        sizes = tuple(int(size) for size in sizes)
+        if any(size < 1 for size in sizes):
+            raise ValueError("every crystal needs at least one atom")
+        return cls(torch.tensor(sizes, dtype=torch.int64).to(device), sizes)
+
+    @property
+    def device(self) -> torch.device:
+        return self.num_atoms.device
+
+    @property
+    def total(self) -> int:
+        """N, the number of atoms in all."""
+        return sum(self.sizes)
+
+    def __len__(self) -> int:
+        """B, the number of crystals."""
+        return len(self.sizes)
+
+    @cached_property
+    def ptr(self) -> Tensor:
+        """int64 [B + 1]: the atoms of crystal b are ``ptr[b]`` to ``ptr[b + 1]``."""
+        return torch.nn.functional.pad(self.num_atoms.cumsum(0), (1, 0))
+
+    @cached_property
+    def owner(self) -> Tensor:
+        """int64 [N]: the crystal of each atom."""
+        crystals = torch.arange(len(self), device=self.device)
+        return crystals.repeat_interleave(self.num_atoms, output_size=self.total)
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """The pairs of all crystals, from the numbers of atoms alone, on the device."""
+        last = self.ptr[1:][self.owner] - 1
+        atom = torch.arange(self.total, device=self.device)
+        partners = last - atom
+        count = sum(size * (size - 1) // 2 for size in self.sizes)
+        i = atom.repeat_interleave(partners, output_size=count)
+        first = partners.cumsum(0) - partners
+        j = torch.arange(count, device=self.device) - first[i] + i + 1
+        degree = (self.num_atoms[self.owner] - 1).to(torch.float32)
+        inverse = torch.where(degree > 0, 1.0 / degree.clamp(min=1.0), torch.zeros_like(degree))
+        return Pairs(i, j, self.owner[i], inverse)
+
+    @cached_property
+    def edge_index(self) -> Tensor:
+        """int64 [2, E]: (source, target) of every directed edge without self-edges, as torch-geometric has it,
+        sorted by target."""
+        i, j = self.pairs.i, self.pairs.j
+        source, target = torch.cat([i, j]), torch.cat([j, i])
+        order = torch.argsort(target * self.total + source)
+        return torch.stack([source[order], target[order]])
+
+    def per_atom(self, values: Tensor) -> Tensor:
+        """[B, ...] to [N, ...]: each atom gets its crystal's value."""
+        return values.index_select(0, self.owner)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """[N, ...] to [B, ...]: sum over the atoms of each crystal."""
+        result = values.new_zeros((len(self), *values.shape[1:]))
+        return result.index_add(0, self.owner, values)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """[N, ...] to [B, ...]: mean over the atoms of each crystal."""
+        count = self.num_atoms.to(values.dtype).view(-1, *[1] * (values.dim() - 1))
+        return self.sum(values) / count
+
+    def centred(self, values: Tensor) -> Tensor:
+        """[N, ...] to [N, ...]: values less their mean over the atoms of each crystal."""
+        return values - self.per_atom(self.mean(values))
+
+    def to(self, device: torch.device | str) -> "Layout":
+        return Layout(self.num_atoms.to(device), self.sizes)
+
+
+@attrs.frozen(slots=False, eq=False)
+class Crystals:
+    """A batch of crystals. Changed with ``attrs.evolve``, never in place.
+
+    Attributes:
+        fractional: [N, 3] fractional coordinates in [0, 1).
+        lattice: [B, 6] lengths a, b, c in angstrom, then angles alpha, beta, gamma in radians.
+        species: int64 [N] atomic numbers, 1 to 100.
+        layout: which atom belongs to which crystal.
+    """
+
+    fractional: Tensor
+    lattice: Tensor
+    species: Tensor
+    layout: Layout
+
+    @property
+    def device(self) -> torch.device:
+        return self.fractional.device
+
+    def __len__(self) -> int:
+        return len(self.layout)
+
+    def to(self, device: torch.device | str) -> "Crystals":
+        return Crystals(
+            self.fractional.to(device),
+            self.lattice.to(device),
+            self.species.to(device),
+            self.layout.to(device),
+        )
+
+
+@attrs.frozen(slots=False, eq=False)
+class CrystalStore:
+    """A data set at rest: flat arrays for a whole split, a few megabytes, on any device.
+
+    Attributes:
+        fractional: [sum of atoms, 3] float32 in [0, 1).
+        species: int64 [sum of atoms], atomic numbers.
+        lattice: [M, 6] float32, angstrom and radians, as in ``Crystals``.
+        sizes: the number of atoms of each crystal, M of them, on the host.
+        ids: M names, unique or not, as the source gives them.
+    """
+
+    fractional: Tensor
+    species: Tensor
+    lattice: Tensor
+    sizes: tuple[int, ...]
+    ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def device(self) -> torch.device:
+        return self.fractional.device
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout.of(self.sizes, self.device)
+
+    def batch(self, rows: Sequence[int]) -> Crystals:
+        """The crystals of these rows, in this order, as one batch on the store's device."""
+        rows = [int(row) for row in rows]
+        layout = Layout.of([self.sizes[row] for row in rows], self.device)
+        row = torch.tensor(rows, dtype=torch.int64).to(self.device)
+        within = torch.arange(layout.total, device=self.device) - layout.ptr[layout.owner]
+        atom = self.layout.ptr[row][layout.owner] + within
+        return Crystals(self.fractional[atom], self.lattice[row], self.species[atom], layout)
+
+    def subset(self, rows: Sequence[int]) -> "CrystalStore":
+        """A store of these rows only, in this order."""
+        batch = self.batch(rows)
+        ids = tuple(self.ids[int(row)] for row in rows)
+        return CrystalStore(batch.fractional, batch.species, batch.lattice, batch.layout.sizes, ids)
+
+    def to(self, device: torch.device | str) -> "CrystalStore":
+        return attrs.evolve(
+            self,
+            fractional=self.fractional.to(device),
+            species=self.species.to(device),
+            lattice=self.lattice.to(device),
+        )
+
+
+def lattice_matrix(lattice: Tensor) -> Tensor:
+    """Lattice vectors as rows, [B, 6] to [B, 3, 3] in angstrom, in pymatgen's ``Lattice.from_parameters`` setting
+    (c along z, a in the xz plane)."""
+    a, b, c, alpha, beta, gamma = lattice.unbind(-1)
+    cos_alpha, cos_beta, cos_gamma = alpha.cos(), beta.cos(), gamma.cos()
+    sin_alpha, sin_beta = alpha.sin(), beta.sin()
+    cos_gamma_star = ((cos_alpha * cos_beta - cos_gamma) / (sin_alpha * sin_beta)).clamp(-1, 1)
+    sin_gamma_star = (1 - cos_gamma_star.square()).sqrt()
+    zero = torch.zeros_like(a)
+    rows = [
+        torch.stack([a * sin_beta, zero, a * cos_beta], -1),
+        torch.stack([-b * sin_alpha * cos_gamma_star, b * sin_alpha * sin_gamma_star, b * cos_alpha], -1),
+        torch.stack([zero, zero, c], -1),
+    ]
+    return torch.stack(rows, -2)

@@ -1,0 +1,28 @@
+"""The one exception for a user's mistake: where it is, what is wrong, what to do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class KldmError(Exception):
+    """A user's mistake or a fault of the outside world, told in one sentence.
+
+    The command line prints ``str(error)`` without a traceback and exits with status 1; Python users catch
+    it like any exception. Faults of our own are never a ``KldmError``.
+
+    Args:
+        problem: what is wrong.
+        place: where (a file with its line, a key of a recipe), put before the problem.
+        remedy: what to do about it, put after the problem.
+    """
+
+    def __init__(self, problem: str, *, place: str | None = None, remedy: str | None = None) -> None:
+        self.problem, self.place, self.remedy = problem, place, remedy
+        text = f"{place}: {problem}" if place else problem
+        super().__init__(f"{text}; {remedy}" if remedy else text)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """A remedy naming the known name nearest to a misspelt one, or None where nothing is near."""
+    found = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {found[0]!r}?" if found else None

@@ -1,0 +1,291 @@
+"""The interfaces of kldm and the small records they exchange. Imports torch, attrs and the crystals alone.
+
+A *process* noises one modality of a crystal and steps it back; a *network* reads the noisy channels of all
+processes and predicts; a *sampler* orders the steps; a *metric* judges what came out. Everything else composes
+them. Shapes: N atoms and B crystals of a batch, C numbers of a channel.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
+
+import attrs
+import torch
+from torch import Tensor
+
+from kldm.crystals import Crystals, CrystalStore, Layout
+
+if TYPE_CHECKING:
+    from pymatgen.core.structure import Structure
+
+Latent = Mapping[str, Tensor]
+"""Named channels of one process or of all, [N, C] per atom or [B, C] per crystal; a token channel is int64 [N]."""
+
+Prediction = Mapping[str, Tensor]
+"""The network's answers by channel name; a token channel is answered with logits [N, C]."""
+
+Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
+
+
+@attrs.frozen
+class Channel:
+    """One named tensor between processes and network.
+
+    Attributes:
+        name: unique among all processes of a model.
+        width: numbers per atom or crystal; of a token channel, the size of its vocabulary.
+        per: one row per atom or one per crystal.
+        kind: ``periodic`` in [0, 1), known only up to a common translation of the atoms of a crystal;
+            ``tangent``, a velocity or score on the torus; ``real``, plain numbers; ``token``, an integer in
+            0..width - 1 (predicted as ``width`` logits).
+    """
+
+    name: str
+    width: int
+    per: Literal["atom", "crystal"]
+    kind: Literal["periodic", "tangent", "real", "token"]
+
+
+@attrs.frozen
+class Interface:
+    """What a network is built for: the channels it reads and those it predicts."""
+
+    reads: tuple[Channel, ...]
+    predicts: tuple[Channel, ...]
+
+
+@attrs.frozen(eq=False)
+class Noised:
+    """One draw of the forward process: the noisy latent that the network reads and the targets of its prediction."""
+
+    latent: Latent
+    target: Mapping[str, Tensor]
+
+
+@attrs.frozen(eq=False)
+class Step:
+    """One reverse step. Times are unit time, 1 = noise, 0 = data.
+
+    Attributes:
+        s: [B] time at which the step starts.
+        r: [B] time at which it ends, r < s.
+        now: [B] time at which the network was called: s, or r for a stage at the end of the step.
+        layout: of the batch.
+        rng: source of all randomness, on the device of the batch.
+    """
+
+    s: Tensor
+    r: Tensor
+    now: Tensor
+    layout: Layout
+    rng: torch.Generator
+
+
+@attrs.frozen
+class Correction:
+    """Options of a Langevin move at fixed time.
+
+    Attributes:
+        tau: signal-to-noise ratio of the move, delta = tau / mean(score^2) per crystal; > 0.
+        positions: whether a process with velocities moves its positions along them too.
+    """
+
+    tau: float = 0.25
+    positions: bool = True
+
+
+class DiffusionProcess(Protocol):
+    """One modality of a crystal: how it is noised, what the network learns, and how it is stepped back.
+
+    Maps unit time to its own schedule inside. A process that predicts nothing conditions the others.
+    """
+
+    @property
+    def reads(self) -> tuple[Channel, ...]:
+        """Channels of its latent, all of which the network reads."""
+        ...
+
+    @property
+    def predicts(self) -> tuple[Channel, ...]:
+        """Channels that the network must predict for it; empty for conditioning."""
+        ...
+
+    def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
+        """A draw at s = 1 for crystals of the layout of ``given`` (and its values, where they condition)."""
+        ...
+
+    def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
+        """A draw at times s [B] in (0, 1], and the network's target."""
+        ...
+
+    def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
+        """Scalar training loss, before the weight of the modality."""
+        ...
+
+    def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
+        """A stochastic reverse step from s to r."""
+        ...
+
+    def decode(self, latent: Latent, into: Crystals) -> Crystals:
+        """``into`` with this modality read off the latent at s = 0."""
+        ...
+
+
+@runtime_checkable
+class Flows(Protocol):
+    """A process that can step back along its probability flow."""
+
+    def flow(self, latent: Latent, prediction: Prediction, step: Step) -> Latent: ...
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """A process with the deterministic predictor of a predictor-corrector sampler."""
+
+    def predict(self, latent: Latent, prediction: Prediction, step: Step) -> Latent: ...
+
+
+@runtime_checkable
+class Corrects(Protocol):
+    """A process with a Langevin move at the fixed time ``step.now``."""
+
+    def correct(
+        self, latent: Latent, prediction: Prediction, step: Step, correction: Correction
+    ) -> Latent: ...
+
+
+@runtime_checkable
+class Integrates(Protocol):
+    """A process with a stochastic exponential-integrator step from s to r beside its plain one."""
+
+    def exponential(self, latent: Latent, prediction: Prediction, step: Step) -> Latent: ...
+
+
+@runtime_checkable
+class Fits(Protocol):
+    """A component with statistics of the training split."""
+
+    def fitted(self, train: CrystalStore) -> Self:
+        """The same component with its statistics measured on the training split."""
+        ...
+
+    def statistics(self) -> Mapping[str, Json]:
+        """The keyword arguments (nested for parts) with which the recipe rebuilds the fitted component."""
+        ...
+
+
+class Codec(Protocol):
+    """A one-to-one map between a modality and the real numbers that a Euclidean process diffuses."""
+
+    @property
+    def channel(self) -> Channel: ...
+
+    def encode(self, crystals: Crystals) -> Tensor:
+        """[B, C] or [N, C]."""
+        ...
+
+    def decode(self, values: Tensor, into: Crystals) -> Crystals:
+        """``into`` with the modality replaced."""
+        ...
+
+
+class Schedule(Protocol):
+    """A variance-preserving noise schedule: x_s = alpha(s) x_0 + sigma(s) eps, alpha^2 + sigma^2 = 1."""
+
+    def alpha(self, s: Tensor) -> Tensor: ...
+
+    def sigma(self, s: Tensor) -> Tensor: ...
+
+    def beta(self, s: Tensor) -> Tensor:
+        """-2 d log alpha / ds, the rate of the SDE dx = -beta x / 2 ds + sqrt(beta) dw."""
+        ...
+
+
+class ScoreNetwork(Protocol):
+    """Predicts every channel of its ``Interface`` from the noisy channels of all processes.
+
+    Must be equivariant to permutations of atoms, unchanged by a common translation of periodic channels, and
+    independent of the other crystals of the batch. Registered networks are ``torch.nn.Module`` whose first,
+    positional-only argument is the ``Interface``.
+    """
+
+    def __call__(self, latent: Latent, s: Tensor, layout: Layout) -> Prediction: ...
+
+
+class GenerativeModel(Protocol):
+    """What a sampler needs of a model."""
+
+    @property
+    def processes(self) -> Mapping[str, DiffusionProcess]: ...
+
+    def predict(self, latents: Mapping[str, Latent], s: Tensor, layout: Layout) -> Mapping[str, Prediction]:
+        """One network call: latents by modality in, predictions by modality out."""
+        ...
+
+
+class Sampler(Protocol):
+    """Turns noise into crystals."""
+
+    def check(self, processes: Mapping[str, DiffusionProcess]) -> None:
+        """Raises ``KldmError`` where a process lacks a move this sampler makes. Called before training."""
+        ...
+
+    def sample(
+        self,
+        model: GenerativeModel,
+        given: Crystals,
+        rng: torch.Generator,
+        progress: Callable[[int], None] | None = None,
+    ) -> Crystals:
+        """One crystal for each of ``given`` (its layout, and whatever the model conditions on).
+
+        ``progress`` is called with the number of reverse steps just done.
+        """
+        ...
+
+
+@attrs.frozen(eq=False)
+class Candidate:
+    """One requested structure: what came, or why nothing did.
+
+    Attributes:
+        target: row of the reference that it answers (CSP), or its own number (de-novo generation).
+        candidate: number among the answers to the same target, from 0.
+        structure: the structure, or None where none could be built.
+        reason: why there is none.
+    """
+
+    target: int
+    candidate: int
+    structure: "Structure | None"
+    reason: str = ""
+
+
+@attrs.frozen(eq=False)
+class Samples:
+    """What a metric judges: every requested structure, failures included, beside the reference."""
+
+    candidates: tuple[Candidate, ...]
+    reference: tuple["Structure", ...]
+
+
+@attrs.frozen(eq=False)
+class Measurement:
+    """What a metric found.
+
+    Attributes:
+        values: named results; None where undefined (never a silent 0).
+        rows: one record per candidate, in their order, for the per-structure table (may be empty).
+        definition: tolerances, rules and counts behind the values.
+        notes: sentences that a reader of the values must see.
+    """
+
+    values: Mapping[str, float | None]
+    rows: tuple[Mapping[str, Any], ...] = ()
+    definition: Mapping[str, Json] = attrs.field(factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Metric(Protocol):
+    """Judges samples. Never raises on a bad structure: it counts as a failure with a reason."""
+
+    def measure(self, samples: Samples) -> Measurement: ...

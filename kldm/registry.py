@@ -1,0 +1,103 @@
+"""Shelves of named components over catalogue, one typed decorator for each interface.
+
+    from kldm import process
+
+    @process("my_process.v1")
+    class MyProcess: ...
+
+mypy reports a component that does not satisfy its interface at the decorator's line. Installed packages put
+components on a shelf with an entry point in the group ``kldm_processes``, ``kldm_networks`` and so on.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import catalogue
+
+from kldm.errors import KldmError, nearest
+from kldm.interfaces import Codec, DiffusionProcess, Metric, Sampler, Schedule, ScoreNetwork
+
+P = TypeVar("P", bound=Callable[..., DiffusionProcess])
+N = TypeVar("N", bound=Callable[..., ScoreNetwork])
+S = TypeVar("S", bound=Callable[..., Sampler])
+M = TypeVar("M", bound=Callable[..., Metric])
+C = TypeVar("C", bound=Callable[..., Codec])
+H = TypeVar("H", bound=Callable[..., Schedule])
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Shelf:
+    """The components of one interface by versioned name.
+
+    Args:
+        kind: the shelf's name, as recipes write it: ``@processes``.
+        interface: the Protocol that its components build.
+    """
+
+    def __init__(self, kind: str, interface: type) -> None:
+        self.kind, self.interface = kind, interface
+        self._registry: catalogue.Registry[Any] = catalogue.create("kldm", kind, entry_points=True)
+
+    def put(self, name: str, component: F) -> F:
+        """Register a component; a name can be taken only once, unless a file is merely read again."""
+        if name in self._registry.get_all():
+            old = self._registry.get(name)
+            if (old.__module__, old.__qualname__) != (component.__module__, component.__qualname__):
+                raise KldmError(
+                    f"@{self.kind} already holds {name!r} (from {old.__module__})",
+                    place=f"{component.__module__}.{component.__qualname__}",
+                    remedy="give yours another name or version",
+                )
+        self._registry.register(name, func=component)
+        return component
+
+    def get(self, name: str) -> Callable[..., Any]:
+        """The component of that name; raises ``KldmError`` naming the nearest one."""
+        if name not in self.names():
+            remedy = nearest(name, self.names()) or f"it holds {', '.join(self.names()) or 'nothing'}"
+            raise KldmError(f"@{self.kind} holds no {name!r}", remedy=remedy)
+        component: Callable[..., Any] = self._registry.get(name)
+        return component
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(self._registry.get_all()))
+
+
+processes = Shelf("processes", DiffusionProcess)
+networks = Shelf("networks", ScoreNetwork)
+samplers = Shelf("samplers", Sampler)
+metrics = Shelf("metrics", Metric)
+codecs = Shelf("codecs", Codec)
+schedules = Shelf("schedules", Schedule)
+
+SHELVES = {shelf.kind: shelf for shelf in (processes, networks, samplers, metrics, codecs, schedules)}
+
+
+def process(name: str) -> Callable[[P], P]:
+    """Register a ``DiffusionProcess``."""
+    return lambda component: processes.put(name, component)
+
+
+def network(name: str) -> Callable[[N], N]:
+    """Register a ``ScoreNetwork``; its first, positional-only argument is the ``Interface``."""
+    return lambda component: networks.put(name, component)
+
+
+def sampler(name: str) -> Callable[[S], S]:
+    """Register a ``Sampler``."""
+    return lambda component: samplers.put(name, component)
+
+
+def metric(name: str) -> Callable[[M], M]:
+    """Register a ``Metric``."""
+    return lambda component: metrics.put(name, component)
+
+
+def codec(name: str) -> Callable[[C], C]:
+    """Register a ``Codec``."""
+    return lambda component: codecs.put(name, component)
+
+
+def schedule(name: str) -> Callable[[H], H]:
+    """Register a ``Schedule``."""
+    return lambda component: schedules.put(name, component)
