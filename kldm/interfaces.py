@@ -148,9 +148,7 @@ class Predicts(Protocol):
 class Corrects(Protocol):
     """A process with a Langevin move at the fixed time ``step.now``."""
 
-    def correct(
-        self, latent: Latent, prediction: Prediction, step: Step, correction: Correction
-    ) -> Latent: ...
+    def correct(self, latent: Latent, prediction: Prediction, step: Step, correction: Correction) -> Latent: ...
 
 
 @runtime_checkable
