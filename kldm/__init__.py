@@ -1,0 +1,112 @@
+"""kldm: generating crystalline materials with diffusion models.
+
+The public names are below; each is imported from its module on first use, so that ``import kldm`` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from kldm.version import __version__
+
+if TYPE_CHECKING:
+    from kldm.crystals import Crystals, CrystalStore, Layout
+    from kldm.data import Data
+    from kldm.errors import KldmError
+    from kldm.experiment import Evaluation, Experiment, Validation
+    from kldm.interfaces import (
+        Candidate,
+        Channel,
+        Codec,
+        Correction,
+        DiffusionProcess,
+        Interface,
+        Latent,
+        Measurement,
+        Metric,
+        Noised,
+        Prediction,
+        Sampler,
+        Samples,
+        Schedule,
+        ScoreNetwork,
+        Step,
+    )
+    from kldm.model import JointModel
+    from kldm.registry import codec, metric, network, process, sampler, schedule
+    from kldm.runs import load_run, run
+    from kldm.training import Training, fit
+
+_HOME = {
+    "kldm.crystals": ("CrystalStore", "Crystals", "Layout"),
+    "kldm.data": ("Data",),
+    "kldm.errors": ("KldmError",),
+    "kldm.experiment": ("Evaluation", "Experiment", "Validation"),
+    "kldm.interfaces": (
+        "Candidate",
+        "Channel",
+        "Codec",
+        "Correction",
+        "DiffusionProcess",
+        "Interface",
+        "Latent",
+        "Measurement",
+        "Metric",
+        "Noised",
+        "Prediction",
+        "Sampler",
+        "Samples",
+        "Schedule",
+        "ScoreNetwork",
+        "Step",
+    ),
+    "kldm.model": ("JointModel",),
+    "kldm.registry": ("codec", "metric", "network", "process", "sampler", "schedule"),
+    "kldm.runs": ("load_run", "run"),
+    "kldm.training": ("Training", "fit"),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "Candidate",
+    "Channel",
+    "Codec",
+    "Correction",
+    "CrystalStore",
+    "Crystals",
+    "Data",
+    "DiffusionProcess",
+    "Evaluation",
+    "Experiment",
+    "Interface",
+    "JointModel",
+    "KldmError",
+    "Latent",
+    "Layout",
+    "Measurement",
+    "Metric",
+    "Noised",
+    "Prediction",
+    "Sampler",
+    "Samples",
+    "Schedule",
+    "ScoreNetwork",
+    "Step",
+    "Training",
+    "Validation",
+    "__version__",
+    "codec",
+    "fit",
+    "load_run",
+    "metric",
+    "network",
+    "process",
+    "run",
+    "sampler",
+    "schedule",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'kldm' has no attribute {name!r}")
+    return getattr(import_module(_MODULE[name]), name)

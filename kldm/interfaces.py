@@ -223,6 +223,11 @@ class GenerativeModel(Protocol):
 class Sampler(Protocol):
     """Turns noise into crystals."""
 
+    @property
+    def steps(self) -> int:
+        """How many reverse steps ``sample`` reports to its ``progress``."""
+        ...
+
     def check(self, processes: Mapping[str, DiffusionProcess]) -> None:
         """Raises ``KldmError`` where a process lacks a move this sampler makes. Called before training."""
         ...

@@ -1,0 +1,25 @@
+"""Data sets: published CSVs, one's own files and pymatgen's prototypes, as ``CrystalStore``."""
+
+from kldm.data.cache import DATA_VERSION
+from kldm.data.cache import load as load_store
+from kldm.data.cache import save as save_store
+from kldm.data.parsing import Parsed, Skipped
+from kldm.data.prototypes import read_prototypes
+from kldm.data.published import read_csv
+from kldm.data.settings import KNOWN, Data
+from kldm.data.sources import SOURCES, SPLITS, Source
+
+__all__ = [
+    "DATA_VERSION",
+    "KNOWN",
+    "SOURCES",
+    "SPLITS",
+    "Data",
+    "Parsed",
+    "Skipped",
+    "Source",
+    "load_store",
+    "read_csv",
+    "read_prototypes",
+    "save_store",
+]

@@ -1,0 +1,9 @@
+"""The processes that come with kldm, with their codecs and schedules; importing them registers them."""
+
+from kldm.processes.codecs import Identity, LogTan
+from kldm.processes.given import Given
+from kldm.processes.schedules import Cosine, Linear
+from kldm.processes.trivialized_torus import TrivializedTorus
+from kldm.processes.vp_euclidean import VPEuclidean
+
+__all__ = ["Cosine", "Given", "Identity", "Linear", "LogTan", "TrivializedTorus", "VPEuclidean"]

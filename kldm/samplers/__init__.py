@@ -1,0 +1,8 @@
+"""Samplers: how the processes are stepped from noise to crystals."""
+
+from kldm.samplers.euler_maruyama import EulerMaruyama
+from kldm.samplers.predictor_corrector import PredictorCorrector
+from kldm.samplers.probability_flow import ProbabilityFlow
+from kldm.samplers.stages import Stage, integrate
+
+__all__ = ["EulerMaruyama", "PredictorCorrector", "ProbabilityFlow", "Stage", "integrate"]

@@ -1,0 +1,5 @@
+"""``python -m kldm`` is ``kldm``."""
+
+from kldm.cli import main
+
+main()

@@ -1,0 +1,101 @@
+"""One record for a model in training: recipe, tensors and counters in a single safetensors file.
+
+Nothing in it is executed on loading: tensors are raw bytes and all the rest is JSON in the file's header.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kldm.errors import KldmError
+from kldm.files import atomic_write
+
+FORMAT = 1
+
+
+@attrs.frozen(eq=False)
+class Checkpoint:
+    """Everything to resume training or to sample.
+
+    Attributes:
+        recipe: the complete recipe, fitted statistics included, from which the model is rebuilt.
+        tensors: by name; ``model.*`` are the weights in training, ``average.*`` their moving average (absent
+            before it starts), ``optimizer.*`` the optimiser's state.
+        state: counters of the training loop, JSON.
+    """
+
+    recipe: dict[str, Any]
+    tensors: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose name starts with ``prefix.``, without it."""
+        return {name.removeprefix(f"{prefix}."): t for name, t in self.tensors.items() if name.startswith(f"{prefix}.")}
+
+    def load_weights(self, module: nn.Module) -> None:
+        """Put the averaged weights, or the plain ones where there is no average yet, into a rebuilt model."""
+        weights = self.part("average") or self.part("model")
+        try:
+            module.load_state_dict({name: weight.to(torch.float32) for name, weight in weights.items()})
+        except RuntimeError as error:
+            raise KldmError(
+                "the weights do not fit the model of its recipe",
+                place="checkpoint",
+                remedy="it was written by another version of kldm or of your components",
+            ) from error
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write atomically: an interrupted or failed write leaves the previous file as it was."""
+    header = {
+        "format": str(FORMAT),
+        "recipe": json.dumps(checkpoint.recipe),
+        "state": json.dumps(dict(checkpoint.state)),
+    }
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in checkpoint.tensors.items()}
+    with atomic_write(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=header)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint; raises ``KldmError`` for a missing, broken or foreign file."""
+    if not path.is_file():
+        raise KldmError("no such checkpoint", place=str(path))
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != str(FORMAT):
+                found = header.get("format")
+                problem = f"format {found} is not format {FORMAT}" if found else "not a checkpoint of kldm"
+                raise KldmError(problem, place=str(path), remedy="use the version of kldm that wrote it")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        return Checkpoint(json.loads(header["recipe"]), tensors, json.loads(header["state"]))
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise KldmError(
+            f"the file is broken ({error})", place=str(path), remedy="take an older checkpoint or start afresh"
+        ) from error
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors, ``optimizer.<parameter>.<key>``."""
+    state = optimizer.state_dict()["state"]
+    return {f"optimizer.{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of ``optimizer_tensors`` (tensors without their ``optimizer.`` prefix)."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,111 @@
+"""The store of a parsed file on disk: safetensors, a few megabytes, read in a blink and without pymatgen."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import torch
+
+from kldm.crystals import CrystalStore
+from kldm.data.parsing import Parsed, Skipped
+from kldm.errors import KldmError
+
+DATA_VERSION = 1
+"""Raised whenever the same file would give other crystals, so that older caches are not used."""
+
+FORMAT = "kldm.crystals.v1"
+
+log = logging.getLogger("kldm.data")
+
+
+def folder() -> Path:
+    """Where caches and downloads live: ``$KLDM_CACHE``, else ``kldm`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    if chosen := os.environ.get("KLDM_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kldm"
+
+
+def key(source: Path) -> str:
+    """sha256 of the bytes of the source file and of ``DATA_VERSION``."""
+    digest = hashlib.sha256(f"kldm data {DATA_VERSION}\n".encode())
+    with source.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def cached(source: Path, parse: Callable[[Path], Parsed]) -> Parsed:
+    """What ``parse`` makes of the source, from the cache where it has been parsed before.
+
+    A broken cache file is made anew. Where the cache cannot be written, the crystals are returned all the same.
+
+    Raises:
+        KldmError: where the source cannot be read, or from ``parse``.
+    """
+    try:
+        path = folder() / "parsed" / f"{key(source)}.safetensors"
+    except OSError as error:
+        raise KldmError(f"cannot be read ({error.strerror})", place=str(source)) from None
+    if path.exists():
+        try:
+            return load(path)
+        except KldmError as error:
+            log.info("%s; parsing %s anew", error, source)
+    parsed = parse(source)
+    try:
+        save(path, parsed)
+    except OSError as error:
+        log.warning("%s: the parsed crystals are not kept, for they cannot be written (%s)", path, error.strerror)
+    return parsed
+
+
+def save(path: Path, parsed: Parsed) -> None:
+    """Write a store and its skipped rows, atomically. Raises ``OSError`` where the file cannot be written."""
+    from safetensors.torch import save as to_bytes
+
+    store = parsed.store.to("cpu")
+    tensors = {
+        "fractional": store.fractional.contiguous(),
+        "species": store.species.to(torch.uint8),
+        "lattice": store.lattice.contiguous(),
+        "sizes": torch.tensor(store.sizes, dtype=torch.int32),
+    }
+    metadata = {
+        "format": FORMAT,
+        "ids": json.dumps(store.ids),
+        "skipped": json.dumps([(one.row, one.id, one.reason) for one in parsed.skipped]),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
+        try:
+            file.write(to_bytes(tensors, metadata))
+            file.close()
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+def load(path: Path) -> Parsed:
+    """Read what ``save`` wrote. Raises ``KldmError`` where the file is missing, damaged or of another kind."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"it is not of the format {FORMAT}")
+            fractional, lattice = file.get_tensor("fractional"), file.get_tensor("lattice")
+            species, sizes = file.get_tensor("species").to(torch.int64), tuple(file.get_tensor("sizes").tolist())
+            ids = tuple(json.loads(metadata["ids"]))
+            skipped = tuple(Skipped(*one) for one in json.loads(metadata["skipped"]))
+        atoms, crystals = sum(sizes), len(sizes)
+        if not atoms == len(species) == len(fractional) or not crystals == len(lattice) == len(ids):
+            raise ValueError("its arrays do not belong together")
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise KldmError(f"cannot be read as crystals ({error})", place=str(path)) from None
+    return Parsed(CrystalStore(fractional, species, lattice, sizes, ids), skipped)

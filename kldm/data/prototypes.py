@@ -1,0 +1,75 @@
+"""``aflow_prototypes``: the real structures that pymatgen ships (M. J. Mehl et al., Comput. Mater. Sci. 136, S1,
+2017), a data set of a few hundred crystals that needs no download."""
+
+import gzip
+import importlib.util
+import json
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from kldm.convert import Arrays
+from kldm.data.parsing import Parsed, collect, reduced
+from kldm.errors import KldmError
+
+NAME = "aflow_prototypes"
+
+MAX_ATOMS = 20
+"""Larger prototypes are left out unless asked for: 250 of 288 remain."""
+
+PLACES = ("prototypes/aflow_prototypes.json.gz", "aflow_prototypes.json.gz", "aflow_prototypes.json")
+"""Where releases of pymatgen have kept the file, within ``pymatgen/analysis``."""
+
+
+def prototypes_file() -> Path:
+    """The file within the installed pymatgen, which is not imported. Raises ``KldmError`` where there is none."""
+    try:
+        spec = importlib.util.find_spec("pymatgen.analysis")
+    except ModuleNotFoundError:
+        spec = None
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    for folder in folders:
+        for place in PLACES:
+            if (folder / place).is_file():
+                return folder / place
+    raise KldmError(f"the installed pymatgen does not hold the data set {NAME!r}", remedy="pip install -U pymatgen")
+
+
+def read_prototypes(path: Path) -> Parsed:
+    """All prototypes of the file, Niggli-reduced, with ids made of mineral or AFLOW name, unique by a number.
+
+    Raises:
+        KldmError: where the file is damaged.
+    """
+    from pymatgen.core.structure import Structure
+
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            entries: list[dict[str, Any]] = json.load(file)
+        ids = _unique([_name(entry["tags"]) for entry in entries])
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise KldmError(f"cannot be read ({error})", place=str(path), remedy="reinstall pymatgen") from None
+    results: list[Arrays | str] = []
+    for entry in entries:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                structure = Structure.from_dict(entry["snl"])
+                results.append(reduced(structure))
+        except Exception as error:  # reported as a skipped row
+            results.append(str(error) or type(error).__name__)
+    return collect(results, ids, str(path))
+
+
+def _name(tags: dict[str, str]) -> str:
+    return "-".join(word for word in (tags.get("mineral"), tags.get("aflow")) if word).replace(" ", "_")
+
+
+def _unique(names: list[str]) -> list[str]:
+    seen: Counter[str] = Counter()
+    result = []
+    for name in names:
+        seen[name] += 1
+        result.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return result

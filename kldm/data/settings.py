@@ -1,0 +1,79 @@
+"""What a recipe says of its data, and the splits that come of it."""
+
+import logging
+from pathlib import Path
+
+import attrs
+
+from kldm.crystals import CrystalStore
+from kldm.data import cache, prototypes
+from kldm.data.parsing import Parsed
+from kldm.data.published import read_csv
+from kldm.data.sources import SOURCES, SPLITS, SUFFIXES, find, in_folder
+from kldm.data.splits import split_rows
+from kldm.errors import KldmError, nearest
+
+KNOWN = (*SOURCES, prototypes.NAME)
+
+log = logging.getLogger("kldm.data")
+
+
+@attrs.frozen(kw_only=True)
+class Data:
+    """A data set of Niggli-reduced crystals in the splits train, val and test.
+
+    Args:
+        name: a known data set (mp_20, mpts_52, perov_5, carbon_24, aflow_prototypes); or the path of a folder with
+            ``<split>.csv``, ``.csv.gz`` or ``.safetensors``; or the path of one such file, which is split 80/10/10
+            by composition, the same on every machine.
+        root: folder of a known data set's files, instead of ``$KLDM_DATA``, the cache and the download.
+        max_atoms: leave out larger crystals; None keeps all (of aflow_prototypes, those with at most 20 atoms).
+    """
+
+    name: str
+    root: str | None = None
+    max_atoms: int | None = None
+
+    def load(self, split: str) -> CrystalStore:
+        """The crystals of ``train``, ``val`` or ``test``, in the order of their file.
+
+        Raises:
+            KldmError: for an unknown name (with the nearest known one), a split that is not there (with the file
+                looked for), a download that fails, or a file of which more than 1 % cannot be read.
+        """
+        if split not in SPLITS:
+            raise KldmError(f"no split is called {split!r}", remedy=f"take one of {', '.join(SPLITS)}")
+        if self.name == prototypes.NAME:
+            file = prototypes.prototypes_file()
+            everything = self._small(cache.cached(file, prototypes.read_prototypes), file, prototypes.MAX_ATOMS)
+            return everything.subset(split_rows(everything)[split])
+        if self.name in SOURCES:
+            root = None if self.root is None else Path(self.root).expanduser()
+            return self._read(find(SOURCES[self.name], split, root))
+        path = Path(self.name).expanduser()
+        if path.is_dir():
+            return self._read(in_folder(path, split))
+        if path.is_file() and path.name.endswith(SUFFIXES):
+            everything = self._read(path)
+            return everything.subset(split_rows(everything)[split])
+        guess = nearest(self.name, KNOWN)
+        raise KldmError(
+            f"{self.name!r} is neither a known data set nor a folder nor a {', '.join(SUFFIXES)} file",
+            remedy=guess or f"known are {', '.join(KNOWN)}",
+        )
+
+    def _read(self, path: Path) -> CrystalStore:
+        parsed = cache.load(path) if path.suffix == ".safetensors" else cache.cached(path, read_csv)
+        return self._small(parsed, path)
+
+    def _small(self, parsed: Parsed, path: Path, largest: int | None = None) -> CrystalStore:
+        """The crystals with few enough atoms, after a report of what could not be read."""
+        parsed.report(str(path))
+        largest = self.max_atoms if self.max_atoms is not None else largest
+        rows = [row for row, size in enumerate(parsed.store.sizes) if largest is None or size <= largest]
+        if len(rows) == len(parsed.store):
+            return parsed.store
+        log.info("%s: %d crystals of more than %s atoms left out", path, len(parsed.store) - len(rows), largest)
+        if not rows:
+            raise KldmError(f"no crystal has at most {largest} atoms", place=str(path), remedy="raise max_atoms")
+        return parsed.store.subset(rows)

@@ -1,0 +1,41 @@
+"""A split of one file into train, val and test that is the same on every machine and keeps compositions apart."""
+
+import hashlib
+from collections import Counter
+from math import gcd
+
+from kldm.crystals import CrystalStore
+
+HELD_OUT = 0.1
+"""Part of the crystals that goes to ``val``, and the same to ``test``; the rest is ``train``."""
+
+
+def compositions(store: CrystalStore) -> list[tuple[tuple[int, int], ...]]:
+    """The reduced composition of each crystal: (atomic number, count) in order, without common divisor."""
+    species: list[int] = store.species.tolist()
+    result = []
+    first = 0
+    for size in store.sizes:
+        counts = Counter(species[first : first + size])
+        first += size
+        divisor = gcd(*counts.values())
+        result.append(tuple(sorted((z, count // divisor) for z, count in counts.items())))
+    return result
+
+
+def split_rows(store: CrystalStore) -> dict[str, list[int]]:
+    """Rows of ``train``, ``val`` and ``test``, 80 / 10 / 10, in the store's order.
+
+    Crystals of one reduced composition go to one split, so that a held-out composition was never trained on.
+    Compositions are taken in the order of a hash of their own numbers, hence independent of order and platform.
+    """
+    groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
+    for row, composition in enumerate(compositions(store)):
+        groups.setdefault(composition, []).append(row)
+    wanted = round(HELD_OUT * len(store))
+    rows: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    for composition in sorted(groups, key=lambda one: hashlib.sha256(repr(one).encode()).digest()):
+        group = groups[composition]
+        name = next((name for name in ("test", "val") if len(rows[name]) + len(group) <= wanted), "train")
+        rows[name] += group
+    return {name: sorted(chosen) for name, chosen in rows.items()}

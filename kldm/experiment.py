@@ -1,0 +1,117 @@
+"""What a recipe is: the settings of an experiment, and how one is assembled from a recipe's tree."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import torch
+
+from kldm.crystals import CrystalStore
+from kldm.data import Data
+from kldm.interfaces import Metric, Sampler
+from kldm.model import JointModel
+from kldm.recipe import Tree, build
+from kldm.training import Training
+
+
+@attrs.frozen(kw_only=True)
+class Evaluation:
+    """What is sampled and judged after training.
+
+    Args:
+        splits: splits of the data set whose compositions are sampled, in this order.
+        limit: at most so many crystals of each split (drawn once, by the seed); all by default.
+        candidates: structures per composition.
+        seed: of the draw and of sampling.
+        max_pairs: largest number of ordered pairs of atoms in a batch; memory grows with it.
+        untrained: whether the untrained network is sampled and judged too, on the first split, as a baseline.
+    """
+
+    splits: tuple[str, ...] = ("test",)
+    limit: int | None = None
+    candidates: int = 1
+    seed: int = 0
+    max_pairs: int = 64_000
+    untrained: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Validation:
+    """What is sampled and judged during training to choose the best checkpoint.
+
+    Args:
+        sampler: usually a cheaper one than the final.
+        size: crystals of the validation split (drawn once, by the seed).
+        split: where they come from.
+        score: the metric's value that decides, the higher the better.
+        seed: of the draw and of sampling.
+    """
+
+    sampler: Sampler
+    size: int = 1024
+    split: str = "val"
+    score: str = "structural.match_rate@1"
+    seed: int = 0
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Experiment:
+    """A recipe as objects.
+
+    Args:
+        data: the data set.
+        model: processes and network.
+        sampler: for evaluation and for ``kldm sample``.
+        training: settings of ``fit``.
+        evaluation: what is judged at the end.
+        validation: what is judged during training; without it the last weights are the best.
+        metrics: by the name they have in the report.
+    """
+
+    data: Data
+    model: JointModel
+    sampler: Sampler
+    training: Training = attrs.field(factory=Training)
+    evaluation: Evaluation = attrs.field(factory=Evaluation)
+    validation: Validation | None = None
+    metrics: Mapping[str, Metric] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self.sampler.check(self.model.processes)
+        if self.validation is not None:
+            self.validation.sampler.check(self.model.processes)
+
+
+def assemble(tree: Tree) -> tuple[Experiment, Tree]:
+    """Build the experiment of a recipe's tree, with the network's weights drawn from ``training.seed``.
+
+    Returns the experiment and the complete tree, every default written out.
+    """
+    load_components()
+    seed = tree.get("training", {}).get("seed", 0) if isinstance(tree.get("training", {}), dict) else 0
+    with torch.random.fork_rng():
+        torch.manual_seed(seed if isinstance(seed, int) else 0)
+        return build(tree, Experiment)
+
+
+def assemble_fitted(tree: Tree, train: CrystalStore) -> tuple[Experiment, Tree]:
+    """``assemble`` with the statistics of the training split measured and written into the complete tree."""
+    experiment, complete = assemble(tree)
+    statistics = experiment.model.fitted_statistics(train)
+    return assemble(_merge(complete, {"model": statistics})) if statistics else (experiment, complete)
+
+
+def load_components() -> None:
+    """Put kldm's own components on their shelves."""
+    import kldm.metrics
+    import kldm.networks
+    import kldm.processes
+    import kldm.samplers  # noqa: F401
+
+
+def _merge(tree: Tree, update: Mapping[str, Any]) -> Tree:
+    merged = dict(tree)
+    for key, value in update.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return merged

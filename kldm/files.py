@@ -1,0 +1,42 @@
+"""Files that are either the old one or the whole new one, never half of it."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from kldm.errors import KldmError
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` to write to; it replaces ``path`` once the block has ended well.
+
+    If the block raises, or the disk is full, the file that was there before stays as it was and the temporary
+    one is removed. Missing folders are made. The temporary name ends in the name of ``path``, so that writers
+    that look at the suffix do the same thing as they would with ``path``.
+
+    Raises:
+        KldmError: the file cannot be written, with the path and the system's reason.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".tmp-{secrets.token_hex(6)}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is not None and not _concerns(Path(os.fsdecode(error.filename)), temporary):
+            raise  # the block stumbled over another file: not ours to explain
+        problem = f"cannot write the file: {error.strerror or error}"
+        raise KldmError(problem, place=str(path), remedy="free some space or choose another folder") from error
+    finally:
+        with suppress(OSError):  # nothing was written where even the folder cannot be reached
+            temporary.unlink(missing_ok=True)
+
+
+def _concerns(named: Path, temporary: Path) -> bool:
+    return named == temporary or named == temporary.parent or named in temporary.parents

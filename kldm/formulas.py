@@ -1,0 +1,68 @@
+"""Formulas to the atoms of a cell."""
+
+import re
+from collections.abc import Sequence
+
+import attrs
+
+from kldm.errors import KldmError
+
+LARGEST_CELL = 500
+
+
+@attrs.frozen
+class Cell:
+    """The atomic numbers in one cell, and the formula it came from."""
+
+    name: str
+    numbers: tuple[int, ...]
+
+
+def cells(formulas: Sequence[str], units: str | None = None) -> tuple[Cell, ...]:
+    """The cells that the formulas ask for.
+
+    Args:
+        formulas: each the exact content of one cell, such as ``Na2Cl2``.
+        units: ``N`` or ``N-M`` formula units: the formulas are reduced first, and each number gives one cell.
+
+    Raises:
+        KldmError: not a formula, a fractional count, an element beyond Z = 100, a cell above 500 atoms.
+    """
+    from pymatgen.core.composition import Composition
+
+    found = []
+    for formula in formulas:
+        try:
+            composition = Composition(formula, strict=True)
+        except (ValueError, KeyError, TypeError) as error:
+            raise KldmError(
+                "not a chemical formula", place=f"--formula {formula}", remedy="write it like LiFePO4"
+            ) from error
+        amounts = composition.get_el_amt_dict()
+        if not amounts or any(amount != round(amount) for amount in amounts.values()):
+            raise KldmError("wants whole numbers of atoms", place=f"--formula {formula}")
+        numbers = {element.Z: round(amount) for element, amount in composition.items()}
+        if max(numbers) > 100:
+            raise KldmError("has an element beyond atomic number 100", place=f"--formula {formula}")
+        for factor in _factors(units):
+            content = numbers
+            if units is not None:
+                reduced, _ = composition.get_reduced_composition_and_factor()
+                content = {element.Z: round(amount) * factor for element, amount in reduced.items()}
+            atoms = tuple(number for number, amount in content.items() for _ in range(amount))
+            if len(atoms) > LARGEST_CELL:
+                raise KldmError(
+                    f"asks for {len(atoms)} atoms in a cell, more than {LARGEST_CELL}", place=f"--formula {formula}"
+                )
+            found.append(Cell(formula if units is None else f"{formula} x {factor}", atoms))
+    return tuple(found)
+
+
+def _factors(units: str | None) -> range:
+    if units is None:
+        return range(1, 2)
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", units)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= first <= last:
+        raise KldmError("wants N or N-M formula units", place=f"--z {units}", remedy="write it like 4 or 1-4")
+    return range(first, last + 1)

@@ -1,0 +1,106 @@
+"""The joint model: one process per modality, one network for all of them."""
+
+from collections.abc import Callable, Mapping
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from kldm.crystals import Crystals, CrystalStore, Layout
+from kldm.errors import KldmError, nearest
+from kldm.interfaces import Channel, DiffusionProcess, Fits, Interface, Json, Latent, Prediction, ScoreNetwork
+
+
+class JointModel(nn.Module):
+    """Merges the channels of its processes into one ``Interface``, builds the network for it, makes the one network
+    call, and hands each process its own prediction (KLDM, Algorithms 1 and 2).
+
+    There is no task: crystal structure prediction and de-novo generation differ in the species process alone. A
+    process that predicts nothing conditions the others.
+
+    Args:
+        coordinates, lattice, species: the process of each modality.
+        network: builds the network from the merged interface.
+        conditions: further conditioning processes by name.
+        weights: weight of a modality's loss by name; 1 where absent.
+    """
+
+    def __init__(
+        self,
+        *,
+        coordinates: DiffusionProcess,
+        lattice: DiffusionProcess,
+        species: DiffusionProcess,
+        network: Callable[[Interface], ScoreNetwork],
+        conditions: Mapping[str, DiffusionProcess] | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self._processes: dict[str, DiffusionProcess] = {
+            "coordinates": coordinates,
+            "lattice": lattice,
+            "species": species,
+            **(conditions or {}),
+        }
+        self.weights = dict(weights or {})
+        for name in self.weights:
+            if name not in self._processes:
+                raise KldmError("no such modality", place=f"weights.{name}", remedy=nearest(name, self._processes))
+        self.interface = _merged(self._processes)
+        built = network(self.interface)
+        if not isinstance(built, nn.Module):
+            raise KldmError(f"{type(built).__name__} is not a torch.nn.Module", place="network")
+        self.network = built
+        self.autocast = False
+
+    @property
+    def processes(self) -> Mapping[str, DiffusionProcess]:
+        """The processes by modality."""
+        return self._processes
+
+    def predict(self, latents: Mapping[str, Latent], s: Tensor, layout: Layout) -> Mapping[str, Prediction]:
+        """One network call at times s [B]; each modality gets the channels it asked for."""
+        merged = dict(chain.from_iterable(latent.items() for latent in latents.values()))
+        with torch.autocast(s.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            output: Prediction = self.network(merged, s, layout)
+        return {
+            name: {channel.name: output[channel.name].to(s.dtype) for channel in process.predicts}
+            for name, process in self._processes.items()
+        }
+
+    def losses(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        """The scalar loss of every modality that predicts, unweighted, at times s [B]."""
+        noised = {name: process.noise(clean, s, rng) for name, process in self._processes.items()}
+        predictions = self.predict({name: draw.latent for name, draw in noised.items()}, s, clean.layout)
+        return {
+            name: process.loss(predictions[name], noised[name], s, clean.layout)
+            for name, process in self._processes.items()
+            if process.predicts
+        }
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The weighted mean of the modalities' losses."""
+        weight = {name: self.weights.get(name, 1.0) for name in losses}
+        terms = [weight[name] * loss for name, loss in losses.items()]
+        return torch.stack(terms).sum() / sum(weight.values())
+
+    def fitted_statistics(self, train: CrystalStore) -> dict[str, Mapping[str, Json]]:
+        """By modality, the recipe's keys with the statistics of the training split that its parts ask for."""
+        found = {
+            name: process.fitted(train).statistics()
+            for name, process in self._processes.items()
+            if isinstance(process, Fits)
+        }
+        return {name: statistics for name, statistics in found.items() if statistics}
+
+
+def _merged(processes: Mapping[str, DiffusionProcess]) -> Interface:
+    reads: dict[str, Channel] = {}
+    predicts: dict[str, Channel] = {}
+    for name, process in processes.items():
+        for side, channels in ((reads, process.reads), (predicts, process.predicts)):
+            for channel in channels:
+                if channel.name in side:
+                    raise KldmError(f"the channel {channel.name!r} is another process's already", place=name)
+                side[channel.name] = channel
+    return Interface(tuple(reads.values()), tuple(predicts.values()))

@@ -1,0 +1,71 @@
+"""Which channel plays which part in a network over pairs of atoms: found by kind, never by name."""
+
+import attrs
+
+from kldm.errors import KldmError
+from kldm.interfaces import Channel, Interface
+
+
+@attrs.frozen
+class Roles:
+    """The channels of an interface by the part that they play.
+
+    Attributes:
+        fractional: the periodic channel [N, 3], seen through differences between atoms.
+        velocity: the tangent channel [N, 3], seen through differences too; None where none is read.
+        atoms: token [N] and real [N, C] channels per atom, inputs of the nodes.
+        crystals: real channels [B, C], inputs of every edge.
+        predicts: what the heads answer.
+    """
+
+    fractional: Channel
+    velocity: Channel | None
+    atoms: tuple[Channel, ...]
+    crystals: tuple[Channel, ...]
+    predicts: tuple[Channel, ...]
+
+    @classmethod
+    def of(cls, interface: Interface) -> "Roles":
+        """Sort the channels; ``KldmError`` where the interface asks for what such a network cannot do."""
+        reads = interface.reads
+        for channel in (*reads, *interface.predicts):
+            _check(channel)
+        periodic = [channel for channel in reads if channel.kind == "periodic"]
+        tangent = [channel for channel in reads if channel.kind == "tangent"]
+        if len(periodic) != 1:
+            raise KldmError(
+                f"the network needs exactly one periodic channel and got {len(periodic)}",
+                remedy="give the model one process for the coordinates",
+            )
+        if len(tangent) > 1:
+            raise KldmError(f"the network reads at most one tangent channel and got {_names(tangent)}")
+        for channel in interface.predicts:
+            if channel.kind == "periodic":
+                raise KldmError(
+                    f"the network cannot predict the periodic channel {channel.name!r}",
+                    remedy="let the process ask for a tangent channel (a velocity or score)",
+                )
+        return cls(
+            fractional=periodic[0],
+            velocity=tangent[0] if tangent else None,
+            atoms=tuple(c for c in reads if c.per == "atom" and c.kind in ("token", "real")),
+            crystals=tuple(c for c in reads if c.per == "crystal"),
+            predicts=interface.predicts,
+        )
+
+
+def _check(channel: Channel) -> None:
+    if channel.kind in ("periodic", "tangent") and (channel.per, channel.width) != ("atom", 3):
+        raise KldmError(
+            f"the network takes {channel.kind} channels of width 3 per atom and "
+            f"{channel.name!r} has width {channel.width} per {channel.per}"
+        )
+    if channel.kind == "token" and channel.per == "crystal":
+        raise KldmError(
+            f"the token channel {channel.name!r} per crystal is not supported by the network",
+            remedy="make it a real channel or one per atom",
+        )
+
+
+def _names(channels: list[Channel]) -> str:
+    return ", ".join(repr(channel.name) for channel in channels)

@@ -1,0 +1,19 @@
+"""The size of a Langevin move, shared by every process that corrects."""
+
+import torch
+from torch import Tensor
+
+_NO_SCORE = 1e-20
+
+
+def langevin_size(mean_square: Tensor, tau: float) -> Tensor:
+    """delta = tau / mean(S^2), the step of x <- x + delta S + sqrt(2 delta) eps (Algorithm 4).
+
+    0 where the score vanishes, as for the velocity of a one-atom crystal without net translation: nothing to move.
+
+    Args:
+        mean_square: [B], mean of S^2 over the numbers of each crystal.
+        tau: signal-to-noise ratio of the move.
+    """
+    moves = mean_square > _NO_SCORE
+    return torch.where(moves, tau / torch.where(moves, mean_square, 1.0), 0.0)

@@ -1,0 +1,156 @@
+"""A run and its folder: fit, sample, evaluate, report, each skipped where its results are there already.
+
+The folder holds ``recipe.cfg`` (complete), ``checkpoints/``, ``train.jsonl``, ``tensorboard/``,
+``samples/<split>/`` and ``report.json``; the same command resumes whatever was interrupted.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kldm import checkpoint as checkpoints
+from kldm.checkpoint import Checkpoint
+from kldm.errors import KldmError
+from kldm.evaluation import Validator, draw, evaluate_splits, measure, reference_structures, summary, write_rows
+from kldm.experiment import Experiment, assemble, assemble_fitted
+from kldm.interfaces import Samples
+from kldm.recipe import Tree, read_recipe, write_recipe
+from kldm.results import library_versions, read_samples, write_json
+from kldm.training import fit, set_precision
+
+# Keys that may differ when a run folder is used again: they change what is done with the model, not the model.
+_FREE = ("sampler", "evaluation", "metrics", "validation")
+
+
+def run(
+    recipe: Path,
+    folder: Path,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    device: torch.device | None = None,
+    evaluate: bool = True,
+) -> dict[str, Any]:
+    """Train, sample, evaluate and report, resuming what ``folder`` holds already. Returns the report."""
+    started = time.monotonic()
+    device = device or default_device()
+    tree = read_recipe(recipe, overrides or {})
+    experiment, _ = assemble(tree)
+    train = experiment.data.load("train").to(device)
+    experiment, tree = assemble_fitted(tree, train)
+    _claim(folder, tree)
+    model = experiment.model.to(device)
+    validate = Validator(experiment, device) if experiment.validation and experiment.training.validate_every else None
+    fit(model, train, experiment.training, folder, tree, validate)
+    report: dict[str, Any] = {
+        "recipe": recipe.stem,
+        "device": _device_name(device),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "training": checkpoints.load(folder / "checkpoints" / "best.safetensors").state,
+        "seeds": {"training": experiment.training.seed, "evaluation": experiment.evaluation.seed},
+        "libraries": library_versions(),
+        "evaluation": {},
+    }
+    if evaluate:
+        report["evaluation"] = evaluate_splits(experiment, tree, folder, device)
+    report["seconds"] = round(time.monotonic() - started, 1)
+    write_json(folder / "report.json", report)
+    return report
+
+
+def load_run(path: Path) -> tuple[Experiment, Checkpoint, Path]:
+    """The experiment of a run folder or of one checkpoint file, with its trained weights."""
+    file = path / "checkpoints" / "best.safetensors" if path.is_dir() else path
+    if path.is_dir() and not file.exists():
+        file = path / "checkpoints" / "last.safetensors"
+    if not file.exists():
+        raise KldmError("no checkpoint here", place=str(path), remedy="name a run folder or a .safetensors file")
+    record = checkpoints.load(file)
+    experiment, _ = assemble(record.recipe)
+    record.load_weights(experiment.model)
+    set_precision(experiment.model, experiment.training.precision)
+    return experiment, record, file
+
+
+def evaluate_run(folder: Path, out: Path | None = None) -> dict[str, Any]:
+    """Judge the samples of a run folder again, with the metrics of its recipe."""
+    experiment, _ = assemble(read_recipe(folder / "recipe.cfg"))
+    settings, results = experiment.evaluation, {}
+    for split in settings.splits:
+        for label in (split, f"{split}_untrained"):
+            place = folder / "samples" / label
+            if not (place / "samples.jsonl").exists():
+                continue
+            targets = draw(experiment.data.load(split), settings.limit, settings.seed)
+            reference = reference_structures(targets)
+            samples = Samples(read_samples(place / "samples.jsonl"), reference)
+            measured = measure(experiment.metrics, samples)
+            write_rows((out / f"{label}.csv") if out else place / "results.csv", measured, samples, targets.ids)
+            results[label] = summary(measured, samples)
+    if not results:
+        raise KldmError("the run has no samples yet", place=str(folder), remedy="finish it with kldm run")
+    path = (out or folder) / "report.json"
+    report = json.loads(path.read_text()) if path.exists() else {}
+    report |= {"libraries": library_versions(), "evaluation": results}
+    write_json(path, report)
+    return report
+
+
+def default_device() -> torch.device:
+    """The first GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fresh_folder(parent: Path, stem: str) -> Path:
+    """A folder name that is not taken: stem-1, stem-2, ..."""
+    number = 1
+    while (parent / f"{stem}-{number}").exists():
+        number += 1
+    return parent / f"{stem}-{number}"
+
+
+def _claim(folder: Path, tree: Tree) -> None:
+    """Take the folder for this recipe: a new one, or one that holds the same run."""
+    path = folder / "recipe.cfg"
+    if path.exists():
+        difference = _difference(_bound(read_recipe(path)), _bound(tree))
+        if difference:
+            raise KldmError(
+                f"the folder holds a run of another recipe ({difference} differs)",
+                place=str(folder),
+                remedy="choose another --out, or remove the folder",
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise KldmError("the folder is neither empty nor a run", place=str(folder), remedy="choose another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KldmError(
+            f"cannot be made ({error.strerror})", place=str(folder), remedy="choose another --out"
+        ) from error
+    write_recipe(tree, path)
+
+
+def _bound(tree: Tree) -> Tree:
+    """The part of a recipe that a run folder is bound to; training may be prolonged."""
+    kept = {name: value for name, value in tree.items() if name not in _FREE}
+    training = {name: value for name, value in tree.get("training", {}).items() if name != "epochs"}
+    return {**kept, "training": training}
+
+
+def _difference(old: Any, new: Any, place: str = "") -> str:
+    """The dotted key of the first difference of two trees, or nothing."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            found = _difference(old.get(key), new.get(key), f"{place}.{key}".lstrip("."))
+            if found:
+                return found
+        return ""
+    return "" if old == new else place
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"

@@ -1,0 +1,19 @@
+"""Validators that the options of several samplers share."""
+
+from typing import Any
+
+import attrs
+
+from kldm.errors import KldmError
+
+
+def positive(_instance: Any, attribute: "attrs.Attribute[Any]", value: float) -> None:
+    """An option that must be above 0."""
+    if not value > 0:
+        raise KldmError(f"must be above 0, got {value}", place=attribute.name)
+
+
+def below_one(_instance: Any, attribute: "attrs.Attribute[Any]", value: float) -> None:
+    """A unit time at which a reverse process may end."""
+    if not 0 <= value < 1:
+        raise KldmError(f"must be at least 0 and below 1, got {value}", place=attribute.name)

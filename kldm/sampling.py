@@ -1,0 +1,116 @@
+"""Many requests through one sampler: batches by a budget of pairs, results in the order of the requests."""
+
+from collections.abc import Iterable, Sequence
+
+import attrs
+import torch
+from tqdm import tqdm
+
+from kldm.crystals import Crystals, CrystalStore, Layout
+from kldm.interfaces import Candidate, GenerativeModel, Sampler
+from kldm.seeding import seeded
+
+
+@attrs.frozen
+class Request:
+    """One structure to generate: the row of the targets that conditions it, and its number among its candidates."""
+
+    target: int
+    candidate: int
+
+
+def requests(targets: int, candidates: int) -> tuple[Request, ...]:
+    """``candidates`` answers to each of ``targets`` rows, candidate by candidate."""
+    return tuple(Request(target, candidate) for candidate in range(candidates) for target in range(targets))
+
+
+def batches(sizes: Sequence[int], max_pairs: int) -> list[list[int]]:
+    """Indices of ``sizes`` in groups of similar size, each of at most ``max_pairs`` ordered pairs K (K - 1).
+
+    Sorted by size, largest first, so that memory runs out at the beginning or never; a crystal above the budget
+    gets a batch of its own.
+    """
+    groups: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        cost = max(1, sizes[index] * (sizes[index] - 1))
+        if not groups or cost > room:
+            groups.append([])
+            room = max_pairs
+        groups[-1].append(index)
+        room -= cost
+    return groups
+
+
+def generate(
+    model: GenerativeModel,
+    sampler: Sampler,
+    targets: CrystalStore,
+    wanted: Sequence[Request],
+    *,
+    seed: int,
+    max_pairs: int,
+    description: str = "sample",
+) -> CrystalStore:
+    """One generated crystal per request, in the order of the requests.
+
+    Args:
+        model: on the device of ``targets``.
+        sampler: how to sample.
+        targets: layout and conditioning by row; coordinates and cells are not looked at.
+        wanted: the requests.
+        seed: all randomness follows from it, the requests and the budget.
+        max_pairs: largest number of ordered pairs of atoms in a batch.
+        description: label of the progress bar.
+    """
+    groups = batches([targets.sizes[request.target] for request in wanted], max_pairs)
+    made: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+    total = len(groups) * sampler.steps
+    with tqdm(total=total, desc=description, unit="step", delay=1, dynamic_ncols=True) as bar:
+
+        def advance(steps: int) -> None:
+            bar.update(steps)
+
+        for number, group in enumerate(groups):
+            given = targets.batch([wanted[index].target for index in group])
+            rng = seeded(targets.device, seed, "sample", number)
+            crystals = sampler.sample(model, given, rng, advance).to("cpu")
+            split = zip(
+                torch.split(crystals.fractional, list(crystals.layout.sizes)),
+                crystals.lattice,
+                torch.split(crystals.species, list(crystals.layout.sizes)),
+                strict=True,
+            )
+            made.update(zip(group, split, strict=True))
+    ordered = [made[index] for index in range(len(wanted))]
+    return CrystalStore(
+        fractional=torch.cat([fractional for fractional, _, _ in ordered]),
+        species=torch.cat([species for _, _, species in ordered]),
+        lattice=torch.stack([lattice for _, lattice, _ in ordered]),
+        sizes=tuple(len(species) for _, _, species in ordered),
+        ids=tuple(targets.ids[request.target] for request in wanted),
+    )
+
+
+def candidates(generated: CrystalStore, wanted: Sequence[Request]) -> tuple[Candidate, ...]:
+    """Generated crystals as structures; one that cannot be built is kept, with its reason."""
+    from kldm.convert import to_structure_or_reason
+
+    built = to_structure_or_reason(generated)
+    return tuple(
+        Candidate(request.target, request.candidate, structure, reason)
+        for request, (structure, reason) in zip(wanted, built, strict=True)
+    )
+
+
+def compositions(species: Iterable[Sequence[int]], names: Sequence[str], device: torch.device) -> CrystalStore:
+    """Targets that consist of atomic numbers alone: for sampling by formula."""
+    rows = [list(numbers) for numbers in species]
+    layout = Layout.of([len(row) for row in rows], device)
+    blank = Crystals(
+        fractional=torch.zeros(layout.total, 3, device=device),
+        lattice=torch.ones(len(rows), 6, device=device),
+        species=torch.tensor([number for row in rows for number in row], device=device),
+        layout=layout,
+    )
+    return CrystalStore(blank.fractional, blank.species, blank.lattice, layout.sizes, tuple(names))

@@ -1,0 +1,284 @@
+"""Training: denoising score matching with AdamW, a moving average of the weights, validation and exact resumption.
+
+The noise of step n comes from a generator seeded by (seed, n) and the order of an epoch from (seed, epoch), so
+the step counter alone determines what follows: a resumed run repeats the losses of an uninterrupted one (bitwise
+on the CPU).
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from kldm import checkpoint as checkpoints
+from kldm.checkpoint import Checkpoint
+from kldm.crystals import CrystalStore
+from kldm.errors import KldmError
+from kldm.files import atomic_write
+from kldm.interruption import Interruption
+from kldm.model import JointModel
+from kldm.seeding import seeded
+
+
+@attrs.frozen(kw_only=True)
+class Training:
+    """Settings of ``fit``. The defaults are the paper's (Appendix I) where it states them.
+
+    Args:
+        epochs: passes over the training split.
+        batch_size: crystals per step.
+        learning_rate, weight_decay: of AdamW with amsgrad.
+        ema_decay: decay of the moving average of the weights, per step.
+        ema_start: epoch at which the average starts; before it, the weights in training are used.
+        s_min: training times are uniform on (s_min, 1].
+        clip_norm: largest gradient norm; none by default.
+        precision: ``fp32``; ``tf32`` for the matrix products of a GPU; ``bf16`` autocast of the network.
+        validate_every: epochs between validations; 0 never validates, and the last weights are the best.
+        checkpoint_every: epochs between checkpoints (the end of training and an interruption save one anyway).
+        seed: of weights, order and noise.
+    """
+
+    epochs: int = 4000
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    ema_decay: float = 0.999
+    ema_start: int = 500
+    s_min: float = 1e-3
+    clip_norm: float | None = None
+    precision: Literal["fp32", "tf32", "bf16"] = "tf32"
+    validate_every: int = 100
+    checkpoint_every: int = 10
+    seed: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate", "checkpoint_every"):
+            if getattr(self, name) <= 0:
+                raise KldmError(f"must be above 0, got {getattr(self, name)}", place=name)
+        if not 0 <= self.ema_decay < 1:
+            raise KldmError(f"must be at least 0 and below 1, got {self.ema_decay}", place="ema_decay")
+        if not 0 < self.s_min < 1:
+            raise KldmError(f"must be between 0 and 1, got {self.s_min}", place="s_min")
+
+
+def set_precision(model: JointModel, precision: Literal["fp32", "tf32", "bf16"]) -> None:
+    """Choose how matrix products are rounded; processes, losses and optimiser stay in float32."""
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+    model.autocast = precision == "bf16"
+
+
+@attrs.define
+class _Progress:
+    """Where training stands; all of it is in the checkpoint."""
+
+    step: int = 0
+    best: float | None = None
+    best_epoch: int | None = None
+    seconds: float = 0.0
+
+
+def fit(
+    model: JointModel,
+    train: CrystalStore,
+    settings: Training,
+    folder: Path,
+    recipe: dict[str, Any],
+    validate: Callable[[JointModel], Mapping[str, float]] | None = None,
+) -> None:
+    """Train ``model`` in place, from the last checkpoint of ``folder`` if there is one.
+
+    Args:
+        model: on its device; ends with the weights of the best validation (or the last ones without any).
+        train: the training split, on the same device.
+        settings: see ``Training``.
+        folder: gets ``checkpoints/last.safetensors``, ``checkpoints/best.safetensors``, ``train.jsonl`` and
+            ``tensorboard/``.
+        recipe: the complete recipe, stored in every checkpoint.
+        validate: called with the model holding the averaged weights; named numbers, of which the first, the
+            higher the better, chooses the best checkpoint.
+
+    Raises:
+        KldmError: loss not finite; interrupted (a checkpoint was written; the same call resumes).
+    """
+    trainer = _Trainer(model, train, settings, folder, recipe)
+    trainer.run(validate)
+
+
+class _Trainer:
+    def __init__(
+        self, model: JointModel, train: CrystalStore, settings: Training, folder: Path, recipe: dict[str, Any]
+    ) -> None:
+        self.model, self.train, self.settings, self.folder, self.recipe = model, train, settings, folder, recipe
+        self.device = train.device
+        self.steps_per_epoch = math.ceil(len(train) / settings.batch_size)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            amsgrad=True,
+            fused=self.device.type == "cuda",
+        )
+        averaging = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
+        self.average = AveragedModel(model, multi_avg_fn=averaging)
+        self.progress = _Progress()
+        self.sums: dict[str, Tensor] = {}
+        self.order: tuple[int, list[int]] = (-1, [])
+        set_precision(model, settings.precision)
+        self._resume()
+
+    @property
+    def epoch(self) -> int:
+        return self.progress.step // self.steps_per_epoch
+
+    def run(self, validate: Callable[[JointModel], Mapping[str, float]] | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        settings, done = self.settings, self.progress.step
+        total = settings.epochs * self.steps_per_epoch
+        started = time.monotonic() - self.progress.seconds
+        with (
+            SummaryWriter(str(self.folder / "tensorboard"), purge_step=done) as board,
+            Interruption() as interruption,
+            tqdm(total=total, initial=done, desc="train", unit="step", smoothing=0.05, dynamic_ncols=True) as bar,
+        ):
+            while self.progress.step < total:
+                self._step()
+                bar.update()
+                self.progress.seconds = time.monotonic() - started
+                if self.progress.step % self.steps_per_epoch == 0:
+                    row = self._end_epoch(validate)
+                    bar.set_postfix({name: f"{row[name]:.4g}" for name in ("loss", "validation") if name in row})
+                    for name, value in row.items():
+                        board.add_scalar(f"train/{name}", value, self.progress.step)
+                if interruption.asked and self.progress.step < total:
+                    self._save("last")
+                    raise KldmError(
+                        f"interrupted at step {self.progress.step} of {total}; a checkpoint was written",
+                        place=str(self.folder),
+                        remedy="run the same command again to resume",
+                    )
+        self._finish()
+
+    def _step(self) -> None:
+        settings, step = self.settings, self.progress.step
+        rng = seeded(self.device, settings.seed, "noise", step)
+        clean = self.train.batch(self._rows(step))
+        uniform = torch.rand(len(clean), generator=rng, device=self.device)
+        s = 1.0 - (1.0 - settings.s_min) * uniform
+        losses = self.model.losses(clean, s, rng)
+        loss = self.model.total(losses)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if settings.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+        self.optimizer.step()
+        if self.epoch >= settings.ema_start:
+            self.average.update_parameters(self.model)
+        for name, value in {"loss": loss, **{f"loss_{key}": value for key, value in losses.items()}}.items():
+            self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value.detach()
+        self.progress.step += 1
+
+    def _rows(self, step: int) -> list[int]:
+        epoch, within = divmod(step, self.steps_per_epoch)
+        if self.order[0] != epoch:
+            rng = seeded(torch.device("cpu"), self.settings.seed, "order", epoch)
+            self.order = (epoch, torch.randperm(len(self.train), generator=rng).tolist())
+        size = self.settings.batch_size
+        return self.order[1][within * size : (within + 1) * size]
+
+    def _end_epoch(self, validate: Callable[[JointModel], Mapping[str, float]] | None) -> dict[str, float]:
+        settings, epoch = self.settings, self.epoch
+        row = {name: (value / self.steps_per_epoch).item() for name, value in self.sums.items()}
+        self.sums = {}
+        if not all(map(math.isfinite, row.values())):
+            raise KldmError(
+                f"the loss of epoch {epoch} is not finite ({row})",
+                place=str(self.folder),
+                remedy="lower training.learning_rate or set training.clip_norm; the last checkpoint is from before",
+            )
+        last = epoch == settings.epochs
+        if validate is not None and settings.validate_every and (epoch % settings.validate_every == 0 or last):
+            values = validate(self._evaluated())
+            row |= {f"validation_{name}": value for name, value in values.items()}
+            row["validation"] = next(iter(values.values()))
+            if self.progress.best is None or row["validation"] > self.progress.best:
+                self.progress.best, self.progress.best_epoch = row["validation"], epoch
+                self._save("best")
+        with (self.folder / "train.jsonl").open("a") as log:
+            entry = {"epoch": epoch, "step": self.progress.step, "seconds": round(self.progress.seconds, 2), **row}
+            log.write(json.dumps(entry) + "\n")
+        if last or epoch % settings.checkpoint_every == 0:
+            self._save("last")
+        return row
+
+    def _evaluated(self) -> JointModel:
+        averaged = self.average.module
+        assert isinstance(averaged, JointModel)
+        averaged.autocast = self.model.autocast
+        return averaged if int(self.average.n_averaged) else self.model
+
+    def _save(self, name: str) -> None:
+        tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
+        if int(self.average.n_averaged):
+            tensors |= {f"average.{key}": value for key, value in self.average.module.state_dict().items()}
+        if name == "last":
+            tensors |= checkpoints.optimizer_tensors(self.optimizer)
+            tensors |= {f"sums.{key}": value for key, value in self.sums.items()}
+        state = {
+            **attrs.asdict(self.progress),
+            "epoch": self.epoch,
+            "averaged": int(self.average.n_averaged),
+            "crystals": len(self.train),
+        }
+        checkpoints.save(self.folder / "checkpoints" / f"{name}.safetensors", Checkpoint(self.recipe, tensors, state))
+
+    def _resume(self) -> None:
+        (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        path = self.folder / "checkpoints" / "last.safetensors"
+        if not path.exists():
+            return
+        record = checkpoints.load(path)
+        if record.state["crystals"] != len(self.train):
+            raise KldmError(
+                f"the run was trained on {record.state['crystals']} crystals, the data now has {len(self.train)}",
+                place=str(path),
+                remedy="restore the data or choose another --out",
+            )
+        self.model.load_state_dict(record.part("model"))
+        if record.state["averaged"]:
+            self.average.module.load_state_dict(record.part("average"))
+            self.average.n_averaged.fill_(record.state["averaged"])
+        checkpoints.load_optimizer(self.optimizer, record.part("optimizer"))
+        self.sums = {name: value.to(self.device) for name, value in record.part("sums").items()}
+        self.progress = _Progress(**{field.name: record.state[field.name] for field in attrs.fields(_Progress)})
+        _truncate_log(self.folder / "train.jsonl", self.progress.step)
+
+    def _finish(self) -> None:
+        """Leave the best weights in the model and in best.safetensors."""
+        path = self.folder / "checkpoints" / "best.safetensors"
+        if self.progress.best is None:
+            self._save("best")
+        checkpoints.load(path).load_weights(self.model)
+
+
+def _truncate_log(path: Path, step: int) -> None:
+    """Drop the rows of epochs that a resumed run will repeat, and a line cut off by a kill."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(kept))

@@ -1,0 +1,277 @@
+"""Match rate: what matches and what does not, denominators, k, seeds, and bad structures among good ones."""
+
+import csv
+import gzip
+import io
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Lattice, Structure
+
+from kldm.errors import KldmError
+from kldm.interfaces import Candidate, Measurement, Samples
+from kldm.metrics import MatchRate
+
+
+def rock_salt(first: str = "Na", second: str = "Cl", edge: float = 5.64) -> Structure:
+    return Structure.from_spacegroup("Fm-3m", Lattice.cubic(edge), [first, second], [[0, 0, 0], [0.5, 0.5, 0.5]])
+
+
+def rutile() -> Structure:
+    return Structure.from_spacegroup(
+        "P4_2/mnm", Lattice.tetragonal(4.594, 2.959), ["Ti", "O"], [[0, 0, 0], [0.305, 0.305, 0]]
+    )
+
+
+def perovskite() -> Structure:
+    positions = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+    return Structure(Lattice.cubic(3.905), ["Sr", "Ti", "O", "O", "O"], positions)
+
+
+def moved(structure: Structure, size: float, seed: int = 0) -> Structure:
+    """Every atom displaced by Gaussian noise of this many angstrom."""
+    noise = np.random.default_rng(seed).normal(0, size, (len(structure), 3))
+    return Structure(structure.lattice, structure.species, structure.cart_coords + noise, coords_are_cartesian=True)
+
+
+def measure(candidates: Sequence[Candidate], reference: Sequence[Structure], workers: int = 1) -> Measurement:
+    return MatchRate(workers=workers).measure(Samples(tuple(candidates), tuple(reference)))
+
+
+def one(candidate: Structure, target: Structure) -> float | None:
+    """The rms of one pair."""
+    rms = measure([Candidate(0, 0, candidate)], [target]).rows[0]["rms"]
+    assert rms is None or isinstance(rms, float)
+    return rms
+
+
+def supercell(structure: Structure) -> Structure:
+    return structure.make_supercell([2, 1, 1], in_place=False)
+
+
+def sheared(structure: Structure) -> Structure:
+    return structure.make_supercell([[1, 0, 0], [2, 1, 0], [0, -1, 1]], in_place=False)
+
+
+def translated(structure: Structure) -> Structure:
+    return Structure(structure.lattice, structure.species, structure.frac_coords + [0.31, 0.77, 0.123])
+
+
+def permuted(structure: Structure) -> Structure:
+    return Structure.from_sites(list(structure)[::-1])
+
+
+def swollen(structure: Structure) -> Structure:
+    return Structure(Lattice(structure.lattice.matrix * 1.7), structure.species, structure.frac_coords)
+
+
+@pytest.mark.parametrize("make", [rock_salt, rutile, perovskite])
+@pytest.mark.parametrize("change", [supercell, sheared, translated, permuted, swollen])
+def test_other_descriptions_of_a_crystal_match_it(
+    make: Callable[[], Structure], change: Callable[[Structure], Structure]
+) -> None:
+    target = make()
+    rms = one(change(target), target)
+    assert rms is not None
+    assert rms < 1e-6
+
+
+def test_other_composition_or_arrangement_does_not_match() -> None:
+    assert one(rock_salt("K"), rock_salt()) is None
+    assert one(rock_salt("Cl", "Na"), rock_salt()) is not None  # the same crystal, described from the other ion
+    caesium_type = Structure(Lattice.cubic(3.4), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    found = measure([Candidate(0, 0, caesium_type), Candidate(1, 0, rock_salt("K"))], [rock_salt(), rock_salt()])
+    assert [row["reason"] for row in found.rows] == ["", "composition differs from the target's"]
+    assert [row["struct_valid"] for row in found.rows] == [True, True]
+    assert found.values == {"structural.match_rate@1": 0.0, "structural.rmse@1": None}
+
+
+def test_rms_is_the_matchers_and_without_unit() -> None:
+    """One of two atoms displaced by d along a: after removing the mean, both lie d/2 off, so rms = d/2 / (V/n)^(1/3)."""
+    edge, displacement = 4.0, 0.2
+    target = Structure(Lattice.cubic(edge), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    candidate = Structure(Lattice.cubic(edge), ["Cs", "Cl"], [[displacement / edge, 0, 0], [0.5, 0.5, 0.5]])
+    assert one(candidate, target) == pytest.approx(displacement / 2 / (edge**3 / 2) ** (1 / 3), rel=1e-6)
+
+
+def hopeless() -> dict[str, Structure | None]:
+    """Structures that break a naive evaluation, by the reason expected."""
+    cell = Lattice.cubic(5.64)
+    return {
+        "coordinates not finite": Structure(cell, ["Na", "Cl"], [[0, 0, math.nan], [0.5, 0.5, 0.5]]),
+        "cell length not positive": Structure(
+            Lattice.from_parameters(-4, 4, 4, 90, 90, 90), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
+        ),
+        "volume below 0.1 A^3": Structure(
+            [[4, 0, 0], [0, 4, 0], [3, 4, 0]], ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
+        ),
+        "atoms closer than 0.5 A": Structure(cell, ["Na", "Cl"], [[0, 0, 0], [0.01, 0, 0]]),
+        "the cell could not be built": None,
+    }
+
+
+def test_hopeless_candidates_stay_in_the_denominator() -> None:
+    bad = hopeless()
+    candidates = [
+        Candidate(row, 0, structure, "" if structure else why) for row, (why, structure) in enumerate(bad.items())
+    ]
+    candidates.append(Candidate(len(bad), 0, rock_salt()))
+    found = measure(candidates, [rock_salt()] * (len(bad) + 1))
+    assert found.values["structural.match_rate@1"] == pytest.approx(1 / 6)
+    assert found.values["structural.rmse@1"] == pytest.approx(0, abs=1e-6)
+    assert [row["reason"] for row in found.rows] == [*bad, ""]
+    assert [row["struct_valid"] for row in found.rows] == [False] * 5 + [True]
+    assert [row["rms"] for row in found.rows[:5]] == [None] * 5
+    counts = found.definition["counts"]
+    assert isinstance(counts, dict)
+    assert counts["failures"] == dict.fromkeys(bad, 1)
+    assert (counts["targets"], counts["candidates"], counts["valid"], counts["matched"]) == (6, 6, 1, 1)
+
+
+def test_targets_without_candidates_count() -> None:
+    found = measure([Candidate(2, 0, rock_salt())], [rutile(), rutile(), rock_salt(), rutile()])
+    assert found.values["structural.match_rate@1"] == 0.25
+    assert any("3 of 4 targets have no candidate" in note for note in found.notes)
+
+
+def test_targets_are_aligned_by_number_not_by_composition() -> None:
+    found = measure([Candidate(0, 0, rutile()), Candidate(1, 0, rock_salt())], [rock_salt(), rutile()])
+    assert found.values["structural.match_rate@1"] == 0.0
+
+
+def test_nothing_matched_is_none_not_zero() -> None:
+    found = measure([Candidate(0, c, None, "failed") for c in range(3)], [rock_salt()])
+    assert found.values["structural.match_rate@3"] == 0.0
+    for name in ("rmse@1", "rmse@3", "rmse@1_mean", "rmse@1_std"):
+        assert found.values[f"structural.{name}"] is None
+
+
+def test_at_k_takes_the_smallest_rms_whatever_the_order() -> None:
+    target = perovskite()
+    sizes = (0.30, 0.02, 0.15)
+    candidates = [Candidate(0, c, moved(target, size, seed=c)) for c, size in enumerate(sizes)]
+    found = measure(candidates, [target])
+    rms = [row["rms"] for row in found.rows]
+    assert min(rms) == rms[1] < rms[0]
+    assert found.values["structural.rmse@1"] == rms[0]
+    assert found.values["structural.rmse@3"] == rms[1]
+    turned = measure(candidates[::-1], [target])
+    assert turned.values == found.values
+    assert [row["candidate"] for row in turned.rows] == [2, 1, 0]
+
+
+def test_at_1_is_candidate_0_and_k_the_largest_number() -> None:
+    reference = [rock_salt(), rutile()]
+    found = measure(
+        [Candidate(0, 1, rock_salt()), Candidate(0, 0, None, "failed"), Candidate(1, 0, rutile())], reference
+    )
+    assert found.values["structural.match_rate@1"] == 0.5
+    assert found.values["structural.match_rate@2"] == 1.0
+    assert found.definition["counts"]["k"] == 2  # type: ignore[index, call-overload]
+
+
+def test_one_candidate_each_has_no_spread() -> None:
+    found = measure([Candidate(0, 0, rock_salt())], [rock_salt()])
+    assert set(found.values) == {"structural.match_rate@1", "structural.rmse@1"}
+
+
+def test_error_bars_are_population_deviations_over_seeds() -> None:
+    reference = [rock_salt(), rutile(), perovskite()]
+    fates = [(0.1, None, 0.2), (0.05, 0.1, 0.3), (None, None, 0.1), (None, None, None)]  # by seed, then target
+    candidates = [
+        Candidate(row, seed, None if size is None else moved(reference[row], size, seed=10 * seed + row), "none")
+        for seed, sizes in enumerate(fates)
+        for row, size in enumerate(sizes)
+    ]
+    found = measure(candidates, reference)
+    table = [[row["rms"] for row in found.rows if row["candidate"] == seed] for seed in range(4)]
+    assert [[rms is not None for rms in seed] for seed in table] == [[s is not None for s in fate] for fate in fates]
+    rates = [sum(rms is not None for rms in seed) / 3 for seed in table]
+    errors = [np.mean([rms for rms in seed if rms is not None]) for seed in table[:3]]
+    assert found.values["structural.match_rate@1_mean"] == pytest.approx(np.mean(rates))
+    assert found.values["structural.match_rate@1_std"] == pytest.approx(np.std(rates))
+    assert found.values["structural.rmse@1_mean"] == pytest.approx(np.mean(errors))
+    assert found.values["structural.rmse@1_std"] == pytest.approx(np.std(errors))
+    assert any(note.startswith("1 of the seeds match no target") for note in found.notes)
+
+
+def test_workers_do_not_change_the_result() -> None:
+    reference = [rock_salt(), rutile(), perovskite(), rock_salt("K", "Br", 6.6)]
+    candidates = [
+        Candidate(row, c, moved(target, 0.2 * c, seed=c)) for row, target in enumerate(reference) for c in range(2)
+    ]
+    candidates += [Candidate(0, 2 + n, structure, why) for n, (why, structure) in enumerate(hopeless().items())]
+    serial, parallel = measure(candidates, reference), measure(candidates, reference, workers=2)
+    assert parallel.values == serial.values
+    assert parallel.rows == serial.rows
+    assert parallel.definition == serial.definition
+
+
+def test_matcher_exceptions_are_misses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise np.linalg.LinAlgError("singular")
+
+    monkeypatch.setattr(StructureMatcher, "get_rms_dist", broken)
+    found = measure([Candidate(0, 0, rock_salt())], [rock_salt()])
+    assert found.values["structural.match_rate@1"] == 0.0
+    assert found.rows[0]["reason"] == "matcher failed: LinAlgError"
+    assert found.rows[0]["struct_valid"] is True
+
+
+def test_a_broken_target_is_a_miss() -> None:
+    broken = Structure(Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, math.nan], [0.5, 0.5, 0.5]])
+    found = measure([Candidate(0, 0, rock_salt())], [broken])
+    assert found.values["structural.match_rate@1"] == 0.0
+
+
+def test_longest_edge_is_part_of_the_rule() -> None:
+    samples = Samples((Candidate(0, 0, swollen(rock_salt(edge=30.0))),), (rock_salt(),))
+    assert MatchRate().measure(samples).values["structural.match_rate@1"] == 1.0
+    found = MatchRate(longest_edge=40.0).measure(samples)
+    assert found.values["structural.match_rate@1"] == 0.0
+    assert found.rows[0]["reason"] == "cell edge longer than 40 A"
+    assert "edges <= 40 A" in str(found.definition["rules"])
+
+
+def test_what_is_missing_is_said() -> None:
+    found = measure([Candidate(0, 0, rock_salt())], [rock_salt()])
+    assert not any(name.startswith("full.") for name in found.values)
+    assert any("CrystalNN" in note and "smact" in note for note in found.notes)
+    assert {"ltol", "stol", "angle_tol", "versions", "rules", "counts"} <= set(found.definition)
+
+
+def test_users_mistakes() -> None:
+    with pytest.raises(KldmError, match="target 1; the reference has targets 0 to 0"):
+        measure([Candidate(1, 0, rock_salt())], [rock_salt()])
+    with pytest.raises(KldmError, match="target 0 has two candidates 0"):
+        measure([Candidate(0, 0, rock_salt()), Candidate(0, 0, rock_salt())], [rock_salt()])
+    with pytest.raises(KldmError, match="stol is -1"):
+        MatchRate(stol=-1)
+    with pytest.raises(KldmError, match="workers is 0"):
+        MatchRate(workers=0)
+
+
+def test_real_perovskites() -> None:
+    """Real structures match themselves noisily, by the plain call's numbers, and never another composition."""
+    data = os.environ.get("KLDM_DATA")
+    source = Path(data or "") / "perov_5" / "val.csv.gz"
+    if data is None or not source.exists():
+        pytest.skip("needs Perov-5 under KLDM_DATA")
+    with gzip.open(source, "rt") as file:
+        cifs = [row["cif"] for row, _ in zip(csv.DictReader(io.StringIO(file.read())), range(20), strict=False)]
+    reference = [Structure.from_str(cif, fmt="cif") for cif in cifs]
+    noisy = [Candidate(row, 0, moved(target, 0.1, seed=row)) for row, target in enumerate(reference)]
+    others = [Candidate(row, 1, reference[row - 1]) for row in range(len(reference))]
+    found = measure([*noisy, *others], reference)
+    matcher = StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)
+    for row, candidate in zip(found.rows, noisy, strict=False):
+        plain = matcher.get_rms_dist(candidate.structure, reference[candidate.target])  # type: ignore[no-untyped-call]
+        assert (row["rms"], row["max_dist"]) == pytest.approx(plain)
+    assert found.values["structural.match_rate@1"] == 1.0
+    assert found.values["structural.match_rate@1_mean"] == 0.5
+    assert [row["rms"] for row in found.rows[20:]] == [None] * 20

@@ -1,0 +1,141 @@
+"""'Networks' that know the answer: models for samplers which return the exact prediction for known true crystals."""
+
+from collections.abc import Mapping
+from math import pi
+
+import attrs
+import torch
+from torch import Tensor
+
+from kldm.crystals import Crystals, Layout
+from kldm.interfaces import DiffusionProcess, Latent, Prediction
+from kldm.processes import TrivializedTorus, VPEuclidean
+from kldm.processes.kinetic import Kernel
+from kldm.torus import score_mean_square, wrap, wrapped_normal_score
+
+TURN = 2 * pi
+
+
+def random_crystals(sizes: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float64) -> Crystals:
+    """Crystals with uniform positions, sensible cells and random types."""
+    rng = torch.Generator().manual_seed(seed)
+    layout = Layout.of(sizes)
+    fractional = torch.rand(layout.total, 3, generator=rng, dtype=dtype)
+    lengths = 3 + 5 * torch.rand(len(layout), 3, generator=rng, dtype=dtype)
+    angles = 1.2 + 0.7 * torch.rand(len(layout), 3, generator=rng, dtype=dtype)
+    species = torch.randint(1, 101, (layout.total,), generator=rng)
+    return Crystals(fractional, torch.cat([lengths, angles], -1), species, layout)
+
+
+def aligned_residual(state: Tensor, truth: Tensor, layout: Layout) -> Tensor:
+    """state - truth [N, C] in radians, each crystal's axes shifted by the circular mean over its atoms, wrapped."""
+    residual = state - truth
+    centre = torch.atan2(layout.mean(residual.sin()), layout.mean(residual.cos()))
+    return wrap(residual - layout.per_atom(centre))
+
+
+def translation_free_rms(fractional: Tensor, truth: Tensor, layout: Layout) -> Tensor:
+    """Root mean square deviation [B], fractional units, after removing each crystal's translation."""
+    residual = aligned_residual(fractional * TURN, truth * TURN, layout) / TURN
+    return layout.mean(layout.centred(residual).square().sum(-1)).sqrt()
+
+
+@attrs.frozen(eq=False)
+class _Guess:
+    """What one crystal, taken for the truth, says: log p(state) [B] up to a constant, and exact values."""
+
+    log_density: Tensor
+    value: Tensor
+
+
+@attrs.frozen(eq=False)
+class Oracle:
+    """A model that knows the true crystals, one (or, equally likely, several) for each crystal of the batch.
+
+    One candidate: the clean positions are first aligned to the state, per axis, by the circular mean over the atoms of
+    r - mu_r (the prior over positions is uniform). Several: the posterior mixture, whose translation is integrated over
+    by quadrature, so that the prediction is exact for a uniformly translated truth.
+
+    Attributes:
+        processes: by modality, as ``JointModel`` has them.
+        candidates: the true crystals, all with the layout of the samples.
+    """
+
+    processes: Mapping[str, DiffusionProcess]
+    candidates: tuple[Crystals, ...]
+
+    def predict(self, latents: Mapping[str, Latent], s: Tensor, layout: Layout) -> Mapping[str, Prediction]:
+        guesses = {
+            name: [self._guess(process, latents[name], s, truth, layout) for truth in self.candidates]
+            for name, process in self.processes.items()
+            if isinstance(process, TrivializedTorus | VPEuclidean)
+        }
+        density = sum(
+            (torch.stack([guess.log_density for guess in each], -1) for each in guesses.values()),
+            s.new_zeros(len(layout), len(self.candidates)),
+        )
+        weight = torch.softmax(density, -1)
+        answers: dict[str, Prediction] = {name: {} for name in self.processes}
+        for name, each in guesses.items():
+            process = self.processes[name]
+            values = torch.stack([guess.value for guess in each], -1)
+            rows = weight if len(values) == len(layout) and name != "coordinates" else layout.per_atom(weight)
+            value = (values * rows.unsqueeze(1)).sum(-1)
+            answers[name] = {process.predicts[0].name: _output(process, value, latents[name], s, layout)}
+        return answers
+
+    def _guess(
+        self, process: TrivializedTorus | VPEuclidean, latent: Latent, s: Tensor, truth: Crystals, layout: Layout
+    ) -> _Guess:
+        if isinstance(process, VPEuclidean):
+            clean = process.codec.encode(truth)
+            time = s.unsqueeze(-1)
+            error = latent[process.codec.channel.name] - process.schedule.alpha(time) * clean
+            sigma = process.schedule.sigma(time).clamp(min=1e-5)
+            return _Guess(-((error / sigma) ** 2).sum(-1) / 2, clean)
+        kernel = _kernel(process, s, layout)
+        mean = kernel.gain * latent["velocity"] * TURN
+        state = latent["fractional"] * TURN - mean
+        if len(self.candidates) == 1:
+            g = kernel.displacement_score(aligned_residual(state, truth.fractional * TURN, layout))
+            return _Guess(torch.zeros_like(s), layout.centred(g))
+        return _translated(state, truth.fractional * TURN, kernel.position_variance, layout)
+
+
+def _translated(state: Tensor, truth: Tensor, variance: Tensor, layout: Layout, points: int = 64) -> _Guess:
+    """log density and g for a truth translated uniformly along each axis, by the trapezoidal rule over the translation.
+
+    The nodes span the circle where the posterior of the translation is wide, else 12 of its standard deviations on
+    either side of the circular mean.
+    """
+    spread = (layout.mean(variance) / layout.num_atoms.unsqueeze(-1)).sqrt()
+    spacing = (0.4 * spread).clamp(max=TURN / points)
+    nodes = layout.per_atom(spacing).unsqueeze(-1) * (torch.arange(points, dtype=state.dtype) - (points - 1) / 2)
+    x = wrap(aligned_residual(state, truth, layout).unsqueeze(-1) - nodes)
+    wide = variance.unsqueeze(-1)
+    images = torch.arange(-3, 4, dtype=state.dtype) * TURN
+    log_density = torch.logsumexp(-((x.unsqueeze(-1) + images) ** 2) / (2 * wide.unsqueeze(-1)), -1)
+    joint = layout.sum(log_density)
+    total = torch.logsumexp(joint, -1) + spacing.log()
+    posterior = layout.per_atom(torch.softmax(joint, -1))
+    g = (posterior * wrapped_normal_score(x, wide.expand_as(x))).sum(-1)
+    return _Guess(total.sum(-1), layout.centred(g))
+
+
+def _kernel(process: TrivializedTorus, s: Tensor, layout: Layout) -> Kernel:
+    return Kernel.at(process.horizon * layout.per_atom(s).unsqueeze(-1), process.variance_floor)
+
+
+def _output(process: DiffusionProcess, value: Tensor, latent: Latent, s: Tensor, layout: Layout) -> Tensor:
+    """The network's output that stands for g or for the clean value."""
+    if isinstance(process, VPEuclidean):
+        if process.parameterization == "x0":
+            return value
+        time = s.unsqueeze(-1)
+        x = latent[process.codec.channel.name]
+        return (x - process.schedule.alpha(time) * value) / process.schedule.sigma(time).clamp(min=1e-5)
+    assert isinstance(process, TrivializedTorus)
+    kernel = _kernel(process, s, layout)
+    if process.parameterization == "simplified":
+        return value / score_mean_square(kernel.position_variance.sqrt()).sqrt()
+    return kernel.gain * value - latent["velocity"] * TURN / kernel.velocity_variance
