@@ -153,7 +153,7 @@ def _sequence(annotation: Any, origin: Any, members: Sequence[Any], value: Any, 
 
 
 def _section(kind: Any, value: Any, place: str) -> tuple[Any, Any]:
-    """An attrs class or dataclass; a name in the section must be its own."""
+    """A class that is on no shelf, or itself a component; a name in the section must be its own."""
     if not isinstance(value, Mapping):
         raise _wants(kind, value, place)
     marks = {key: value[key] for key in value if key.startswith("@")}
@@ -228,11 +228,7 @@ def _default(parameter: Parameter, place: str) -> tuple[Any, Any] | None:
     default = parameter.default
     try:
         built, complete = _read(parameter.annotation, written(default), place)
-    except UnwritableError:
-        return None
-    except KldmError:
-        if default is None or isinstance(default, bool | int | float | str):
-            raise
+    except (UnwritableError, KldmError):
         return None
     return (built, complete) if not is_section(type(default)) or type(built) is type(default) else None
 
@@ -248,8 +244,8 @@ def _call(component: Callable[..., T], keywords: Tree, place: str) -> T:
 
 def _placed(error: KldmError, place: str, keys: collections.abc.Collection[str]) -> KldmError:
     """The same error at a dotted key; a place that names a parameter becomes part of the key."""
-    if error.place in keys:
-        place = _at(place, str(error.place))
+    if error.place and error.place.partition(".")[0] in keys:
+        place = _at(place, error.place)
     elif error.place:
         place = f"{place}: {error.place}" if place else error.place
     return KldmError(error.problem, place=place or None, remedy=error.remedy)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kldm.arrays import Arrays, Float, arrays, fault, pack
 from kldm.crystals import Crystals, CrystalStore, Layout, lattice_matrix
 from kldm.errors import KldmError
 
@@ -19,71 +20,6 @@ if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core.structure import Structure
     from torch_geometric.data import Batch, Data
-
-Float = NDArray[np.float64]
-Arrays = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
-"""One crystal as a store keeps it: fractional [K, 3], lattice [6], atomic numbers [K]."""
-
-FLAT = 1e-3
-"""A cell whose volume is below this part of a * b * c is called flat: no crystal comes near (Niggli cells: > 0.5)."""
-
-LAST_ELEMENT = 118
-
-
-def fault(fractional: Float, lattice: Float, species: NDArray[np.int64]) -> str:
-    """Why these numbers are no crystal; empty where they are one.
-
-    Args:
-        fractional: [K, 3].
-        lattice: [6], angstrom and radians.
-        species: [K].
-    """
-    if len(species) == 0:
-        return "there are no atoms"
-    if not np.isfinite(lattice).all():
-        return "the cell holds a number that is not finite"
-    if not np.isfinite(fractional).all():
-        return "the coordinates hold a number that is not finite"
-    lengths, angles = lattice[:3], lattice[3:]
-    if (lengths <= 0).any():
-        return f"a cell length is not positive ({lengths.min():.4g} angstrom)"
-    if ((angles <= 0) | (angles >= np.pi)).any():
-        return f"a cell angle lies outside 0 to 180 degrees ({', '.join(f'{a:.4g}' for a in np.degrees(angles))})"
-    cosines = np.cos(angles)
-    squared = 1 - (cosines**2).sum() + 2 * cosines.prod()  # (volume / abc)^2
-    if squared < FLAT**2:
-        return f"the cell is flat or impossible (angles {', '.join(f'{a:.4g}' for a in np.degrees(angles))})"
-    with np.errstate(over="ignore"):
-        if not np.isfinite(lengths.prod()):
-            return "the volume of the cell is not finite"
-    if (species < 1).any() or (species > LAST_ELEMENT).any():
-        outside = species[(species < 1) | (species > LAST_ELEMENT)]
-        return f"no element has the atomic number {outside[0]}"
-    return ""
-
-
-def wrapped(fractional: Float) -> NDArray[np.float32]:
-    """Coordinates in [0, 1) as float32, in which the largest float64 below 1 would round to 1."""
-    values = (fractional % 1.0).astype(np.float32)
-    values[values >= 1] = 0
-    return values
-
-
-def arrays(matrix: Float, fractional: Float, species: NDArray[np.int64]) -> Arrays:
-    """A cell given by its vectors (rows, [3, 3] angstrom) as a store keeps it.
-
-    Raises:
-        ValueError: where the numbers are no crystal; the message is the reason alone.
-    """
-    lengths = np.linalg.norm(matrix, axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        cosines = [matrix[i] @ matrix[j] / (lengths[i] * lengths[j]) for i, j in ((1, 2), (0, 2), (0, 1))]
-        lattice = np.concatenate([lengths, np.arccos(np.clip(cosines, -1, 1))])
-    if reason := fault(fractional, lattice, species):
-        raise ValueError(reason)
-    if np.linalg.det(matrix) < 0:
-        fractional = -fractional
-    return wrapped(fractional), lattice.astype(np.float32), species
 
 
 def structure_arrays(structure: "Structure") -> Arrays:
@@ -102,18 +38,6 @@ def structure_arrays(structure: "Structure") -> Arrays:
     species = np.array([site.specie.Z for site in structure], dtype=np.int64)
     matrix = np.asarray(structure.lattice.matrix, dtype=np.float64)
     return arrays(matrix, np.asarray(structure.frac_coords, dtype=np.float64).reshape(-1, 3), species)
-
-
-def pack(crystals: Iterable[Arrays], ids: Sequence[str]) -> CrystalStore:
-    """A store of these crystals in this order, on the CPU."""
-    rows = list(crystals)
-    return CrystalStore(
-        fractional=torch.from_numpy(np.concatenate([row[0] for row in rows] or [np.empty((0, 3), np.float32)])),
-        species=torch.from_numpy(np.concatenate([row[2] for row in rows] or [np.empty(0, np.int64)])),
-        lattice=torch.from_numpy(np.stack([row[1] for row in rows]) if rows else np.empty((0, 6), np.float32)),
-        sizes=tuple(len(row[2]) for row in rows),
-        ids=tuple(ids),
-    )
 
 
 def from_structures(structures: Sequence["Structure"], ids: Sequence[str] | None = None) -> CrystalStore:
@@ -140,7 +64,7 @@ def to_structure_or_reason(crystals: Crystals | CrystalStore) -> "list[tuple[Str
     """One (Structure, "") or (None, why there is none) for each crystal. Never raises on what a crystal holds.
 
     Refused are numbers that are not finite, lengths that are not positive, angles outside (0, 180) degrees, flat
-    cells (see ``FLAT``) and atomic numbers outside 1 to 118.
+    cells (see ``kldm.arrays.FLAT``) and atomic numbers outside 1 to 118.
     """
     return [_structure(*numbers) for numbers in _each(crystals)]
 

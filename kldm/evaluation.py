@@ -133,7 +133,7 @@ def evaluate_file(path: Path, reference: str, out: Path) -> dict[str, Any]:
     samples = Samples(found, reference_structures(targets))
     measured = measure({"match_rate": MatchRate()}, samples)
     write_rows(out / "results.csv", measured, samples, targets.ids)
-    report = {
+    report: dict[str, Any] = {
         "reference": reference,
         "libraries": library_versions(),
         "evaluation": {path.stem: summary(measured, samples)},

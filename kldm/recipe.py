@@ -14,8 +14,8 @@ import configparser
 import json
 import os
 import re
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,11 @@ __all__ = [
 ]
 
 # A literal dollar sign on its way through confection, which knows no escape inside JSON lists and undoes its own
-# where it interpolates twice. Unicode sets these code points aside for use inside a program.
-_DOLLAR = "\ufdd0\ufdd1"
+# where it interpolates twice: a text that no recipe holds.
+_DOLLAR = f"\ufdd0{uuid.uuid4().hex}"
 _REFERENCE = re.compile(r"\$\{[\w.:]+\}")
 _NAME = re.compile(r"@?\w[\w-]*")
+_RESERVED = {"recipe", "DEFAULT"}
 
 
 def read_recipe(path: Path | str, overrides: Mapping[str, Json] = {}) -> Tree:
@@ -80,10 +81,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Json]:
 
 
 def recipe_text(tree: Tree) -> str:
-    """The text that ``read_recipe`` reads back to an equal tree."""
-    for name, section in tree.items():
-        if not isinstance(section, Mapping) or not _NAME.fullmatch(name) or name in ("DEFAULT", "recipe"):
-            raise KldmError("a recipe cannot hold it outside a section", place=name)
+    """The text that ``read_recipe`` reads back to an equal tree; a section that is None is left out."""
     try:
         return "\n\n".join(_sections(tree, lambda value: json.dumps(value).replace("$", "$$")))
     except TypeError as error:
@@ -93,15 +91,13 @@ def recipe_text(tree: Tree) -> str:
 def write_recipe(tree: Tree, path: Path) -> None:
     """Write ``recipe_text(tree)`` in one move: a reader sees the old file or the whole new one."""
     text = recipe_text(tree) + "\n"
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise KldmError(f"cannot write the recipe ({error.strerror})", place=str(path)) from error
 
 
 def _extended(path: Path, chain: tuple[Path, ...]) -> Tree:
@@ -133,35 +129,56 @@ def _parsed(path: Path, wanted_by: Path | None) -> Tree:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         problem = f"cannot read the recipe ({reason})" + (f", which {wanted_by.name} extends" if wanted_by else "")
         raise KldmError(problem, place=str(path), remedy=nearest(path.name, (file.name for file in near))) from error
-    sections = set(re.findall(r"^\[(.+)\]", text, flags=re.MULTILINE))
-    parents = {".".join(name.split(".")[:depth]) for name in sections for depth in range(1, name.count(".") + 1)}
-    # confection wants every parent of a section spelt out; at the end they leave the line numbers alone.
-    text = "\n".join([text.replace("$$", _DOLLAR), *(f"[{name}]" for name in sorted(parents - sections))])
+    lines = _parents_first(text.replace("$$", _DOLLAR))
     try:
-        return dict(Config().from_str(text, interpolate=False))
+        return dict(Config().from_str("\n".join(line for _, line in lines), interpolate=False))
     except (configparser.Error, ConfigValidationError) as error:
-        raise _syntax_error(error, str(path)) from error
+        raise _syntax_error(error, str(path), lines) from error
 
 
-def _syntax_error(error: Exception, path: str) -> KldmError:
-    """confection's or configparser's error in one sentence, with its line where that is known."""
+def _parents_first(text: str) -> list[tuple[int, str]]:
+    """The lines of a recipe with their numbers, every section after its parents, as confection wants them."""
+    blocks: list[tuple[str, list[tuple[int, str]]]] = [("", [])]
+    for number, line in enumerate(text.split("\n"), start=1):
+        if header := re.match(r"\[(.+)\]", line):
+            blocks.append((header[1], []))
+        blocks[-1][1].append((number, line))
+    names = {name for name, _ in blocks}
+    parents = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 1)}
+    blocks += [(name, [(0, f"[{name}]")]) for name in sorted(parents - names)]
+    blocks.sort(key=lambda block: block[0].count(".") + bool(block[0]))
+    return [line for _, block in blocks for line in block]
+
+
+def _syntax_error(error: Exception, path: str, lines: Sequence[tuple[int, str]]) -> KldmError:
+    """configparser's or confection's error in one sentence, with the line of the file where that is known."""
     cause = error.__context__ if isinstance(error.__context__, configparser.Error) else error
     if isinstance(cause, configparser.MissingSectionHeaderError):
-        return KldmError(f"{cause.line.strip()!r} is not in a section", place=f"{path}:{cause.lineno}")
+        return KldmError(f"{cause.line.strip()!r} is not in a section", place=f"{path}:{lines[cause.lineno - 1][0]}")
     if isinstance(cause, configparser.ParsingError) and cause.errors:
-        line, content = cause.errors[0]
-        return KldmError(f"cannot read {content}", place=f"{path}:{line}", remedy="write key = value or [section]")
-    if isinstance(cause, configparser.DuplicateOptionError):
-        return KldmError(f"{cause.option!r} is given twice in [{cause.section}]", place=f"{path}:{cause.lineno}")
-    if isinstance(cause, configparser.DuplicateSectionError):
-        return KldmError(f"[{cause.section}] is there twice", place=f"{path}:{cause.lineno}")
-    if isinstance(cause, configparser.InterpolationMissingOptionError):
-        return KldmError(f"${{{cause.reference}}} refers to nothing", place=f"{cause.section}.{cause.option}")
-    if isinstance(cause, configparser.InterpolationDepthError):
-        return KldmError("refers to itself", place=f"{cause.section}.{cause.option}")
+        number, line = lines[cause.errors[0][0] - 1]
+        problem = f"cannot read {line.strip()!r}"
+        return KldmError(problem, place=f"{path}:{number}", remedy="write key = value or [section]")
+    if isinstance(cause, configparser.DuplicateOptionError | configparser.DuplicateSectionError):
+        place = path if cause.lineno is None else f"{path}:{lines[cause.lineno - 1][0]}"
+        if isinstance(cause, configparser.DuplicateSectionError):
+            return KldmError(f"[{cause.section}] is there twice", place=place)
+        return KldmError(f"{cause.option!r} is given twice in [{cause.section}]", place=place)
     if isinstance(error, ConfigValidationError) and error.errors:
         first = next(iter(error.errors))
         return KldmError(str(first["msg"]), place=f"{path}: {'.'.join(map(str, first['loc']))}")
+    return KldmError(" ".join(str(error).split()), place=path)
+
+
+def _reference_error(error: Exception, path: str, known: Iterable[str]) -> KldmError:
+    cause = error.__context__ if isinstance(error.__context__, configparser.Error) else error
+    if isinstance(cause, configparser.InterpolationMissingOptionError):
+        place = f"{cause.section}.{cause.option}"
+        return KldmError(
+            f"${{{cause.reference}}} refers to nothing", place=place, remedy=nearest(cause.reference, known)
+        )
+    if isinstance(cause, configparser.InterpolationDepthError):
+        return KldmError("refers to itself", place=f"{cause.section}.{cause.option}")
     return KldmError(" ".join(str(error).split()), place=path)
 
 
@@ -171,9 +188,9 @@ def _merged(old: Tree, new: Mapping[str, Any]) -> Tree:
     for key, value in new.items():
         before = merged.get(key)
         if isinstance(value, Mapping):
-            names = {(mark, name) for mark, name in value.items() if mark.startswith("@")}
-            kept = before if isinstance(before, Mapping) and names <= before.items() else {}
-            merged[key] = _merged(dict(kept), value)
+            old_section = dict(before) if isinstance(before, Mapping) else {}
+            same = all(old_section.get(mark) == name for mark, name in value.items() if mark.startswith("@"))
+            merged[key] = _merged(old_section if same else {}, value)
         else:
             merged[key] = value
     return merged
@@ -191,18 +208,21 @@ def _nested(overrides: Mapping[str, Json]) -> Tree:
     return tree
 
 
-def _sections(tree: Mapping[str, Any], text: Any, place: str = "") -> Iterator[str]:
+def _sections(tree: Mapping[str, Any], text: Callable[[Any], str], place: str = "") -> Iterator[str]:
     """A section with its values, then those inside it; a dict whose keys are no plain names stays on one line."""
-    inner = {
-        key: value
-        for key, value in tree.items()
-        if isinstance(value, Mapping) and _NAME.fullmatch(key) and all(map(_NAME.fullmatch, value))
-    }
+    inner = {key: value for key, value in tree.items() if _NAME.fullmatch(key) and _is_section(value)}
+    outer = [key for key in tree if key not in inner and (place or tree[key] is not None)]
     if place:
-        lines = [f"{key} = {text(value)}" for key, value in tree.items() if key not in inner]
-        yield "\n".join([f"[{place}]", *lines])
+        yield "\n".join([f"[{place}]", *(f"{key} = {text(tree[key])}" for key in outer)])
+    elif outer or not _RESERVED.isdisjoint(inner):
+        problem = "cannot stand at the top of a recipe, which holds sections of named values"
+        raise KldmError(problem, place=next(iter([*outer, *(_RESERVED & set(inner))])), remedy="write section.key")
     for key, value in inner.items():
         yield from _sections(value, text, f"{place}.{key}" if place else key)
+
+
+def _is_section(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(_NAME.fullmatch(key) for key in value)
 
 
 def _interpolated(tree: Tree, path: str) -> Tree:
@@ -211,15 +231,19 @@ def _interpolated(tree: Tree, path: str) -> Tree:
         written = value if isinstance(value, str) and _REFERENCE.search(value) else json.dumps(value)
         return re.sub(r"\$(?!\{[\w.:]+\})", _DOLLAR, " ".join(written.split("\n")))
 
-    for name, section in tree.items():
-        if not isinstance(section, Mapping):
-            raise KldmError("is not in a section", place=name, remedy="write section.key")
     try:
         parsed = Config().from_str("\n\n".join(_sections(tree, text)))
     except (configparser.Error, ConfigValidationError) as error:
-        raise _syntax_error(error, path) from error
+        raise _reference_error(error, path, _keys(tree)) from error
     plain: Tree = _with_dollars(dict(parsed), "", ())
     return plain
+
+
+def _keys(tree: Mapping[str, Any], place: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        yield f"{place}{key}"
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{place}{key}.")
 
 
 def _with_dollars(value: Any, place: str, above: tuple[int, ...]) -> Any:

@@ -40,14 +40,10 @@ class Shelf:
 
     def put(self, name: str, component: F) -> F:
         """Register a component; a name can be taken only once, unless a file is merely read again."""
-        if name in self._registry.get_all():
-            old = self._registry.get(name)
-            if (old.__module__, old.__qualname__) != (component.__module__, component.__qualname__):
-                raise KldmError(
-                    f"@{self.kind} already holds {name!r} (from {old.__module__})",
-                    place=f"{component.__module__}.{component.__qualname__}",
-                    remedy="give yours another name or version",
-                )
+        # Entry points are not asked: the one that is importing this very component would be imported again.
+        old = catalogue.REGISTRY.get(("kldm", self.kind, name))
+        if old is not None:
+            self._refuse_another(name, old, component)
         self._registry.register(name, func=component)
         return component
 
@@ -57,10 +53,19 @@ class Shelf:
             remedy = nearest(name, self.names()) or f"it holds {', '.join(self.names()) or 'nothing'}"
             raise KldmError(f"@{self.kind} holds no {name!r}", remedy=remedy)
         component: Callable[..., Any] = self._registry.get(name)
+        self._refuse_another(name, catalogue.REGISTRY.get(("kldm", self.kind, name), component), component)
         return component
 
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self._registry.get_all()))
+
+    def _refuse_another(self, name: str, old: Callable[..., Any], new: Callable[..., Any]) -> None:
+        if old is not new and (old.__module__, old.__qualname__) != (new.__module__, new.__qualname__):
+            raise KldmError(
+                f"@{self.kind} already holds {name!r} (from {old.__module__})",
+                place=f"{new.__module__}.{new.__qualname__}",
+                remedy="give yours another name or version",
+            )
 
 
 processes = Shelf("processes", DiffusionProcess)

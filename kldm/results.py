@@ -203,9 +203,9 @@ def _read_extxyz(path: Path) -> Iterable[Candidate]:
 
     try:
         frames = cast("list[Atoms]", read(path, index=":", format="extxyz"))
-    except OSError:
-        raise
     except Exception as error:  # the reader raises all sorts; what matters is that the file is at fault
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's fault: a missing file, a broken disk
         raise KldmError(f"not an extended xyz file ({error})", place=str(path)) from error
     for position, atoms in enumerate(frames):
         target, number = _numbers(atoms.info, position, f"{path}, frame {position}")

@@ -97,8 +97,19 @@ def is_open(annotation: Any) -> bool:
 
 
 def is_section(annotation: Any) -> bool:
-    """Whether a type is an attrs class or a dataclass, which a recipe writes as a section without a name."""
-    return isinstance(annotation, type) and (attrs.has(annotation) or dataclasses.is_dataclass(annotation))
+    """Whether a recipe writes a type as a section without a name: a class, no Protocol, whose constructor is Python."""
+    if (
+        not isinstance(annotation, type)
+        or issubclass(annotation, enum.Enum | Path)
+        or vars(annotation).get("_is_protocol")
+    ):
+        return False
+    return isinstance(vars(_maker(annotation))["__init__"], types.FunctionType)
+
+
+def _maker(kind: type) -> type:
+    """The class whose ``__init__`` makes the objects of a class."""
+    return next(base for base in kind.__mro__ if "__init__" in vars(base))
 
 
 def type_text(annotation: Any) -> str:
@@ -147,8 +158,16 @@ def written(value: Any) -> Any:
     if isinstance(value, functools.partial) and not value.args and (mark := mark_of(value.func)):
         return mark | {key: written(item) for key, item in value.keywords.items()}
     if attrs.has(type(value)):
-        fields = {field.alias: field.name for field in attrs.fields(type(value)) if field.init}
-        return mark_of(type(value)) | {alias or name: written(getattr(value, name)) for alias, name in fields.items()}
+        section: dict[str, Any] = dict(mark_of(type(value)))
+        for field in attrs.fields(type(value)):
+            item = getattr(value, field.name)
+            try:
+                if field.init:
+                    section[field.alias or field.name] = written(item)
+            except UnwritableError:
+                if item is not field.default:  # its own default will be taken again; anything else would be lost
+                    raise
+        return section
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value) if field.init]
         return mark_of(type(value)) | {name: written(getattr(value, name)) for name in names}
@@ -172,9 +191,9 @@ def _hints_and_factories(component: Callable[..., Any]) -> tuple[dict[str, Any],
     aliases: dict[str, str] = {}
     factories: dict[str, Any] = {}
     if isinstance(component, type):
-        owner = next(base for base in component.__mro__ if "__init__" in vars(base))
+        owner = _maker(component)
         hinted = vars(owner)["__init__"]
-        # A generated constructor knows its classes' annotations only as text without their modules: read the class.
+        # The constructor that attrs generates does not know the module of its annotations; its class does.
         if "__attrs_attrs__" in vars(owner) and "__attrs_init__" not in vars(owner):
             hinted = owner
             for field in attrs.fields(owner):
@@ -183,8 +202,7 @@ def _hints_and_factories(component: Callable[..., Any]) -> tuple[dict[str, Any],
                 if factory is not None:
                     derived = getattr(field.default, "takes_self", False)
                     factories[name] = Absent.DERIVED if derived else factory()
-        elif dataclasses.is_dataclass(owner) and "__dataclass_fields__" in vars(owner):
-            hinted = owner
+        elif dataclasses.is_dataclass(owner):
             for entry in dataclasses.fields(owner):
                 if entry.default_factory is not dataclasses.MISSING:
                     factories[entry.name] = entry.default_factory()

@@ -11,7 +11,7 @@ from kldm.crystals import Crystals, Layout
 from kldm.interfaces import DiffusionProcess, Latent, Prediction
 from kldm.processes import TrivializedTorus, VPEuclidean
 from kldm.processes.kinetic import Kernel
-from kldm.torus import score_mean_square, wrap, wrapped_normal_score
+from kldm.torus import score_mean_square, wrap
 
 TURN = 2 * pi
 
@@ -102,24 +102,23 @@ class Oracle:
         return _translated(state, truth.fractional * TURN, kernel.position_variance, layout)
 
 
-def _translated(state: Tensor, truth: Tensor, variance: Tensor, layout: Layout, points: int = 64) -> _Guess:
+def _translated(state: Tensor, truth: Tensor, variance: Tensor, layout: Layout, points: int = 32) -> _Guess:
     """log density and g for a truth translated uniformly along each axis, by the trapezoidal rule over the translation.
 
-    The nodes span the circle where the posterior of the translation is wide, else 12 of its standard deviations on
-    either side of the circular mean.
+    The nodes span the circle where the posterior of the translation is wide, else 8 of its standard deviations on
+    either side of the circular mean. Three images are exact to 1e-12 for the default horizon.
     """
     spread = (layout.mean(variance) / layout.num_atoms.unsqueeze(-1)).sqrt()
-    spacing = (0.4 * spread).clamp(max=TURN / points)
-    nodes = layout.per_atom(spacing).unsqueeze(-1) * (torch.arange(points, dtype=state.dtype) - (points - 1) / 2)
-    x = wrap(aligned_residual(state, truth, layout).unsqueeze(-1) - nodes)
+    spacing = (0.5 * spread).clamp(max=TURN / points)
+    nodes = layout.per_atom(spacing) * (torch.arange(points, dtype=state.dtype, device=state.device) - (points - 1) / 2)
+    x = wrap(aligned_residual(state, truth, layout).unsqueeze(-1) - nodes.unsqueeze(1))
     wide = variance.unsqueeze(-1)
-    images = torch.arange(-3, 4, dtype=state.dtype) * TURN
-    log_density = torch.logsumexp(-((x.unsqueeze(-1) + images) ** 2) / (2 * wide.unsqueeze(-1)), -1)
-    joint = layout.sum(log_density)
-    total = torch.logsumexp(joint, -1) + spacing.log()
+    right, left = torch.exp(-TURN * (x + pi) / wide), torch.exp(TURN * (x - pi) / wide)
+    joint = layout.sum(torch.log1p(right + left) - x.square() / (2 * wide))
     posterior = layout.per_atom(torch.softmax(joint, -1))
-    g = (posterior * wrapped_normal_score(x, wide.expand_as(x))).sum(-1)
-    return _Guess(total.sum(-1), layout.centred(g))
+    mean_image = x + TURN * (right - left) / (1 + right + left)
+    g = (posterior * mean_image).sum(-1) / variance
+    return _Guess((torch.logsumexp(joint, -1) + spacing.log()).sum(-1), layout.centred(g))
 
 
 def _kernel(process: TrivializedTorus, s: Tensor, layout: Layout) -> Kernel:

@@ -6,13 +6,13 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import torch
 
 from kldm.crystals import CrystalStore
 from kldm.data.parsing import Parsed, Skipped
 from kldm.errors import KldmError
+from kldm.files import atomic_write
 
 DATA_VERSION = 1
 """Raised whenever the same file would give other crystals, so that older caches are not used."""
@@ -58,13 +58,13 @@ def cached(source: Path, parse: Callable[[Path], Parsed]) -> Parsed:
     parsed = parse(source)
     try:
         save(path, parsed)
-    except OSError as error:
-        log.warning("%s: the parsed crystals are not kept, for they cannot be written (%s)", path, error.strerror)
+    except KldmError as error:
+        log.warning("%s (parsed crystals are not kept for the next time)", error)
     return parsed
 
 
 def save(path: Path, parsed: Parsed) -> None:
-    """Write a store and its skipped rows, atomically. Raises ``OSError`` where the file cannot be written."""
+    """Write a store and its skipped rows, atomically. Raises ``KldmError`` where the file cannot be written."""
     from safetensors.torch import save as to_bytes
 
     store = parsed.store.to("cpu")
@@ -79,15 +79,8 @@ def save(path: Path, parsed: Parsed) -> None:
         "ids": json.dumps(store.ids),
         "skipped": json.dumps([(one.row, one.id, one.reason) for one in parsed.skipped]),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
-        try:
-            file.write(to_bytes(tensors, metadata))
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(to_bytes(tensors, metadata))
 
 
 def load(path: Path) -> Parsed:

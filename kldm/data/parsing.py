@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from kldm.convert import Arrays, pack, structure_arrays
+from kldm.arrays import Arrays, pack
+from kldm.convert import structure_arrays
 from kldm.crystals import CrystalStore
 from kldm.errors import KldmError
 
@@ -25,6 +26,9 @@ MOST_SKIPPED = 0.01
 
 CHUNK = 64
 """Rows that a worker takes at a time: half a second of work."""
+
+IDLE = 5
+"""Seconds after which idle workers end, so that none of them sits in memory while a model trains."""
 
 log = logging.getLogger("kldm.data")
 
@@ -94,7 +98,10 @@ def parse_cifs(cifs: Sequence[str], name: str, workers: int | None = None) -> li
     chunks = [cifs[first : first + CHUNK] for first in range(0, len(cifs), CHUNK)]
     workers = workers or (joblib.cpu_count() if len(chunks) > 8 else 1)
     done: list[Arrays | str] = []
-    with tqdm(total=len(cifs), desc=f"parsing {name}", unit="crystal", disable=None) as bar:
+    with (
+        tqdm(total=len(cifs), desc=f"parsing {name}", unit="crystal", disable=None) as bar,
+        joblib.parallel_config("loky", inner_max_num_threads=1, idle_worker_timeout=IDLE),
+    ):
         tasks: Iterator[tuple[Callable[..., object], tuple[object, ...], dict[str, object]]]
         tasks = (joblib.delayed(_chunk)(chunk) for chunk in chunks)
         for results in joblib.Parallel(n_jobs=workers, return_as="generator", batch_size=1)(tasks):

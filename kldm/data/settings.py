@@ -9,7 +9,7 @@ from kldm.crystals import CrystalStore
 from kldm.data import cache, prototypes
 from kldm.data.parsing import Parsed
 from kldm.data.published import read_csv
-from kldm.data.sources import SOURCES, SPLITS, SUFFIXES, find, in_folder
+from kldm.data.sources import SOURCES, SPLITS, SUFFIXES, find, in_folder, present
 from kldm.data.splits import split_rows
 from kldm.errors import KldmError, nearest
 
@@ -56,10 +56,32 @@ class Data:
         if path.is_file() and path.name.endswith(SUFFIXES):
             everything = self._read(path)
             return everything.subset(split_rows(everything)[split])
-        guess = nearest(self.name, KNOWN)
-        raise KldmError(
+        raise self._unknown()
+
+    def locate(self, split: str) -> str:
+        """Where ``load`` would take the split from, in words, without reading or downloading it.
+
+        Raises:
+            KldmError: for an unknown name or split, or a folder without the split.
+        """
+        if split not in SPLITS:
+            raise KldmError(f"no split is called {split!r}", remedy=f"take one of {', '.join(SPLITS)}")
+        if self.name == prototypes.NAME:
+            return str(prototypes.prototypes_file())
+        if self.name in SOURCES:
+            source, root = SOURCES[self.name], None if self.root is None else Path(self.root).expanduser()
+            return str(present(source, split, root) or f"to be downloaded from {source.url(split)}")
+        path = Path(self.name).expanduser()
+        if path.is_dir():
+            return str(in_folder(path, split))
+        if path.is_file() and path.name.endswith(SUFFIXES):
+            return str(path)
+        raise self._unknown()
+
+    def _unknown(self) -> KldmError:
+        return KldmError(
             f"{self.name!r} is neither a known data set nor a folder nor a {', '.join(SUFFIXES)} file",
-            remedy=guess or f"known are {', '.join(KNOWN)}",
+            remedy=nearest(self.name, KNOWN) or f"known are {', '.join(KNOWN)}",
         )
 
     def _read(self, path: Path) -> CrystalStore:

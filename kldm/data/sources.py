@@ -108,13 +108,22 @@ def find(source: Source, split: str, root: Path | None = None, base: str = GITHU
     Raises:
         KldmError: where ``root`` lacks the file, or it can neither be found nor downloaded.
     """
+    found = present(source, split, root)
+    return found or download(source.url(split, base), _own(source) / f"{split}.csv", source.blobs[split])
+
+
+def present(source: Source, split: str, root: Path | None = None) -> Path | None:
+    """The file that ``find`` takes if it is on this machine, or None where it would be downloaded."""
     if root is not None:
         return in_folder(root, split, source.name)
     shared = os.environ.get("KLDM_DATA")
     if shared and (found := _look(Path(shared).expanduser() / source.name, split)):
         return found
-    own = cache.folder() / "data" / source.name
-    return _look(own, split) or download(source.url(split, base), own / f"{split}.csv", source.blobs[split])
+    return _look(_own(source), split)
+
+
+def _own(source: Source) -> Path:
+    return cache.folder() / "data" / source.name
 
 
 def in_folder(folder: Path, split: str, name: str = "") -> Path:

@@ -171,10 +171,26 @@ def _by_target(samples: Samples) -> dict[int, list[Candidate]]:
 
 def _judge(rule: MatchRate, target: "Structure", candidates: Sequence[Candidate]) -> list[_Row]:
     """All candidates of one target: one task of the pool."""
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-
-    matcher = StructureMatcher(ltol=rule.ltol, stol=rule.stol, angle_tol=rule.angle_tol)
+    matcher = _matcher(rule)
     return [_judge_one(rule, matcher, target, candidate) for candidate in candidates]
+
+
+def _matcher(rule: MatchRate) -> "StructureMatcher":
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+    from pymatgen.core.structure import IStructure, Structure
+
+    class Matcher(StructureMatcher):
+        """Reduces every cell afresh. pymatgen since 2026 takes the reduced cell of any structure that it met before
+        and that is equal within 1e-5 A, so that an rms would depend on what the process compared earlier."""
+
+        @classmethod
+        def _get_reduced_structure(
+            cls, struct: Structure | IStructure, primitive_cell: bool = True, niggli: bool = True
+        ) -> Structure:
+            reduced = struct.get_reduced_structure(reduction_algo="niggli") if niggli else struct
+            return Structure.from_sites(list(reduced.get_primitive_structure() if primitive_cell else reduced))
+
+    return Matcher(ltol=rule.ltol, stol=rule.stol, angle_tol=rule.angle_tol)
 
 
 def _judge_one(rule: MatchRate, matcher: "StructureMatcher", target: "Structure", candidate: Candidate) -> _Row:

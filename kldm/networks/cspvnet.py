@@ -44,6 +44,8 @@ class CSPVNet(CSPVNetBase):
 
     def evaluate(self, nodes: Tensor, fractional: Tensor, velocity: Tensor, crystal: Tensor, layout: Layout) -> Tensor:
         pairs = layout.pairs
+        # The sum of an atom alone is zero, and may be divided by one.
+        others = layout.per_atom(layout.num_atoms - 1).clamp(min=1).unsqueeze(-1)
         difference = fractional.index_select(0, pairs.j) - fractional.index_select(0, pairs.i)
         sin, cos = (wave.to(nodes.dtype) for wave in sinusoids(difference, self.frequencies))
         for layer in self.layers:
@@ -58,6 +60,6 @@ class CSPVNet(CSPVNetBase):
                 common = common + moving @ layer.velocity.bias
             receiver = receiver + layout.per_atom(common)
             out = layer.message_out
-            mean = message_block(receiver, sender, linear(cos, even), linear(sin, odd), out.weight, out.bias, pairs)
-            nodes = layer.update(nodes, normed, mean)
+            total = message_block(receiver, sender, linear(cos, even), linear(sin, odd), out.weight, out.bias, pairs)
+            nodes = layer.update(nodes, normed, total / others)
         return nodes

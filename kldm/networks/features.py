@@ -54,5 +54,6 @@ class TimeFeatures(nn.Module):
         self.register_buffer("frequencies", frequencies)
 
     def forward(self, s: Tensor) -> Tensor:
-        angle = s.to(self.frequencies.dtype).unsqueeze(-1) * self.frequencies
-        return torch.cat([angle.sin(), angle.cos()], -1)
+        frequencies = self.frequencies.to(torch.promote_types(self.frequencies.dtype, torch.float32))
+        angle = s.to(frequencies.dtype).unsqueeze(-1) * frequencies
+        return torch.cat([angle.sin(), angle.cos()], -1).to(self.frequencies.dtype)

@@ -1,5 +1,6 @@
 """The message part of a layer of CSPVNet over unordered pairs of atoms."""
 
+import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
@@ -9,7 +10,7 @@ from kldm.crystals import Pairs
 def message_block(
     receiver: Tensor, sender: Tensor, even: Tensor, odd: Tensor, weight: Tensor, bias: Tensor, pairs: Pairs
 ) -> Tensor:
-    """Mean over the other atoms of a crystal of the messages that they send.
+    """Sum of the messages that an atom gets from the other atoms of its crystal.
 
     The message that atom i gets from atom j is silu(W silu(a_ij) + b) with a_ij = receiver_i + sender_j + even_ij +
     odd_ij. For a pair i < j the message from i to j has the same even part and the opposite odd one.
@@ -28,5 +29,7 @@ def message_block(
     to_j = receiver.index_select(0, j).add_(sender.index_select(0, i)).add_(even).sub_(odd)
     to_i = silu(linear(silu(to_i), weight, bias))
     to_j = silu(linear(silu(to_j), weight, bias))
-    total = to_i.new_zeros(receiver.shape).index_add(0, i, to_i).index_add(0, j, to_j)
-    return total * pairs.inverse_degree.to(total.dtype).unsqueeze(-1)
+    # Under autocast the messages may be bfloat16; they are summed in float32 all the same.
+    dtype = torch.promote_types(to_i.dtype, torch.float32)
+    zero = to_i.new_zeros(receiver.shape, dtype=dtype)
+    return zero.index_add(0, i, to_i.to(dtype)).index_add(0, j, to_j.to(dtype))

@@ -50,7 +50,7 @@ class TrivializedTorus:
 
     def __attrs_post_init__(self) -> None:
         for name, good, wanted in (
-            ("horizon", 0 < self.horizon and isfinite(self.horizon), "a positive number"),
+            ("horizon", self.horizon > 0 and isfinite(self.horizon), "a positive number"),
             ("variance_floor", 0 <= self.variance_floor < 1, "a number in [0, 1)"),
             ("initial_velocity_std", 0 <= self.initial_velocity_std < 1e6, "a number from 0"),
             ("parameterization", self.parameterization in ("simplified", "direct"), "'simplified' or 'direct'"),

@@ -14,13 +14,14 @@ from kldm.processes.langevin import langevin_size
 from kldm.processes.schedules import Linear
 from kldm.registry import process
 
+_LINEAR = Linear()
 _SMALLEST_SIGMA = 1e-5  # divides instead of the sigma that vanishes at s = 0
 
 
 @process("vp_euclidean.v1")
 @attrs.frozen(kw_only=True)
 class VPEuclidean:
-    """The VP-SDE dx = -beta x / 2 ds + sqrt(beta) dw of Song et al. (2021) on the codec's numbers (sections 2.2 and 3.3).
+    """The VP-SDE dx = -beta x / 2 ds + sqrt(beta) dw of Song et al. (2021) on a codec's numbers (sections 2.2, 3.3).
 
     x_s = alpha x_0 + sigma eps. The network predicts x_0 or eps under the name of the channel that it reads, and the
     score is (alpha x_0 - x) / sigma^2 = -eps / sigma.
@@ -36,7 +37,7 @@ class VPEuclidean:
     """
 
     codec: Codec
-    schedule: Schedule = Linear()
+    schedule: Schedule = _LINEAR
     parameterization: Literal["x0", "eps"] = "x0"
     eta: float = 1.0
 

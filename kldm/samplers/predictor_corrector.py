@@ -19,9 +19,10 @@ class PredictorCorrector:
     """A deterministic predictor from s to r and Langevin corrections at a fixed time.
 
     ``correct_then_predict`` is what the authors' code does, and so what the published numbers come from: correct
-    every modality that can at time s, then predict all from s to r. ``predict_then_correct`` is Algorithm 4 as
-    printed: predict the coordinates from s to r, then with a network call at r correct them, while the other
-    modalities take one stochastic step.
+    every modality that can at time s, then predict all from s to r. ``predict_then_correct`` is Algorithm 4: predict
+    the coordinates from s to r, while the other modalities take one stochastic step, then with a network call at r
+    correct the coordinates. (Algorithm 4 as printed steps the other modalities with the second call, made at r while
+    they are still at s; with an exact network that diverges at the last step, so the first call serves them here.)
 
     Args:
         steps: N, the number of steps on the uniform grid from s = 1.
@@ -55,8 +56,7 @@ class PredictorCorrector:
         others: dict[str, Move] = {name: "denoise" for name in processes if name not in corrected}
         if self.order == "correct_then_predict":
             return (*[Stage("start", correct)] * self.corrections, Stage("start", {**predict, **others}))
-        repeated = [Stage("end", correct)] * (self.corrections - 1)
-        return (Stage("start", predict), Stage("end", {**correct, **others}), *repeated)
+        return (Stage("start", {**predict, **others}), *[Stage("end", correct)] * self.corrections)
 
     def sample(
         self,

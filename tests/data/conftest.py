@@ -1,5 +1,6 @@
 """A home of their own for every data test, and a server that misbehaves on demand."""
 
+import os
 import re
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,6 +9,16 @@ from threading import Thread
 
 import attrs
 import pytest
+
+REAL = os.environ.get("KLDM_DATA")
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of the published data sets."""
+    if not REAL:
+        pytest.skip("KLDM_DATA is not set")
+    return Path(REAL)
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,10 @@
 import gzip
-import os
 from pathlib import Path
 
 import attrs
 import pytest
 
-from kldm.data import sources
+from kldm.data import cache
 from kldm.data.download import blob_id
 from kldm.data.sources import SOURCES, SPLITS, Source, find
 from kldm.errors import KldmError
@@ -48,9 +47,9 @@ def test_root_without_the_split_is_an_error_not_a_download(tmp_path: Path) -> No
 def test_cache_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("KLDM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert sources.cache.folder() == tmp_path / "kldm"
+    assert cache.folder() == tmp_path / "kldm"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert sources.cache.folder() == Path("~/.cache/kldm").expanduser()
+    assert cache.folder() == Path("~/.cache/kldm").expanduser()
 
 
 def test_download_into_the_cache_happens_once(server: Server, home: Path, tmp_path: Path) -> None:
@@ -65,12 +64,10 @@ def test_download_into_the_cache_happens_once(server: Server, home: Path, tmp_pa
     assert len(server.asked) == 1
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", ["val", "test"])
 def test_published_file_has_the_registered_blob_id(split: str, tmp_path: Path, real_data: Path) -> None:
     path = real_data / "perov_5" / f"{split}.csv.gz"
     if not path.exists():
         pytest.skip("no perov_5 there")
     (tmp_path / "plain").write_bytes(gzip.decompress(path.read_bytes()))
-    if os.path.getsize(tmp_path / "plain") == 0:
-        pytest.skip("empty")
     assert blob_id(tmp_path / "plain") == PEROV.blobs[split]

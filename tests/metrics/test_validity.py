@@ -4,14 +4,21 @@ import math
 
 import numpy as np
 import pytest
-from pymatgen.core import DummySpecies, Lattice, Structure
+from pymatgen.core.lattice import Lattice
+from pymatgen.core.periodic_table import DummySpecies
+from pymatgen.core.structure import Structure
 
 from kldm.metrics.validity import structural_validity
 
 
+def crystal(cell: Lattice, *places: tuple[float, float, float]) -> Structure:
+    """Sodium at each place."""
+    return Structure(cell, ["Na"] * len(places), np.array(places))
+
+
 def pair(distance: float, edge: float = 5.0) -> Structure:
-    """Two atoms at a distance along a, in a cubic cell."""
-    return Structure(Lattice.cubic(edge), ["Na", "Cl"], [[0, 0, 0], [distance / edge, 0, 0]])
+    """Two atoms at this distance along a, in a cubic cell."""
+    return crystal(Lattice.cubic(edge), (0, 0, 0), (distance / edge, 0, 0))
 
 
 def test_valid_structure_has_no_reason() -> None:
@@ -34,7 +41,7 @@ def test_volume_threshold_and_own_images_ignored(volume: float, valid: bool) -> 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_coordinates_not_finite(bad: float) -> None:
-    structure = Structure(Lattice.cubic(5), ["Na", "Cl"], [[0, 0, 0], [0.5, bad, 0.5]])
+    structure = crystal(Lattice.cubic(5), (0, 0, 0), (0.5, bad, 0.5))
     assert structural_validity(structure) == "coordinates not finite"
 
 
@@ -66,7 +73,7 @@ def test_honest_left_handed_cells_are_valid() -> None:
 def test_zero_length_and_flat_cells() -> None:
     zero = Structure([[0, 0, 0], [0, 5, 0], [0, 0, 5]], ["Na"], [[0, 0, 0]])
     assert structural_validity(zero) == "cell length not positive"
-    flat = Structure([[5, 0, 0], [0, 5, 0], [3, 4, 0]], ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    flat = crystal(Lattice([[5, 0, 0], [0, 5, 0], [3, 4, 0]]), (0, 0, 0), (0.5, 0.5, 0.5))
     assert structural_validity(flat) == "volume below 0.1 A^3"
     folded = Structure([[5, 0, 0], [5, 0, 0], [0, 0, 5]], ["Na"], [[0, 0, 0]])
     assert structural_validity(folded) == "cell angle outside (0, 180) degrees"

@@ -1,0 +1,86 @@
+"""One crystal as plain arrays: what is a crystal at all, and how a store keeps it."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kldm.crystals import CrystalStore
+
+Float = NDArray[np.float64]
+Arrays = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
+"""One crystal as a store keeps it: fractional [K, 3], lattice [6], atomic numbers [K]."""
+
+FLAT = 1e-3
+"""A cell whose volume is below this part of a * b * c is called flat: no crystal comes near (Niggli cells: > 0.5)."""
+
+LAST_ELEMENT = 118
+
+
+def fault(fractional: Float, lattice: Float, species: NDArray[np.int64]) -> str:
+    """Why these numbers are no crystal; empty where they are one.
+
+    Args:
+        fractional: [K, 3].
+        lattice: [6], angstrom and radians.
+        species: [K].
+    """
+    if len(species) == 0:
+        return "there are no atoms"
+    if not np.isfinite(lattice).all():
+        return "the cell holds a number that is not finite"
+    if not np.isfinite(fractional).all():
+        return "the coordinates hold a number that is not finite"
+    lengths, angles = lattice[:3], lattice[3:]
+    if (lengths <= 0).any():
+        return f"a cell length is not positive ({lengths.min():.4g} angstrom)"
+    if ((angles <= 0) | (angles >= np.pi)).any():
+        return f"a cell angle lies outside 0 to 180 degrees ({', '.join(f'{a:.4g}' for a in np.degrees(angles))})"
+    cosines = np.cos(angles)
+    squared = 1 - (cosines**2).sum() + 2 * cosines.prod()  # (volume / abc)^2
+    if squared < FLAT**2:
+        return f"the cell is flat or impossible (angles {', '.join(f'{a:.4g}' for a in np.degrees(angles))})"
+    with np.errstate(over="ignore"):
+        if not np.isfinite(lengths.prod()):
+            return "the volume of the cell is not finite"
+    if (species < 1).any() or (species > LAST_ELEMENT).any():
+        outside = species[(species < 1) | (species > LAST_ELEMENT)]
+        return f"no element has the atomic number {outside[0]}"
+    return ""
+
+
+def wrapped(fractional: Float) -> NDArray[np.float32]:
+    """Coordinates in [0, 1) as float32, in which the largest float64 below 1 would round to 1."""
+    values = (fractional % 1.0).astype(np.float32)
+    values[values >= 1] = 0
+    return values
+
+
+def arrays(matrix: Float, fractional: Float, species: NDArray[np.int64]) -> Arrays:
+    """A cell given by its vectors (rows, [3, 3] angstrom) as a store keeps it.
+
+    Raises:
+        ValueError: where the numbers are no crystal; the message is the reason alone.
+    """
+    lengths = np.linalg.norm(matrix, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosines = [matrix[i] @ matrix[j] / (lengths[i] * lengths[j]) for i, j in ((1, 2), (0, 2), (0, 1))]
+        lattice = np.concatenate([lengths, np.arccos(np.clip(cosines, -1, 1))])
+    if reason := fault(fractional, lattice, species):
+        raise ValueError(reason)
+    if np.linalg.det(matrix) < 0:
+        fractional = -fractional
+    return wrapped(fractional), lattice.astype(np.float32), species
+
+
+def pack(crystals: Iterable[Arrays], ids: Sequence[str]) -> CrystalStore:
+    """A store of these crystals in this order, on the CPU."""
+    rows = list(crystals)
+    return CrystalStore(
+        fractional=torch.from_numpy(np.concatenate([row[0] for row in rows] or [np.empty((0, 3), np.float32)])),
+        species=torch.from_numpy(np.concatenate([row[2] for row in rows] or [np.empty(0, np.int64)])),
+        lattice=torch.from_numpy(np.stack([row[1] for row in rows]) if rows else np.empty((0, 6), np.float32)),
+        sizes=tuple(len(row[2]) for row in rows),
+        ids=tuple(ids),
+    )

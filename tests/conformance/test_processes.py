@@ -1,0 +1,188 @@
+"""What every registered process must do, whatever its mathematics."""
+
+from collections.abc import Callable, Mapping
+
+import attrs
+import pytest
+import torch
+from torch import Tensor
+
+import kldm.processes  # noqa: F401  (registers them)
+from kldm.crystals import Crystals
+from kldm.interfaces import (
+    Channel,
+    Correction,
+    Corrects,
+    DiffusionProcess,
+    Flows,
+    Integrates,
+    Latent,
+    Prediction,
+    Predicts,
+    Step,
+)
+from kldm.processes import LogTan
+from kldm.registry import processes
+from tests.oracles import random_crystals
+
+REQUIRED: Mapping[str, Mapping[str, object]] = {"vp_euclidean.v1": {"codec": LogTan(standardise=False)}}
+"""Arguments without a default; a process that is not here must be buildable without any."""
+
+SIZES = (1, 4, 1, 20, 2)
+Move = Callable[[Latent, Prediction, Step], Latent]
+
+
+def build(name: str) -> DiffusionProcess:
+    try:
+        process: DiffusionProcess = processes.get(name)(**REQUIRED.get(name, {}))
+    except TypeError as error:
+        raise AssertionError(f"give REQUIRED the arguments that {name} needs: {error}") from error
+    return process
+
+
+@pytest.fixture(params=processes.names())
+def process(request: pytest.FixtureRequest) -> DiffusionProcess:
+    return build(request.param)
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def crystals(request: pytest.FixtureRequest) -> Crystals:
+    return random_crystals(SIZES, 0, request.param)
+
+
+def moves(process: DiffusionProcess) -> Mapping[str, Move]:
+    """Every move that the process knows."""
+    found: dict[str, Move] = {"denoise": process.denoise}
+    if isinstance(process, Flows):
+        found["flow"] = process.flow
+    if isinstance(process, Predicts):
+        found["predict"] = process.predict
+    if isinstance(process, Integrates):
+        found["exponential"] = process.exponential
+    if isinstance(process, Corrects):
+        corrects = process
+        found["correct"] = lambda latent, output, step: corrects.correct(latent, output, step, Correction())
+    return found
+
+
+def silence(process: DiffusionProcess, crystals: Crystals) -> dict[str, Tensor]:
+    """The prediction of a network that answers 0."""
+    return {
+        channel.name: crystals.lattice.new_zeros(_rows(channel, crystals), channel.width)
+        for channel in process.predicts
+    }
+
+
+def _rows(channel: Channel, crystals: Crystals) -> int:
+    return len(crystals) if channel.per == "crystal" else crystals.layout.total
+
+
+def _assert_declared(latent: Latent, process: DiffusionProcess, crystals: Crystals) -> None:
+    assert set(latent) == {channel.name for channel in process.reads}
+    for channel in process.reads:
+        values = latent[channel.name]
+        if channel.kind == "token":
+            assert values.shape == (_rows(channel, crystals),)
+            assert values.dtype == torch.int64
+            assert ((values >= 0) & (values < channel.width)).all()
+            continue
+        assert values.shape == (_rows(channel, crystals), channel.width)
+        assert values.dtype == crystals.fractional.dtype
+        assert torch.isfinite(values).all()
+        if channel.kind == "periodic":
+            assert ((values >= 0) & (values < 1)).all()
+
+
+def _times(value: float, crystals: Crystals) -> Tensor:
+    return torch.full((len(crystals),), value, dtype=crystals.fractional.dtype)
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_prior_fills_the_channels_it_declares(process: DiffusionProcess, crystals: Crystals) -> None:
+    _assert_declared(process.prior(crystals, _seeded(0)), process, crystals)
+
+
+@pytest.mark.parametrize("time", [1e-6, 1e-3, 0.5, 1.0])
+def test_noise_fills_its_channels_and_has_finite_targets(
+    process: DiffusionProcess, crystals: Crystals, time: float
+) -> None:
+    noised = process.noise(crystals, _times(time, crystals), _seeded(0))
+    _assert_declared(noised.latent, process, crystals)
+    assert set(noised.target) == {channel.name for channel in process.predicts}
+    assert all(torch.isfinite(target).all() for target in noised.target.values())
+
+
+def test_loss_is_a_finite_scalar_least_at_the_target(process: DiffusionProcess, crystals: Crystals) -> None:
+    s = torch.linspace(0.001, 1, len(crystals), dtype=crystals.fractional.dtype)
+    noised = process.noise(crystals, s, _seeded(0))
+    silent = process.loss(silence(process, crystals), noised, s, crystals.layout)
+    assert silent.shape == ()
+    assert torch.isfinite(silent)
+    kinds = {channel.kind for channel in process.predicts}
+    if "token" not in kinds:  # logits are not compared with a target of their own kind
+        perfect = process.loss(noised.target, noised, s, crystals.layout)
+        assert perfect.abs() < 1e-10
+        assert silent > perfect or not kinds
+
+
+def test_loss_reaches_the_network(process: DiffusionProcess, crystals: Crystals) -> None:
+    if not process.predicts:
+        pytest.skip("conditions, learns nothing")
+    s = _times(0.5, crystals)
+    output = {name: values.requires_grad_() for name, values in silence(process, crystals).items()}
+    process.loss(output, process.noise(crystals, s, _seeded(0)), s, crystals.layout).backward()  # type: ignore[no-untyped-call]
+    for values in output.values():
+        assert values.grad is not None
+        assert torch.isfinite(values.grad).all()
+        assert values.grad.abs().max() > 0
+
+
+def test_every_move_stays_finite_from_noise_to_data(process: DiffusionProcess, crystals: Crystals) -> None:
+    """A silent network, one-atom crystals among the others, ten steps that end exactly at s = 0."""
+    for move in moves(process).values():
+        latent, rng = process.prior(crystals, _seeded(0)), _seeded(1)
+        for k in range(10, 0, -1):
+            s, r = _times(k / 10, crystals), _times((k - 1) / 10, crystals)
+            latent = move(latent, silence(process, crystals), Step(s, r, s, crystals.layout, rng))
+            _assert_declared(latent, process, crystals)
+        if isinstance(process, Corrects):
+            end = Step(_times(0.1, crystals), _times(0, crystals), _times(0, crystals), crystals.layout, rng)
+            _assert_declared(process.correct(latent, silence(process, crystals), end, Correction()), process, crystals)
+
+
+def test_moves_leave_their_arguments_alone_and_repeat_under_the_same_seed(
+    process: DiffusionProcess, crystals: Crystals
+) -> None:
+    s, r = _times(0.7, crystals), _times(0.6, crystals)
+    for move in moves(process).values():
+        latent = process.prior(crystals, _seeded(0))
+        before = {name: values.clone() for name, values in latent.items()}
+        first, second = (
+            move(latent, silence(process, crystals), Step(s, r, s, crystals.layout, _seeded(5))) for _ in range(2)
+        )
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert all(torch.equal(latent[name], before[name]) for name in before)
+    noised = [process.noise(crystals, s, _seeded(3)).latent for _ in range(2)]
+    assert all(torch.equal(noised[0][name], noised[1][name]) for name in noised[0])
+
+
+def test_decoding_gives_crystals_of_the_same_layout(process: DiffusionProcess, crystals: Crystals) -> None:
+    blank = attrs.evolve(crystals, fractional=crystals.fractional * 0, lattice=torch.ones_like(crystals.lattice))
+    found = process.decode(process.prior(crystals, _seeded(0)), blank)
+    assert found.layout.sizes == SIZES
+    assert ((found.fractional >= 0) & (found.fractional < 1)).all()
+    assert torch.isfinite(found.lattice).all()
+    assert ((found.species >= 1) & (found.species <= 100)).all()
+
+
+def test_almost_no_noise_decodes_to_the_clean_crystals(process: DiffusionProcess) -> None:
+    crystals = random_crystals(SIZES, 0)
+    latent = process.noise(crystals, _times(1e-9, crystals), _seeded(0)).latent
+    found = process.decode(latent, crystals)
+    away = (found.fractional - crystals.fractional + 0.5) % 1 - 0.5
+    assert away.abs().max() < 2e-3
+    torch.testing.assert_close(found.lattice, crystals.lattice, rtol=1e-3, atol=1e-3)
+    assert torch.equal(found.species, crystals.species)

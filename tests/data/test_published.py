@@ -1,0 +1,161 @@
+import gzip
+import logging
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core.lattice import Lattice
+from pymatgen.core.structure import Structure
+
+from kldm.convert import to_structures
+from kldm.data import read_csv
+from kldm.data.parsing import parse_cif, parse_cifs
+from kldm.data.published import read_rows
+from kldm.errors import KldmError
+
+SKEWED = Structure(
+    Lattice.from_parameters(4, 5, 9, 95, 50, 62), ["Na", "Cl"], [[0.0, 0.0, 0.0], [0.5, 0.4, 0.999999999]]
+)
+
+
+def write(path: Path, rows: list[str], header: str = ",material_id,cif", ids: bool = True) -> Path:
+    quoted = [cif.replace('"', '""') for cif in rows]
+    lines = [f'{n},mp-{n},"{cif}"' if ids else f'{n},"{cif}"' for n, cif in enumerate(quoted)]
+    text = "\n".join([header, *lines]) + "\n"
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text)
+    return path
+
+
+def cif_of(structure: Structure) -> str:
+    return str(structure.to(fmt="cif"))
+
+
+def test_cells_are_reduced_and_coordinates_inside(tmp_path: Path) -> None:
+    parsed = read_csv(write(tmp_path / "one.csv", [cif_of(SKEWED)]))
+    store = parsed.store
+    reduced = SKEWED.get_reduced_structure()
+    a, b, c = store.lattice[0, :3].tolist()
+    assert a <= b <= c
+    np.testing.assert_allclose(sorted((a, b, c)), sorted(reduced.lattice.abc), rtol=1e-6)
+    np.testing.assert_allclose(
+        np.sort(np.degrees(store.lattice[0, 3:].numpy())), np.sort(reduced.lattice.angles), rtol=1e-5
+    )
+    assert store.fractional.dtype == store.lattice.dtype == torch.float32
+    assert store.species.dtype == torch.int64
+    assert ((store.fractional >= 0) & (store.fractional < 1)).all()
+    assert store.ids == ("mp-0",)
+    matcher = StructureMatcher(ltol=0.001, stol=0.001, angle_tol=0.01, primitive_cell=False, scale=False)
+    assert matcher.fit(to_structures(store)[0], SKEWED)
+
+
+def test_reduced_cells_of_random_ones_are_the_same_crystals() -> None:
+    rng = np.random.default_rng(0)
+    matcher = StructureMatcher(ltol=0.01, stol=0.01, angle_tol=0.1, primitive_cell=False, scale=False)
+    for _ in range(20):
+        matrix = np.eye(3) * [3, 4, 5] + rng.uniform(-1, 1, (3, 3))
+        sheared = np.array([[1, 1, 0], [0, 1, 2], [0, 0, 1]]) @ matrix
+        given = Structure(Lattice(sheared), ["Li", "Fe", "O"], rng.uniform(size=(3, 3)))
+        arrays = parse_cif(cif_of(given))
+        assert not isinstance(arrays, str)
+        lattice = Lattice.from_parameters(*arrays[1][:3], *np.degrees(arrays[1][3:]))
+        assert lattice.volume == pytest.approx(given.volume, rel=1e-5)
+        assert matcher.fit(Structure(lattice, ["Li", "Fe", "O"], arrays[0]), given)
+
+
+def test_gzip_and_ids_by_row_number(tmp_path: Path) -> None:
+    path = write(tmp_path / "two.csv.gz", [cif_of(SKEWED)] * 2, header=",cif", ids=False)
+    assert read_csv(path).store.ids == ("0", "1")
+
+
+def bad_rows() -> list[tuple[str, str]]:
+    good = cif_of(SKEWED)
+    disordered = Structure(Lattice.cubic(4), [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]])
+    return [
+        ("", "structure|CIF|cif"),
+        ("no crystal", "structure|CIF|cif"),
+        (good.replace("Cl", "Qq"), "."),
+        (cif_of(disordered), "disordered"),
+        (good.replace("4.00000000", "nan"), "."),
+        (cif_of(Structure(Lattice.cubic(4), ["Md"], [[0, 0, 0]])), "atomic number 101"),
+    ]
+
+
+@pytest.mark.parametrize(("cif", "reason"), bad_rows())
+def test_bad_row_gives_a_reason(cif: str, reason: str) -> None:
+    result = parse_cif(cif)
+    assert isinstance(result, str)
+    assert any(word in result for word in reason.split("|")) or reason == "."
+    assert result
+    assert "\n" not in result
+
+
+def test_bad_row_is_reported_and_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    simple = cif_of(Structure(Lattice.cubic(3), ["Po"], [[0, 0, 0]]))
+    path = write(tmp_path / "many.csv", [simple] * 57 + ["broken"] + [simple] * 42)
+    parsed = read_csv(path, workers=1)
+    assert len(parsed.store) == 99
+    assert "mp-57" not in parsed.store.ids
+    assert [(one.row, one.id) for one in parsed.skipped] == [(57, "mp-57")]
+    with caplog.at_level(logging.WARNING, "kldm.data"):
+        parsed.report(str(path))
+    assert f"{path}: row 57 (mp-57) skipped: " in caplog.text
+    assert f"{path}: 1 of 100 rows skipped" in caplog.text
+
+
+def test_more_than_one_percent_is_an_error(tmp_path: Path) -> None:
+    simple = cif_of(Structure(Lattice.cubic(3), ["Po"], [[0, 0, 0]]))
+    path = write(tmp_path / "many.csv", [simple] * 97 + ["broken"] * 2)
+    with pytest.raises(KldmError, match=r"many.csv: 2 of 99 rows cannot be read, the first is row 97 \(mp-97\): "):
+        read_csv(path, workers=1)
+
+
+def test_files_that_are_no_data(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(KldmError, match=r"no column 'cif' \(found: a, b\)"):
+        read_csv(path)
+    path.write_text("")
+    with pytest.raises(KldmError, match=r"no column 'cif' \(found: nothing\)"):
+        read_csv(path)
+    path.write_text("cif\n")
+    with pytest.raises(KldmError, match="0 of 0 rows"):
+        read_csv(path)
+    path.write_bytes(b"cif\n\xff\xfe\n")
+    with pytest.raises(KldmError, match="cannot be read"):
+        read_csv(path)
+    cut = tmp_path / "cut.csv.gz"
+    cut.write_bytes(write(tmp_path / "whole.csv.gz", [cif_of(SKEWED)] * 3).read_bytes()[:-30])
+    with pytest.raises(KldmError, match="cannot be read"):
+        read_csv(cut)
+    with pytest.raises(KldmError, match="cannot be read"):
+        read_csv(tmp_path / "absent.csv")
+
+
+def test_workers_give_the_same_in_the_same_order() -> None:
+    lengths = [3 + 0.01 * n for n in range(130)]
+    cifs = [cif_of(Structure(Lattice.cubic(a), ["Po"], [[0, 0, 0]])) for a in lengths]
+    for workers in (1, 2):
+        results = [row for row in parse_cifs(cifs, "test", workers) if not isinstance(row, str)]
+        assert [float(row[1][0]) for row in results] == pytest.approx(lengths, rel=1e-6)
+    assert all(before < after for before, after in pairwise(lengths))
+
+
+def test_first_rows_of_perov_5(real_data: Path, tmp_path: Path) -> None:
+    path = real_data / "perov_5" / "val.csv.gz"
+    if not path.exists():
+        pytest.skip("no perov_5 there")
+    ids, cifs = read_rows(path)
+    assert len(ids) == len(cifs) == 3787
+    store = read_csv(write(tmp_path / "few.csv", cifs[:40]), workers=1).store
+    assert set(store.sizes) == {5}
+    for text, structure in zip(cifs, to_structures(store), strict=False):
+        given = Structure.from_str(text, fmt="cif")
+        assert structure.volume == pytest.approx(given.volume, rel=1e-5)
+        assert structure.composition == given.composition
+        assert np.sort(structure.distance_matrix, None) == pytest.approx(np.sort(given.distance_matrix, None), abs=1e-4)

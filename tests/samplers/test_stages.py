@@ -1,0 +1,137 @@
+"""The stage loop: which moves, at which times, with how many network calls, and what is refused."""
+
+from collections.abc import Mapping
+
+import attrs
+import pytest
+import torch
+from torch import Tensor
+
+from kldm.crystals import Crystals, Layout
+from kldm.errors import KldmError
+from kldm.interfaces import Channel, DiffusionProcess, Latent, Noised, Prediction, Step
+from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
+from kldm.samplers import EulerMaruyama, PredictorCorrector, ProbabilityFlow
+from kldm.samplers.stages import time_grid
+from tests.oracles import Oracle, random_crystals
+
+FULL: Mapping[str, DiffusionProcess] = {
+    "coordinates": TrivializedTorus(),
+    "lattice": VPEuclidean(codec=LogTan(standardise=False)),
+    "species": Given(),
+}
+
+
+@attrs.frozen
+class Bare:
+    """A process with the one move that every process has."""
+
+    @property
+    def reads(self) -> tuple[Channel, ...]:
+        return ()
+
+    @property
+    def predicts(self) -> tuple[Channel, ...]:
+        return ()
+
+    def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
+        return {}
+
+    def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
+        return Noised({}, {})
+
+    def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
+        return s.new_zeros(())
+
+    def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
+        return latent
+
+    def decode(self, latent: Latent, into: Crystals) -> Crystals:
+        return into
+
+
+@attrs.define
+class Watching:
+    """An oracle that remembers the times it was called at."""
+
+    oracle: Oracle
+    times: list[float] = attrs.field(factory=list)
+
+    @property
+    def processes(self) -> Mapping[str, DiffusionProcess]:
+        return self.oracle.processes
+
+    def predict(self, latents: Mapping[str, Latent], s: Tensor, layout: Layout) -> Mapping[str, Prediction]:
+        self.times.append(round(float(s[0]), 6))
+        return self.oracle.predict(latents, s, layout)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "times"),
+    [
+        (EulerMaruyama(steps=2), [1.0, 0.5]),
+        (ProbabilityFlow(steps=2, s_min=0.2), [1.0, 0.6]),
+        (PredictorCorrector(steps=2), [1.0, 1.0, 0.5, 0.5]),
+        (PredictorCorrector(steps=2, corrections=2), [1.0, 1.0, 1.0, 0.5, 0.5, 0.5]),
+        (PredictorCorrector(steps=2, order="predict_then_correct", s_min=0.1), [1.0, 0.55, 0.55, 0.1]),
+    ],
+)
+def test_network_calls(sampler: EulerMaruyama | ProbabilityFlow | PredictorCorrector, times: list[float]) -> None:
+    truth = random_crystals((3, 2), seed=0)
+    watching = Watching(Oracle(FULL, (truth,)))
+    seen: list[int] = []
+    sampler.sample(watching, truth, torch.Generator().manual_seed(0), seen.append)
+    assert watching.times == times
+    assert sum(seen) == sampler.steps
+
+
+def test_moves_of_each_sampler() -> None:
+    assert EulerMaruyama().stages(FULL)[0].moves == dict.fromkeys(FULL, "denoise")
+    exponential = EulerMaruyama(euclidean="exponential").stages(FULL)[0].moves
+    assert (exponential["coordinates"], exponential["lattice"]) == ("denoise", "exponential")
+    paper = PredictorCorrector(order="predict_then_correct").stages(FULL)
+    assert [(stage.at, dict(stage.moves)) for stage in paper] == [
+        ("start", {"coordinates": "predict", "lattice": "denoise", "species": "denoise"}),
+        ("end", {"coordinates": "correct"}),
+    ]
+    authors = PredictorCorrector().stages(FULL)
+    assert [stage.at for stage in authors] == ["start", "start"]
+    assert authors[0].moves["lattice"] == "correct"
+    assert authors[1].moves["lattice"] == "predict"
+
+
+def test_a_process_without_the_move_is_refused_before_any_work() -> None:
+    bare: Mapping[str, DiffusionProcess] = {**FULL, "coordinates": Bare()}
+    with pytest.raises(KldmError, match=r"model.coordinates: .* Bare has no method 'flow'"):
+        ProbabilityFlow().check(bare)
+    with pytest.raises(KldmError, match="has no method 'predict'"):
+        PredictorCorrector(order="predict_then_correct").check(bare)
+    with pytest.raises(KldmError, match="charge"):
+        PredictorCorrector(corrected=("charge",)).check(bare)
+    PredictorCorrector().check(bare)
+    assert PredictorCorrector().stages(bare)[1].moves["coordinates"] == "denoise"
+    EulerMaruyama().check(bare)
+
+
+@pytest.mark.parametrize("options", [{"steps": 0}, {"s_min": 1.0}, {"s_min": -0.1}])
+def test_impossible_options(options: dict[str, float]) -> None:
+    for kind in (EulerMaruyama, PredictorCorrector, ProbabilityFlow):
+        with pytest.raises(KldmError, match=next(iter(options))):
+            kind(**options)  # type: ignore[arg-type]
+    with pytest.raises(KldmError, match="tau"):
+        PredictorCorrector(tau=0.0)
+
+
+def test_time_grid_is_uniform_and_ends_where_it_should() -> None:
+    grid = time_grid(4, 0.2, torch.zeros(1, dtype=torch.float64))
+    torch.testing.assert_close(grid, torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2], dtype=torch.float64))
+
+
+def test_same_seed_same_crystals() -> None:
+    truth = random_crystals((3, 2), seed=0)
+    for sampler in (EulerMaruyama(steps=5), PredictorCorrector(steps=5), ProbabilityFlow(steps=5)):
+        runs = [
+            sampler.sample(Oracle(FULL, (truth,)), truth, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+        ]
+        assert torch.equal(runs[0].fractional, runs[1].fractional)
+        assert not torch.equal(runs[0].fractional, runs[2].fractional)
