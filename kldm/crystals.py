@@ -19,13 +19,11 @@ class Pairs:
     Attributes:
         i, j: int64 [P], atoms of the batch.
         crystal: int64 [P], the crystal that the pair lies in.
-        inverse_degree: [N] float32, 1 / (K - 1) for an atom in a crystal of K atoms; 0 where K = 1.
     """
 
     i: Tensor
     j: Tensor
     crystal: Tensor
-    inverse_degree: Tensor
 
 
 @attrs.frozen(slots=False, eq=False)
@@ -82,9 +80,7 @@ class Layout:
         i = atom.repeat_interleave(partners, output_size=count)
         first = partners.cumsum(0) - partners
         j = torch.arange(count, device=self.device) - first[i] + i + 1
-        degree = (self.num_atoms[self.owner] - 1).to(torch.float32)
-        inverse = torch.where(degree > 0, 1.0 / degree.clamp(min=1.0), torch.zeros_like(degree))
-        return Pairs(i, j, self.owner[i], inverse)
+        return Pairs(i, j, self.owner[i])
 
     @cached_property
     def edge_index(self) -> Tensor:

@@ -53,8 +53,6 @@ def test_pairs_are_all_pairs_in_order(sizes: list[int]) -> None:
     pairs = layout.pairs
     assert list(zip(pairs.i.tolist(), pairs.j.tolist(), pairs.crystal.tolist(), strict=True)) == expected
     assert pairs.i.dtype == pairs.j.dtype == pairs.crystal.dtype == torch.int64
-    inverse = [1 / (len(group) - 1) if len(group) > 1 else 0.0 for group in groups for _ in group]
-    assert pairs.inverse_degree.tolist() == pytest.approx(inverse)
 
 
 @given(some_sizes)
@@ -77,7 +75,6 @@ def test_lone_atoms_have_no_pairs() -> None:
     assert layout.pairs.i.shape == layout.pairs.j.shape == (0,)
     assert layout.edge_index.shape == (2, 0)
     assert layout.edge_index.dtype == torch.int64
-    assert layout.pairs.inverse_degree.tolist() == [0, 0, 0]
 
 
 @given(some_sizes, st.sampled_from([(), (3,), (2, 2)]))
