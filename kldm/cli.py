@@ -1,15 +1,18 @@
 """The command line: thin commands over ``kldm.experiment``. A user's mistake is one sentence and exit status 1."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 
 from kldm.errors import KldmError
 from kldm.version import __version__
+
+if TYPE_CHECKING:
+    import torch
 
 _EXTRA = {"ignore_unknown_options": True, "allow_extra_args": True, "max_content_width": 110}
 
@@ -21,11 +24,17 @@ class _Commands(click.Group):
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
+        # Threads of torch that wait by spinning slow a busy machine down severalfold; read when torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
             return super().invoke(ctx)
         except KldmError as error:
             raise click.ClickException(str(error)) from error
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            import torch
+
+            if not isinstance(error, torch.OutOfMemoryError):
+                raise
             remedy = "lower training.batch_size or evaluation.max_pairs"
             raise click.ClickException(f"the GPU's memory does not suffice; {remedy}") from error
 
@@ -258,7 +267,9 @@ def _load(code: tuple[Path, ...]) -> None:
         load_code(path)
 
 
-def _chosen(device: str | None) -> torch.device:
+def _chosen(device: str | None) -> "torch.device":
+    import torch
+
     from kldm.runs import default_device
 
     if device is None:
