@@ -59,7 +59,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "recipe": json.dumps(checkpoint.recipe),
         "state": json.dumps(dict(checkpoint.state)),
     }
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in checkpoint.tensors.items()}
+    # Cloned, because safetensors refuses tensors that share memory, as tied weights do.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.tensors.items()}
     with atomic_write(path) as temporary:
         try:
             save_file(tensors, temporary, metadata=header)

@@ -8,6 +8,8 @@ import torch
 
 from kldm.crystals import CrystalStore
 from kldm.data import Data
+from kldm.data.sources import SPLITS
+from kldm.errors import KldmError, nearest
 from kldm.interfaces import Metric, Sampler
 from kldm.model import JointModel
 from kldm.recipe import Tree, build
@@ -34,6 +36,10 @@ class Evaluation:
     max_pairs: int = 64_000
     untrained: bool = False
 
+    def __attrs_post_init__(self) -> None:
+        _at_least_one(self, "limit", "candidates", "max_pairs")
+        _known_splits("splits", self.splits)
+
 
 @attrs.frozen(kw_only=True)
 class Validation:
@@ -52,6 +58,10 @@ class Validation:
     split: str = "val"
     score: str = "structural.match_rate@1"
     seed: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        _at_least_one(self, "size")
+        _known_splits("split", (self.split,))
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -107,6 +117,19 @@ def load_components() -> None:
     import kldm.networks
     import kldm.processes
     import kldm.samplers  # noqa: F401
+
+
+def _at_least_one(settings: Evaluation | Validation, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise KldmError(f"must be at least 1, got {value}", place=name)
+
+
+def _known_splits(place: str, splits: tuple[str, ...]) -> None:
+    for split in splits:
+        if split not in SPLITS:
+            raise KldmError(f"no split is called {split!r}", place=place, remedy=nearest(split, SPLITS))
 
 
 def _merge(tree: Tree, update: Mapping[str, Any]) -> Tree:

@@ -2,10 +2,14 @@
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import attrs
 
 from kldm.errors import KldmError
+
+if TYPE_CHECKING:
+    from pymatgen.core.composition import Composition
 
 LARGEST_CELL = 500
 
@@ -41,14 +45,14 @@ def cells(formulas: Sequence[str], units: str | None = None) -> tuple[Cell, ...]
         amounts = composition.get_el_amt_dict()
         if not amounts or any(amount != round(amount) for amount in amounts.values()):
             raise KldmError("wants whole numbers of atoms", place=f"--formula {formula}")
-        numbers = {element.Z: round(amount) for element, amount in composition.items()}
+        numbers = _by_number(composition)
         if max(numbers) > 100:
             raise KldmError("has an element beyond atomic number 100", place=f"--formula {formula}")
         for factor in _factors(units):
             content = numbers
             if units is not None:
                 reduced, _ = composition.get_reduced_composition_and_factor()
-                content = {element.Z: round(amount) * factor for element, amount in reduced.items()}
+                content = {number: amount * factor for number, amount in _by_number(reduced).items()}
             atoms = tuple(number for number, amount in content.items() for _ in range(amount))
             if len(atoms) > LARGEST_CELL:
                 raise KldmError(
@@ -56,6 +60,13 @@ def cells(formulas: Sequence[str], units: str | None = None) -> tuple[Cell, ...]
                 )
             found.append(Cell(formula if units is None else f"{formula} x {factor}", atoms))
     return tuple(found)
+
+
+def _by_number(composition: "Composition") -> dict[int, int]:
+    """Atoms by atomic number; D and H, which pymatgen keeps apart, add up."""
+    from pymatgen.core.periodic_table import Element
+
+    return {Element(symbol).Z: round(amount) for symbol, amount in composition.get_el_amt_dict().items()}
 
 
 def _factors(units: str | None) -> range:

@@ -36,16 +36,18 @@ class JointModel(nn.Module):
         weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
-        self._processes: dict[str, DiffusionProcess] = {
-            "coordinates": coordinates,
-            "lattice": lattice,
-            "species": species,
-            **(conditions or {}),
-        }
+        modalities = {"coordinates": coordinates, "lattice": lattice, "species": species}
+        for name in conditions or {}:
+            if name in modalities:
+                raise KldmError("the name is a modality's", place=f"conditions.{name}", remedy="choose another")
+        self._processes: dict[str, DiffusionProcess] = {**modalities, **(conditions or {})}
         self.weights = dict(weights or {})
         for name in self.weights:
             if name not in self._processes:
                 raise KldmError("no such modality", place=f"weights.{name}", remedy=nearest(name, self._processes))
+        learnt = [self.weights.get(name, 1.0) for name, process in self._processes.items() if process.predicts]
+        if not all(weight >= 0 for weight in self.weights.values()) or not sum(learnt) > 0:
+            raise KldmError("wants numbers of at least 0, not all of them 0 for what is learnt", place="weights")
         self.interface = _merged(self._processes)
         built = network(self.interface)
         if not isinstance(built, nn.Module):

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import attrs
 import torch
@@ -26,6 +26,8 @@ from kldm.files import atomic_write
 from kldm.interruption import Interruption
 from kldm.model import JointModel
 from kldm.seeding import seeded
+
+Precision = Literal["fp32", "tf32", "bf16"]
 
 
 @attrs.frozen(kw_only=True)
@@ -54,22 +56,30 @@ class Training:
     ema_start: int = 500
     s_min: float = 1e-3
     clip_norm: float | None = None
-    precision: Literal["fp32", "tf32", "bf16"] = "tf32"
+    precision: Precision = "tf32"
     validate_every: int = 100
     checkpoint_every: int = 10
     seed: int = 0
 
     def __attrs_post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "checkpoint_every"):
-            if getattr(self, name) <= 0:
-                raise KldmError(f"must be above 0, got {getattr(self, name)}", place=name)
+        for name in ("epochs", "batch_size", "learning_rate", "checkpoint_every", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise KldmError(f"must be above 0, got {value}", place=name)
+        for name in ("weight_decay", "ema_start", "validate_every"):
+            if not getattr(self, name) >= 0:
+                raise KldmError(f"must be at least 0, got {getattr(self, name)}", place=name)
         if not 0 <= self.ema_decay < 1:
             raise KldmError(f"must be at least 0 and below 1, got {self.ema_decay}", place="ema_decay")
         if not 0 < self.s_min < 1:
             raise KldmError(f"must be between 0 and 1, got {self.s_min}", place="s_min")
+        if self.precision not in get_args(Precision):
+            raise KldmError(
+                f"must be one of {', '.join(get_args(Precision))}, got {self.precision!r}", place="precision"
+            )
 
 
-def set_precision(model: JointModel, precision: Literal["fp32", "tf32", "bf16"]) -> None:
+def set_precision(model: JointModel, precision: Precision) -> None:
     """Choose how matrix products are rounded; processes, losses and optimiser stay in float32."""
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
     model.autocast = precision == "bf16"
@@ -159,6 +169,7 @@ class _Trainer:
                     for name, value in row.items():
                         board.add_scalar(f"train/{name}", value, self.progress.step)
                 if interruption.asked and self.progress.step < total:
+                    self._check_finite()
                     self._save("last")
                     raise KldmError(
                         f"interrupted at step {self.progress.step} of {total}; a checkpoint was written",
@@ -196,14 +207,9 @@ class _Trainer:
 
     def _end_epoch(self, validate: Callable[[JointModel], Mapping[str, float]] | None) -> dict[str, float]:
         settings, epoch = self.settings, self.epoch
+        self._check_finite()
         row = {name: (value / self.steps_per_epoch).item() for name, value in self.sums.items()}
         self.sums = {}
-        if not all(map(math.isfinite, row.values())):
-            raise KldmError(
-                f"the loss of epoch {epoch} is not finite ({row})",
-                place=str(self.folder),
-                remedy="lower training.learning_rate or set training.clip_norm; the last checkpoint is from before",
-            )
         last = epoch == settings.epochs
         if validate is not None and settings.validate_every and (epoch % settings.validate_every == 0 or last):
             values = validate(self._evaluated())
@@ -218,6 +224,16 @@ class _Trainer:
         if last or epoch % settings.checkpoint_every == 0:
             self._save("last")
         return row
+
+    def _check_finite(self) -> None:
+        """Before anything is saved: weights behind a loss that is not finite are of no use."""
+        sums = {name: value.item() for name, value in self.sums.items()}
+        if not all(map(math.isfinite, sums.values())):
+            raise KldmError(
+                f"the loss of epoch {math.ceil(self.progress.step / self.steps_per_epoch)} is not finite ({sums})",
+                place=str(self.folder),
+                remedy="lower training.learning_rate or set training.clip_norm; the last checkpoint is from before",
+            )
 
     def _evaluated(self) -> JointModel:
         averaged = self.average.module
@@ -244,6 +260,7 @@ class _Trainer:
         (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         path = self.folder / "checkpoints" / "last.safetensors"
         if not path.exists():
+            _truncate_log(self.folder / "train.jsonl", 0)  # of a run killed before its first checkpoint
             return
         record = checkpoints.load(path)
         if record.state["crystals"] != len(self.train):
@@ -252,7 +269,12 @@ class _Trainer:
                 place=str(path),
                 remedy="restore the data or choose another --out",
             )
-        self.model.load_state_dict(record.part("model"))
+        try:
+            self.model.load_state_dict(record.part("model"))
+        except RuntimeError as error:
+            raise KldmError(
+                "the weights do not fit the model", place=str(path), remedy="choose another --out"
+            ) from error
         if record.state["averaged"]:
             self.average.module.load_state_dict(record.part("average"))
             self.average.n_averaged.fill_(record.state["averaged"])

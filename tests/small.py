@@ -1,0 +1,75 @@
+"""Models, data and recipes small enough for tests."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from click.testing import CliRunner, Result
+
+from kldm.cli import main
+from kldm.crystals import CrystalStore
+from kldm.model import JointModel
+from kldm.networks import CSPVNet
+from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
+from tests.oracles import random_crystals
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+NETWORK: dict[str, Any] = {"hidden": 8, "layers": 1, "frequencies": 4, "time_features": 8}
+OVERRIDES: dict[str, Any] = {f"model.network.{name}": value for name, value in NETWORK.items()}
+QUICK: dict[str, Any] = {
+    **OVERRIDES,
+    "training.epochs": 2,
+    "training.ema_start": 1,
+    "sampler.steps": 3,
+    "evaluation.limit": 5,
+}
+
+
+def small_model(seed: int = 0, hidden: int = 8, layers: int = 1) -> JointModel:
+    """KLDM-x0 for crystal structure prediction with a tiny network."""
+    torch.manual_seed(seed)
+    return JointModel(
+        coordinates=TrivializedTorus(),
+        lattice=VPEuclidean(codec=LogTan(standardise=False), parameterization="x0"),
+        species=Given(),
+        network=partial(CSPVNet, hidden=hidden, layers=layers, frequencies=4, time_features=8),
+    )
+
+
+def random_store(sizes: tuple[int, ...], seed: int = 0) -> CrystalStore:
+    """Random crystals as a data set."""
+    made = random_crystals(sizes, seed, torch.float32)
+    names = tuple(f"random-{number}" for number in range(len(sizes)))
+    return CrystalStore(made.fractional, made.species, made.lattice, sizes, names)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The training log of a run folder."""
+    return [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[dict[str, float]]:
+    """Everything in a training log but durations."""
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows(folder)]
+
+
+def options(overrides: dict[str, Any]) -> list[str]:
+    """Overrides as the command line takes them."""
+    return [part for key, value in overrides.items() for part in (f"--{key}", json.dumps(value))]
+
+
+def kldm(*arguments: str | Path) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def refused(*arguments: str | Path) -> str:
+    """Run a command that must fail as a user's mistake does: status 1, one sentence, no traceback."""
+    result = kldm(*arguments)
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
+    assert "Traceback" not in result.output
+    (message,) = (line for line in result.output.splitlines() if line.startswith("Error: "))
+    return message.removeprefix("Error: ")

@@ -1,0 +1,216 @@
+"""The commands, as a user types them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kldm.recipe import read_recipe
+from kldm.registry import SHELVES
+from kldm.results import read_samples
+from tests.small import OVERRIDES, QUICK, RECIPES, kldm, options, refused
+
+QUICKSTART = RECIPES / "quickstart.cfg"
+COMMANDS = ("run", "train", "sample", "evaluate", "check", "components")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command(command: str) -> None:
+    result = kldm(command, "--help")
+    assert result.exit_code == 0
+    assert f"{command} [OPTIONS]" in result.output
+    assert "--code" in result.output
+    overview = kldm("--help").output
+    assert f"\n  {command} " in overview
+
+
+def test_run_prints_a_table_and_the_folder(finished: Path) -> None:
+    lines = (finished.parent / "output.txt").read_text().splitlines()
+    assert lines[0].split() == ["train", "train_untrained", "test"]
+    assert lines[2].split() == ["targets", "5", "5", "5"]
+    assert any(line.startswith("match_rate: structural.match_rate@1") for line in lines)
+    assert lines[-1] == f"run folder: {finished}"
+
+
+def test_train_then_run_goes_on(tmp_path: Path) -> None:
+    arguments: tuple[str | Path, ...] = (
+        QUICKSTART,
+        "--out",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+        *options({**QUICK, "sampler.steps": 1}),
+    )
+    result = kldm("train", *arguments)
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "run" / "samples").exists()
+    log = (tmp_path / "run" / "train.jsonl").read_bytes()
+    assert kldm("run", *arguments).exit_code == 0
+    assert (tmp_path / "run" / "train.jsonl").read_bytes() == log
+    assert (tmp_path / "run" / "samples" / "test" / "results.csv").exists()
+
+
+@pytest.mark.parametrize("source", [".", "checkpoints/best.safetensors"])
+def test_sample_makes_exactly_what_formulas_ask_for(finished: Path, tmp_path: Path, source: str) -> None:
+    arguments: list[str | Path] = [
+        "--formula",
+        "LiFePO4",
+        "--formula",
+        "Na2Cl2",
+        "--count",
+        "3",
+        "--out",
+        tmp_path,
+        "--device",
+        "cpu",
+    ]
+    result = kldm("sample", finished / source, *arguments)
+    assert result.exit_code == 0, result.output
+    assert str(tmp_path) in result.output
+    made = read_samples(tmp_path / "samples.jsonl")
+    assert [(c.target, c.candidate) for c in made] == [(target, number) for number in range(3) for target in (0, 1)]
+    formulas = [c.structure.formula for c in made if c.structure is not None]
+    failed = sum(c.structure is None for c in made)
+    assert f"{6 - failed} structures, {failed} failed" in result.output
+    assert set(formulas) == {"Li1 Fe1 P1 O4", "Na2 Cl2"}
+    assert all(c.reason for c in made if c.structure is None)
+
+
+def test_sample_formula_units(finished: Path, tmp_path: Path) -> None:
+    arguments: list[str | Path] = [
+        "--formula",
+        "Na2Cl2",
+        "--formula",
+        "Si",
+        "--z",
+        "1-3",
+        "--out",
+        tmp_path,
+        "--device",
+        "cpu",
+    ]
+    assert kldm("sample", finished, *arguments).exit_code == 0
+    sizes = {c.target: len(c.structure) for c in read_samples(tmp_path / "samples.jsonl") if c.structure}
+    assert len(sizes) >= 4
+    expected = [2, 4, 6, 1, 2, 3]
+    assert all(size == expected[target] for target, size in sizes.items())
+
+
+def test_sample_a_split_beside_the_run(finished: Path, tmp_path: Path) -> None:
+    arguments: list[str | Path] = ["--split", "val", "--limit", "4", "--count", "2", "--seed", "3", "--device", "cpu"]
+    runs = []
+    for out in ("one", "two"):
+        assert kldm("sample", finished, *arguments, "--out", tmp_path / out).exit_code == 0
+        runs.append((tmp_path / out / "samples.jsonl").read_bytes())
+    assert runs[0] == runs[1]
+    assert len(read_samples(tmp_path / "one" / "samples.jsonl")) == 8
+
+
+def test_evaluate_a_run(finished: Path, tmp_path: Path) -> None:
+    result = kldm("evaluate", finished, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    printed = (finished.parent / "output.txt").read_text().splitlines()
+    assert result.output.splitlines()[:-1] == printed[:-1]
+    assert result.output.splitlines()[-1] == f"report: {tmp_path / 'report.json'}"
+
+
+@pytest.mark.parametrize("name", ["samples.jsonl", "samples.extxyz", "structures.zip"])
+def test_evaluate_a_file_beside_a_reference(finished: Path, tmp_path: Path, name: str) -> None:
+    samples = tmp_path / "samples"
+    assert kldm("sample", finished, "--limit", "3", "--out", samples, "--device", "cpu").exit_code == 0
+    reference: list[str | Path] = ["--reference", "aflow_prototypes/test", "--out", tmp_path / "out"]
+    result = kldm("evaluate", samples / name, *reference)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["reference"] == "aflow_prototypes/test"
+    (found,) = report["evaluation"].values()
+    assert found["targets"] > found["requests"] > 0  # the others count as targets without a candidate
+    assert (tmp_path / "out" / "results.csv").read_text().count("\n") == 1 + found["requests"]
+
+
+def test_check_prints_a_complete_recipe_and_does_no_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = kldm("check", QUICKSTART, *options(QUICK))
+    assert result.exit_code == 0, result.output
+    assert list(tmp_path.iterdir()) == []
+    assert "# network: " in result.output
+    assert "# data: test: " in result.output
+    (tmp_path / "printed.cfg").write_text(result.output)
+    printed, complete = read_recipe(tmp_path / "printed.cfg"), read_recipe(finished / "recipe.cfg")
+    complete["model"]["lattice"]["codec"].pop("fit")
+    printed["model"]["lattice"]["codec"].pop("fit", None)
+    assert printed == complete
+
+
+def test_components_lists_all_with_a_line_and_parameters() -> None:
+    result = kldm("components")
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    for shelf in SHELVES.values():
+        assert f"@{shelf.kind}" in lines
+        for name in shelf.names():
+            if shelf.get(name).__module__.startswith("kldm."):
+                (line,) = (line for line in lines if line.startswith(f"  {name}: "))
+                assert len(line) > len(name) + 10
+    assert "      hidden: int = 512" in lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run", QUICKSTART, "--model.network.hiden", "8"], "model.network.hiden: unknown key; did you mean 'hidden'?"),
+        (["check", QUICKSTART, "--model.lattice.parameterization", "y0"], "model.lattice.parameterization"),
+        (["check", QUICKSTART, "--training.epochs", "six"], 'training.epochs: wants int, got "six"'),
+        (["check", QUICKSTART, "--sampler.@samplers", "euler.v1"], "did you mean 'euler_maruyama.v1'?"),
+        (["check", QUICKSTART, "--training.clip_norm", "-1"], "must be above 0"),
+        (["check", QUICKSTART, "stray"], "cannot read 'stray'"),
+        (["check", QUICKSTART, "--training.epochs"], "--training.epochs: has no value"),
+        (["check", QUICKSTART, "--data.name", "mp20"], "did you mean 'mp_20'?"),
+        (["run", QUICKSTART, "--device", "tpu"], "--device tpu: not usable here"),
+        (["run", QUICKSTART, "--device", "cuda:99"], "--device cuda:99: not usable here"),
+        (["run", RECIPES / "quickstrat.cfg"], "did you mean 'quickstart.cfg'?"),
+        (["run", QUICKSTART, "--code", "nowhere.py"], "nowhere.py: no such file"),
+        (["sample", "nowhere"], "no checkpoint here"),
+        (["sample", QUICKSTART], "the file is broken"),
+        (["evaluate", "nowhere"], "needs a reference"),
+        (["evaluate", "nowhere.jsonl", "--reference", "mp_20/test"], "nowhere.jsonl: cannot read the file"),
+        (["evaluate", "nowhere.jsonl", "--reference", "mp_20"], "wants DATASET/SPLIT"),
+    ],
+    ids=lambda value: " ".join(Path(str(part)).name for part in value[:2]) if isinstance(value, list) else "",
+)
+def test_mistakes_are_told_in_a_sentence(
+    arguments: list[str | Path], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert told in refused(*arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--formula", "NaCl", "--split", "test"], "--formula and --split exclude each other"),
+        (["--z", "2"], "--z wants --formula"),
+        (["--formula", "NaCl", "--z", "two"], "--z two: wants N or N-M"),
+        (["--formula", "Nacl2x"], "--formula Nacl2x: not a chemical formula"),
+        (["--split", "tset"], "no split is called 'tset'"),
+        (["--device", "tpu"], "--device tpu"),
+    ],
+    ids=str,
+)
+def test_mistakes_in_sampling(finished: Path, arguments: list[str], told: str) -> None:
+    before = sorted(finished.iterdir())
+    assert told in refused("sample", finished, *arguments)
+    assert sorted(finished.iterdir()) == before
+
+
+def test_a_run_folder_has_its_own_reference(finished: Path) -> None:
+    assert "leave --reference out" in refused("evaluate", finished, "--reference", "mp_20/test")
+
+
+def test_a_run_without_samples_cannot_be_evaluated(tmp_path: Path) -> None:
+    overrides = options({**OVERRIDES, "training.epochs": 1})
+    assert kldm("train", QUICKSTART, "--out", tmp_path / "run", "--device", "cpu", *overrides).exit_code == 0
+    assert "the run has no samples yet; finish it with kldm run" in refused("evaluate", tmp_path / "run")

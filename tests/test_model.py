@@ -1,0 +1,171 @@
+"""The joint model: channels merged, one network call, losses weighted."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kldm.crystals import Crystals, Layout
+from kldm.errors import KldmError
+from kldm.interfaces import Channel, Interface, Latent, Noised, Prediction, Step
+from kldm.model import JointModel
+from kldm.networks import CSPVNet
+from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
+from tests.small import random_store, small_model
+
+BATCH = random_store((3, 1, 2)).batch([0, 1, 2])
+TIMES = torch.tensor([0.2, 0.5, 0.9])
+LATTICE = VPEuclidean(codec=LogTan(standardise=False))
+NETWORK = partial(CSPVNet, hidden=8, layers=1, frequencies=4, time_features=8)
+
+
+@attrs.frozen
+class Volume:
+    """A condition on the crystal, which predicts nothing."""
+
+    @property
+    def reads(self) -> tuple[Channel, ...]:
+        return (Channel("volume", 1, "crystal", "real"),)
+
+    @property
+    def predicts(self) -> tuple[Channel, ...]:
+        return ()
+
+    def _latent(self, crystals: Crystals) -> Latent:
+        return {"volume": crystals.lattice[:, :3].prod(-1, keepdim=True).log()}
+
+    def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
+        return self._latent(given)
+
+    def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
+        return Noised(self._latent(clean), {})
+
+    def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
+        raise AssertionError("nothing was predicted")
+
+    def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
+        return latent
+
+    def decode(self, latent: Latent, into: Crystals) -> Crystals:
+        return into
+
+
+def model(**options: Any) -> JointModel:
+    usual: dict[str, Any] = {
+        "coordinates": TrivializedTorus(),
+        "lattice": LATTICE,
+        "species": Given(),
+        "network": NETWORK,
+    }
+    return JointModel(**{**usual, **options})
+
+
+def test_the_interface_is_that_of_all_processes() -> None:
+    merged = model(conditions={"volume": Volume()}).interface
+    assert [channel.name for channel in merged.reads] == ["fractional", "velocity", "lattice", "species", "volume"]
+    coordinates = TrivializedTorus().predicts
+    assert merged.predicts == (*coordinates, *LATTICE.predicts)
+
+
+def test_two_processes_of_one_channel_are_refused() -> None:
+    with pytest.raises(KldmError, match=r"volume: the channel 'lattice' is another process's already"):
+        model(conditions={"volume": LATTICE})
+
+
+def test_a_condition_cannot_take_the_place_of_a_modality() -> None:
+    with pytest.raises(KldmError, match=r"conditions.lattice"):
+        model(conditions={"lattice": Volume()})
+
+
+def test_each_process_gets_its_own_prediction_and_all_of_the_network_s_input() -> None:
+    seen: list[Latent] = []
+
+    class Network(nn.Module):
+        def __init__(self, interface: Interface) -> None:
+            super().__init__()
+            self.interface = interface
+
+        def forward(self, latent: Latent, s: Tensor, layout: Layout) -> Mapping[str, Tensor]:
+            seen.append(latent)
+            return {
+                channel.name: torch.full(
+                    (layout.total if channel.per == "atom" else len(layout), channel.width), float(number)
+                )
+                for number, channel in enumerate(self.interface.predicts)
+            }
+
+    built = model(network=Network, conditions={"volume": Volume()})
+    rng = torch.Generator().manual_seed(0)
+    latents = {name: process.prior(BATCH, rng) for name, process in built.processes.items()}
+    found = built.predict(latents, TIMES, BATCH.layout)
+    assert set(seen[0]) == {"fractional", "velocity", "lattice", "species", "volume"}
+    (coordinate,) = found["coordinates"].values()
+    assert (coordinate == 0).all()
+    assert (found["lattice"]["lattice"] == 1).all()
+    assert found["species"] == found["volume"] == {}
+
+
+def test_a_condition_has_no_loss() -> None:
+    built = model(conditions={"volume": Volume()})
+    losses = built.losses(BATCH, TIMES, torch.Generator().manual_seed(0))
+    assert set(losses) == {"coordinates", "lattice"}
+    assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
+
+
+def test_a_condition_changes_the_prediction() -> None:
+    torch.manual_seed(0)
+    built = model(conditions={"volume": Volume()})
+    for parameter in built.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    rng = torch.Generator().manual_seed(0)
+    latents = {name: process.prior(BATCH, rng) for name, process in built.processes.items()}
+    one = built.predict(latents, TIMES, BATCH.layout)["lattice"]["lattice"]
+    other = built.predict({**latents, "volume": {"volume": torch.zeros(3, 1)}}, TIMES, BATCH.layout)
+    assert not torch.allclose(one, other["lattice"]["lattice"])
+
+
+def test_the_total_is_the_weighted_mean() -> None:
+    losses = {"coordinates": torch.tensor(2.0), "lattice": torch.tensor(5.0)}
+    assert float(model().total(losses)) == pytest.approx(3.5)
+    assert float(model(weights={"lattice": 3.0}).total(losses)) == pytest.approx((2 + 15) / 4)
+    assert float(model(weights={"coordinates": 0.0, "species": 7.0}).total(losses)) == pytest.approx(5.0)
+
+
+def test_a_weight_for_no_modality_is_refused() -> None:
+    with pytest.raises(KldmError, match=r"weights.lattise: no such modality; did you mean 'lattice'\?"):
+        model(weights={"lattise": 1.0})
+
+
+@pytest.mark.parametrize(
+    "weights", [{"lattice": -1.0}, {"lattice": 0.0, "coordinates": 0.0}, {"lattice": float("nan")}], ids=str
+)
+def test_weights_without_a_mean_are_refused(weights: dict[str, float]) -> None:
+    with pytest.raises(KldmError, match="weights"):
+        model(weights=weights)
+
+
+def test_a_network_must_be_a_module() -> None:
+    def network(interface: Interface) -> Any:
+        return lambda latent, s, layout: {}
+
+    with pytest.raises(KldmError, match=r"network: function is not a torch.nn.Module"):
+        model(network=network)
+
+
+def test_the_noise_follows_from_the_generator() -> None:
+    built = small_model()
+    first, again, other = (built.losses(BATCH, TIMES, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first["coordinates"], again["coordinates"])
+    assert not torch.equal(first["coordinates"], other["coordinates"])
+
+
+def test_autocast_keeps_predictions_in_the_precision_of_the_times() -> None:
+    built = small_model()
+    built.autocast = True
+    rng = torch.Generator().manual_seed(0)
+    latents = {name: process.prior(BATCH, rng) for name, process in built.processes.items()}
+    assert built.predict(latents, TIMES, BATCH.layout)["lattice"]["lattice"].dtype == torch.float32

@@ -1,0 +1,440 @@
+"""The training loop: it learns, averages, validates, refuses nonsense, and resumes to the bit."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from torch import Tensor
+
+from kldm import checkpoint as checkpoints
+from kldm.convert import from_structures
+from kldm.crystals import Crystals, CrystalStore
+from kldm.data import Data
+from kldm.errors import KldmError
+from kldm.interfaces import Samples
+from kldm.metrics import MatchRate
+from kldm.model import JointModel
+from kldm.networks import CSPVNet
+from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
+from kldm.samplers import EulerMaruyama
+from kldm.sampling import candidates, generate, requests
+from kldm.training import Training, fit
+from tests.small import losses, random_store, rows, small_model
+
+STORE = random_store((3, 2, 4, 1, 5))
+SETTINGS = Training(epochs=6, batch_size=2, ema_start=2, ema_decay=0.9, validate_every=1, checkpoint_every=2)
+STEPS = 3  # per epoch: 5 crystals in batches of 2
+
+
+def trained(folder: Path, settings: Training = SETTINGS, **options: Any) -> JointModel:
+    model = small_model()
+    fit(model, options.pop("train", STORE), settings, folder, {"a": 1}, **options)
+    return model
+
+
+def zero(model: JointModel) -> dict[str, float]:
+    return {"score": 0.0}
+
+
+@attrs.define
+class Acting:
+    """A model whose losses do something at the given call, counted from 1."""
+
+    model: JointModel
+    call: int
+    act: Callable[[], None]
+    calls: int = 0
+
+    def install(self) -> JointModel:
+        usual = self.model.losses
+
+        def counted(clean: Crystals, s: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+            self.calls += 1
+            if self.calls == self.call:
+                self.act()
+            return usual(clean, s, rng)
+
+        self.model.losses = counted  # type: ignore[method-assign]
+        return self.model
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    trained(folder, validate=zero)
+    return folder
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    names = ("last", "best")
+    pairs = [
+        [checkpoints.load(place / "checkpoints" / f"{name}.safetensors") for place in (one, other)] for name in names
+    ]
+    return all(
+        set(a.tensors) == set(b.tensors) and all(torch.equal(value, b.tensors[key]) for key, value in a.tensors.items())
+        for a, b in pairs
+    )
+
+
+def test_one_row_an_epoch(uninterrupted: Path) -> None:
+    found = rows(uninterrupted)
+    assert [row["epoch"] for row in found] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in found] == [STEPS * epoch for epoch in range(1, 7)]
+    for row in found:
+        assert row["loss"] == pytest.approx((row["loss_coordinates"] + row["loss_lattice"]) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("call", [1, 4, 9, 17])
+def test_interrupted_and_resumed_is_bitwise_the_uninterrupted_run(
+    uninterrupted: Path, tmp_path: Path, number: signal.Signals, call: int
+) -> None:
+    before = signal.getsignal(number)
+    model = Acting(small_model(), call, lambda: signal.raise_signal(number)).install()
+    with pytest.raises(KldmError, match=f"interrupted at step {call} of 18; .*run the same command again"):
+        fit(model, STORE, SETTINGS, tmp_path, {"a": 1}, zero)
+    assert signal.getsignal(number) is before
+    trained(tmp_path, validate=zero)
+    assert losses(tmp_path) == losses(uninterrupted)
+    assert same_weights(tmp_path, uninterrupted)
+
+
+def test_interrupted_while_validating(uninterrupted: Path, tmp_path: Path) -> None:
+    def interrupting(model: JointModel) -> dict[str, float]:
+        signal.raise_signal(signal.SIGINT)
+        return {"score": 0.0}
+
+    with pytest.raises(KldmError, match="interrupted at step 3 of 18"):
+        trained(tmp_path, validate=interrupting)
+    trained(tmp_path, validate=zero)
+    assert losses(tmp_path) == losses(uninterrupted)
+    assert same_weights(tmp_path, uninterrupted)
+
+
+def test_a_second_interruption_is_not_held_back(tmp_path: Path) -> None:
+    def twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(Acting(small_model(), 5, twice).install(), STORE, SETTINGS, tmp_path, {})
+
+
+@pytest.mark.parametrize("call", [5, 11], ids=["before the first checkpoint", "between checkpoints"])
+def test_death_leaves_no_row_twice(uninterrupted: Path, tmp_path: Path, call: int) -> None:
+    def die() -> None:
+        raise RuntimeError("as if killed")
+
+    with pytest.raises(RuntimeError, match="as if killed"):
+        fit(Acting(small_model(), call, die).install(), STORE, SETTINGS, tmp_path, {"a": 1}, zero)
+    with (tmp_path / "train.jsonl").open("a") as log:
+        log.write('{"epoch": 4, "st')  # a line cut off by the kill
+    trained(tmp_path, validate=zero)
+    assert losses(tmp_path) == losses(uninterrupted)
+    assert same_weights(tmp_path, uninterrupted)
+
+
+MORTAL = """\
+import os
+import signal
+
+from torch import Tensor
+
+from kldm import network
+from kldm.crystals import Layout
+from kldm.interfaces import Interface
+from kldm.networks import CSPVNet
+
+
+@network("mortal.v1")
+class Mortal(CSPVNet):
+    calls = 0
+
+    def __init__(self, interface: Interface, /, *, hidden: int = 8) -> None:
+        super().__init__(interface, hidden=hidden, layers=1, frequencies=4, time_features=8)
+
+    def evaluate(self, nodes: Tensor, fractional: Tensor, velocity: Tensor, crystal: Tensor, layout: Layout) -> Tensor:
+        Mortal.calls += 1
+        if Mortal.calls == int(os.environ.get("KILLED_AT", "0")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().evaluate(nodes, fractional, velocity, crystal, layout)
+"""
+
+MORTAL_RECIPE = """\
+[data]
+name = "aflow_prototypes"
+
+[model.coordinates]
+@processes = "trivialized_torus.v1"
+
+[model.lattice]
+@processes = "vp_euclidean.v1"
+
+[model.lattice.codec]
+@codecs = "log_tan.v1"
+
+[model.species]
+@processes = "given.v1"
+
+[model.network]
+@networks = "mortal.v1"
+
+[sampler]
+@samplers = "euler_maruyama.v1"
+
+[training]
+epochs = 5
+batch_size = 64
+ema_start = 2
+validate_every = 0
+checkpoint_every = 2
+"""
+
+
+def test_killed_and_started_again_is_bitwise_the_uninterrupted_run(tmp_path: Path) -> None:
+    code, recipe = tmp_path / "mortal.py", tmp_path / "mortal.cfg"
+    code.write_text(MORTAL)
+    recipe.write_text(MORTAL_RECIPE)
+    command = [sys.executable, "-m", "kldm", "train", str(recipe), "--code", str(code), "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+    def start(out: str, killed_at: int) -> int:
+        return subprocess.run(
+            [*command, "--out", str(tmp_path / out)],
+            env={**environment, "KILLED_AT": str(killed_at)},
+            capture_output=True,
+            check=False,
+        ).returncode
+
+    steps = math.ceil(len(Data(name="aflow_prototypes").load("train")) / 64)
+    assert start("killed", 3 * steps + 2) == -signal.SIGKILL  # in epoch 4; the checkpoint is of epoch 2
+    assert [row["epoch"] for row in rows(tmp_path / "killed")] == [1, 2, 3]
+    assert start("killed", 0) == 0
+    assert start("whole", 0) == 0
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert [row["epoch"] for row in rows(tmp_path / "killed")] == [1, 2, 3, 4, 5]
+    assert same_weights(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_the_average_starts_on_time_and_decays(tmp_path: Path) -> None:
+    """Oracle: the recursion written out, over the weights after every step."""
+    history: list[Tensor] = []
+    model = small_model()
+
+    def weights() -> Tensor:
+        return torch.cat([parameter.detach().flatten().clone() for parameter in model.parameters()])
+
+    usual = model.losses
+
+    def watched(clean: Crystals, s: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        history.append(weights())  # before step n, so after step n - 1
+        return usual(clean, s, rng)
+
+    model.losses = watched  # type: ignore[method-assign]
+    fit(model, STORE, SETTINGS, tmp_path, {})
+    last = checkpoints.load(tmp_path / "checkpoints" / "last.safetensors")
+    names = [name for name, _ in model.named_parameters()]
+    history.append(torch.cat([last.part("model")[name].flatten() for name in names]))
+    expected = history[STEPS * 2 + 1]  # the first of the third epoch
+    for value in history[STEPS * 2 + 2 :]:
+        expected = 0.9 * expected + 0.1 * value
+    averaged = torch.cat([last.part("average")[name].flatten() for name in names])
+    torch.testing.assert_close(averaged, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights(), averaged, rtol=0, atol=0)  # the model is left with the average
+    assert not torch.allclose(averaged, history[-1])
+
+
+def test_without_average_the_weights_in_training_are_validated_and_kept(tmp_path: Path) -> None:
+    seen: list[JointModel] = []
+
+    def remember(model: JointModel) -> dict[str, float]:
+        seen.append(model)
+        return {"score": 0.0}
+
+    model = trained(tmp_path, attrs.evolve(SETTINGS, ema_start=100), validate=remember)
+    assert all(one is model for one in seen)
+    assert not checkpoints.load(tmp_path / "checkpoints" / "last.safetensors").part("average")
+
+
+def test_validation_chooses_the_best_checkpoint(tmp_path: Path) -> None:
+    scores = iter([0.1, 0.5, 0.5, 0.2, 0.4, 0.3])
+    kept: list[dict[str, Tensor]] = []
+
+    def validate(model: JointModel) -> Mapping[str, float]:
+        kept.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {"score": next(scores), "other": 9.0}
+
+    model = trained(tmp_path, validate=validate)
+    best = checkpoints.load(tmp_path / "checkpoints" / "best.safetensors")
+    assert (best.state["best"], best.state["best_epoch"], best.state["epoch"]) == (0.5, 2, 2)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, kept[1][name]), name
+    found = rows(tmp_path)
+    assert [row["validation"] for row in found] == [0.1, 0.5, 0.5, 0.2, 0.4, 0.3]
+    assert {(row["validation_score"], row["validation_other"]) for row in found[:1]} == {(0.1, 9.0)}
+
+
+def test_validates_every_so_many_epochs_and_at_the_end(tmp_path: Path) -> None:
+    trained(tmp_path, attrs.evolve(SETTINGS, epochs=5, validate_every=2), validate=zero)
+    assert [row["epoch"] for row in rows(tmp_path) if "validation" in row] == [2, 4, 5]
+
+
+def test_no_validation_means_the_last_weights(tmp_path: Path) -> None:
+    def never(model: JointModel) -> Mapping[str, float]:
+        raise AssertionError
+
+    trained(tmp_path, attrs.evolve(SETTINGS, validate_every=0), validate=never)
+    last, best = (checkpoints.load(tmp_path / "checkpoints" / f"{name}.safetensors") for name in ("last", "best"))
+    assert torch.equal(best.part("average")["network.norm.weight"], last.part("average")["network.norm.weight"])
+
+
+def test_longer_training_goes_on_from_the_last_checkpoint(uninterrupted: Path, tmp_path: Path) -> None:
+    trained(tmp_path, attrs.evolve(SETTINGS, epochs=3), validate=zero)
+    trained(tmp_path, validate=zero)
+    assert losses(tmp_path) == losses(uninterrupted)
+
+
+def test_a_loss_that_is_not_finite_is_told_and_the_checkpoint_kept(tmp_path: Path) -> None:
+    model = small_model()
+
+    def spoil() -> None:
+        with torch.no_grad():
+            next(model.parameters()).fill_(math.nan)
+
+    with pytest.raises(KldmError, match=r"loss of epoch 3 is not finite.*training.learning_rate"):
+        fit(Acting(model, 8, spoil).install(), STORE, SETTINGS, tmp_path, {"a": 1}, zero)
+    last = checkpoints.load(tmp_path / "checkpoints" / "last.safetensors")
+    assert last.state["epoch"] == 2
+    assert all(value.isfinite().all() for value in last.tensors.values() if value.is_floating_point())
+    assert [row["epoch"] for row in rows(tmp_path)] == [1, 2]
+
+
+def test_interrupting_a_training_gone_wrong_keeps_the_good_checkpoint(tmp_path: Path) -> None:
+    model = small_model()
+
+    def spoil() -> None:
+        with torch.no_grad():
+            next(model.parameters()).fill_(math.nan)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KldmError, match="not finite"):
+        fit(Acting(model, 8, spoil).install(), STORE, SETTINGS, tmp_path, {"a": 1}, zero)
+    last = checkpoints.load(tmp_path / "checkpoints" / "last.safetensors")
+    assert all(value.isfinite().all() for value in last.tensors.values() if value.is_floating_point())
+
+
+def test_data_of_another_size_is_refused(tmp_path: Path) -> None:
+    trained(tmp_path, attrs.evolve(SETTINGS, epochs=1))
+    with pytest.raises(KldmError, match="trained on 5 crystals, the data now has 2; restore the data"):
+        trained(tmp_path, train=random_store((3, 2)))
+
+
+def test_another_model_in_the_folder_is_refused(tmp_path: Path) -> None:
+    trained(tmp_path, attrs.evolve(SETTINGS, epochs=1))
+    with pytest.raises(KldmError, match="do not fit the model"):
+        fit(small_model(hidden=16), STORE, SETTINGS, tmp_path, {})
+
+
+def test_clipping_bounds_the_gradient_and_bf16_stays_finite(tmp_path: Path) -> None:
+    trained(tmp_path / "bf16", attrs.evolve(SETTINGS, epochs=2, precision="bf16"))
+    reduced, full = rows(tmp_path / "bf16"), rows_of_two_epochs(tmp_path / "fp32")
+    assert all(math.isfinite(row["loss"]) for row in reduced)
+    assert reduced[0]["loss"] != full[0]["loss"]
+    assert reduced[0]["loss"] == pytest.approx(full[0]["loss"], rel=0.05)
+
+    norms: list[float] = []
+    model = small_model()
+    usual = model.losses
+
+    def watched(clean: Crystals, s: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        norms.extend([float(torch.cat(gradients).norm())] if gradients else [])
+        return usual(clean, s, rng)
+
+    model.losses = watched  # type: ignore[method-assign]
+    fit(model, STORE, attrs.evolve(SETTINGS, epochs=2, clip_norm=1e-3), tmp_path / "clipped", {})
+    assert norms == pytest.approx([1e-3] * len(norms), rel=1e-3)
+
+
+def rows_of_two_epochs(folder: Path) -> list[dict[str, Any]]:
+    trained(folder, attrs.evolve(SETTINGS, epochs=2, precision="fp32"))
+    return rows(folder)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"learning_rate": -1.0},
+        {"weight_decay": -0.1},
+        {"ema_decay": 1.0},
+        {"ema_start": -1},
+        {"s_min": 0.0},
+        {"s_min": 1.0},
+        {"clip_norm": 0.0},
+        {"precision": "fp64"},
+        {"validate_every": -1},
+        {"checkpoint_every": 0},
+    ],
+    ids=str,
+)
+def test_impossible_settings(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(KldmError, match=f"{name}: must be"):
+        Training(**options)
+
+
+def test_every_crystal_once_an_epoch_in_a_new_order_each_time(tmp_path: Path) -> None:
+    seen: list[list[int]] = []
+
+    class Watched(CrystalStore):
+        def batch(self, rows: Any) -> Crystals:
+            seen.append(list(rows))
+            return super().batch(rows)
+
+    store = Watched(STORE.fractional, STORE.species, STORE.lattice, STORE.sizes, STORE.ids)
+    trained(tmp_path, attrs.evolve(SETTINGS, epochs=2), train=store)
+    first, second = ([row for batch in seen[start : start + STEPS] for row in batch] for start in (0, STEPS))
+    assert sorted(first) == sorted(second) == [0, 1, 2, 3, 4]
+    assert first != second
+
+
+def test_learns_one_crystal_and_samples_it(tmp_path: Path) -> None:
+    """CsCl, many times a batch: the loss falls, and what is sampled is CsCl again, which chance does not make."""
+    from pymatgen.core.lattice import Lattice
+    from pymatgen.core.structure import Structure
+
+    truth = Structure(Lattice.cubic(4.1), ["Cs", "Cl"], [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]])
+    store = from_structures([truth] * 64)
+    torch.manual_seed(0)
+    model = JointModel(
+        coordinates=TrivializedTorus(),
+        lattice=VPEuclidean(codec=LogTan().fitted(store)),
+        species=Given(),
+        network=partial(CSPVNet, hidden=32, layers=2, frequencies=8, time_features=16),
+    )
+
+    def matched() -> int:
+        wanted = requests(1, 8)
+        made = generate(model, EulerMaruyama(steps=100), store.subset([0]), wanted, seed=0, max_pairs=1000)
+        judged = MatchRate().measure(Samples(candidates(made, wanted), (truth,)))
+        return sum(row["rms"] is not None and row["rms"] < 0.05 for row in judged.rows)
+
+    assert matched() <= 1
+    settings = Training(
+        epochs=300, batch_size=64, learning_rate=5e-3, ema_start=150, ema_decay=0.98, checkpoint_every=300
+    )
+    fit(model, store, settings, tmp_path, {})
+    found = [row["loss"] for row in rows(tmp_path)]
+    assert sum(found[-20:]) < 0.25 * sum(found[:20])
+    assert matched() >= 6
