@@ -80,7 +80,10 @@ def load(path: Path) -> Checkpoint:
                 problem = f"format {found} is not format {FORMAT}" if found else "not a checkpoint of kldm"
                 raise KldmError(problem, place=str(path), remedy="use the version of kldm that wrote it")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        return Checkpoint(json.loads(header["recipe"]), tensors, json.loads(header["state"]))
+        recipe, state = json.loads(header["recipe"]), json.loads(header["state"])
+        if not (isinstance(recipe, dict) and isinstance(state, dict)):
+            raise ValueError("its header holds no recipe")
+        return Checkpoint(recipe, tensors, state)
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise KldmError(
             f"the file is broken ({error})", place=str(path), remedy="take an older checkpoint or start afresh"

@@ -276,7 +276,7 @@ def _chosen(device: str | None) -> "torch.device":
         return default_device()
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
+        torch.zeros(1, device=chosen).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise KldmError(

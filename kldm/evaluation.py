@@ -34,6 +34,8 @@ class Validator:
         store = draw(experiment.data.load(self.settings.split), self.settings.size, self.settings.seed)
         self.reference = reference_structures(store)
         self.targets = store.to(device)
+        # A score that no metric gives is found before training rather than at the first validation.
+        self._values(Samples((), self.reference))
 
     def __call__(self, model: JointModel) -> dict[str, float]:
         settings, wanted = self.settings, requests(len(self.targets), 1)
@@ -46,18 +48,23 @@ class Validator:
             max_pairs=self.experiment.evaluation.max_pairs,
             description="validate",
         )
-        samples = Samples(candidates(generated, wanted), self.reference)
+        values = self._values(Samples(candidates(generated, wanted), self.reference))
+        score = values.pop(settings.score)
+        if score is None:
+            raise KldmError("has no value for these samples", place=f"validation.score = {settings.score}")
+        return {settings.score: score, **{key: value for key, value in values.items() if value is not None}}
+
+    def _values(self, samples: Samples) -> dict[str, float | None]:
+        score = self.settings.score
         values = {
             key: value
             for found in measure(self.experiment.metrics, samples).values()
             for key, value in found.values.items()
         }
-        score = values.pop(settings.score, None)
-        if score is None:
-            raise KldmError(
-                f"no metric gives {settings.score!r}", place="validation.score", remedy=f"there is {sorted(values)}"
-            )
-        return {settings.score: score, **{key: value for key, value in values.items() if value is not None}}
+        if score not in values:
+            known = ", ".join(sorted(values)) or "none, for want of [metrics]"
+            raise KldmError(f"no metric gives {score!r}", place="validation.score", remedy=f"known are {known}")
+        return values
 
 
 def evaluate_splits(experiment: Experiment, tree: Tree, folder: Path, device: torch.device) -> dict[str, Any]:
@@ -195,7 +202,7 @@ def _digest(model: JointModel) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

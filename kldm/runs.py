@@ -5,6 +5,7 @@ The folder holds ``recipe.cfg`` (complete), ``checkpoints/``, ``train.jsonl``, `
 """
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -123,8 +124,8 @@ def _claim(folder: Path, tree: Tree) -> None:
                 place=str(folder),
                 remedy="choose another --out, or remove the folder",
             )
-    elif folder.exists() and any(folder.iterdir()):
-        raise KldmError("the folder is neither empty nor a run", place=str(folder), remedy="choose another --out")
+    elif folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise KldmError("it is neither an empty folder nor a run", place=str(folder), remedy="choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -149,7 +150,16 @@ def _difference(old: Any, new: Any, place: str = "") -> str:
             if found:
                 return found
         return ""
-    return "" if old == new else place
+    return "" if _same(old, new) else place
+
+
+def _same(old: Any, new: Any) -> bool:
+    """Equal but for the last digits, in which fitted statistics may differ from one machine to another."""
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(map(_same, old, new))
+    if isinstance(old, float) and isinstance(new, float):
+        return math.isclose(old, new, rel_tol=1e-9)
+    return bool(old == new)
 
 
 def _device_name(device: torch.device) -> str:

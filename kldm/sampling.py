@@ -1,9 +1,11 @@
 """Many requests through one sampler: batches by a budget of pairs, results in the order of the requests."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import attrs
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from kldm.crystals import Crystals, CrystalStore, Layout
@@ -66,7 +68,7 @@ def generate(
     groups = batches([targets.sizes[request.target] for request in wanted], max_pairs)
     made: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
     total = len(groups) * sampler.steps
-    with tqdm(total=total, desc=description, unit="step", delay=1, dynamic_ncols=True) as bar:
+    with _evaluating(model), tqdm(total=total, desc=description, unit="step", delay=1, dynamic_ncols=True) as bar:
 
         def advance(steps: int) -> None:
             bar.update(steps)
@@ -90,6 +92,19 @@ def generate(
         sizes=tuple(len(species) for _, _, species in ordered),
         ids=tuple(targets.ids[request.target] for request in wanted),
     )
+
+
+@contextmanager
+def _evaluating(model: GenerativeModel) -> Iterator[None]:
+    """Dropout and the like off, as long as samples are drawn."""
+    training = isinstance(model, nn.Module) and model.training
+    if isinstance(model, nn.Module):
+        model.eval()
+    try:
+        yield
+    finally:
+        if isinstance(model, nn.Module):
+            model.train(training)
 
 
 def candidates(generated: CrystalStore, wanted: Sequence[Request]) -> tuple[Candidate, ...]:

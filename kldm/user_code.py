@@ -32,7 +32,7 @@ def load_code(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         if before is not None:
             sys.modules[name] = before
@@ -40,7 +40,7 @@ def load_code(path: Path) -> ModuleType:
     return module
 
 
-def _told(error: Exception, path: Path) -> KldmError:
+def _told(error: Exception | SystemExit, path: Path) -> KldmError:
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return KldmError(f"SyntaxError: {error.msg}", place=f"{path}:{error.lineno}")
     frames = traceback.extract_tb(error.__traceback__)

@@ -73,7 +73,7 @@ class LogTan:
     def fitted(self, train: CrystalStore) -> Self:
         if not self.standardise:
             return self
-        logs = train.lattice[:, :3].double().log().cpu()
+        logs = train.lattice[:, :3].cpu().double().log()  # on the host, so that every device fits the same numbers
         mean, std = {}, {}
         mean[_POOLED], std[_POOLED] = _trimmed(logs)
         sizes = torch.tensor(train.sizes)
