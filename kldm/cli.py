@@ -145,11 +145,14 @@ def sample(
     from kldm import runs
     from kldm.evaluation import draw
     from kldm.formulas import cells
-    from kldm.results import write_samples
+    from kldm.results import write_json, write_samples
     from kldm.sampling import candidates, compositions, generate, requests
 
     _load(code)
     built, _, file = runs.load_run(model)
+    folder = out or runs.fresh_folder(file.parent if model.is_file() else model, "samples")
+    if (folder / "samples.jsonl").exists():
+        raise KldmError("the folder holds samples already", place=str(folder), remedy="choose another --out")
     place = _chosen(device)
     if formulas and split:
         raise KldmError("--formula and --split exclude each other")
@@ -164,8 +167,15 @@ def sample(
     network = built.model.to(place)
     generated = generate(network, built.sampler, targets, wanted, seed=seed, max_pairs=max_pairs)
     made = candidates(generated, wanted)
-    folder = out or runs.fresh_folder(file.parent if model.is_file() else model, "samples")
     write_samples(folder, made, targets.ids)
+    origin: dict[str, str | int] = {
+        "checkpoint": str(file),
+        "requests": len(wanted),
+        "candidates": count,
+        "seed": seed,
+        "max_pairs": max_pairs,
+    }
+    write_json(folder / "origin.json", origin)
     failed = sum(candidate.structure is None for candidate in made)
     click.echo(f"{len(made) - failed} structures, {failed} failed: {folder}")
 
@@ -185,6 +195,10 @@ def evaluate(samples: Path, reference: str | None, code: tuple[Path, ...], out: 
             raise KldmError("a run folder has its own reference", remedy="leave --reference out")
         report, folder = runs.evaluate_run(samples, out), out or samples
     else:
+        if samples.is_dir():
+            raise KldmError(
+                "not a run folder (it has no recipe.cfg)", place=str(samples), remedy="name a file of samples"
+            )
         if not reference:
             raise KldmError(
                 "a file of samples needs a reference", place=str(samples), remedy="add --reference mp_20/test"

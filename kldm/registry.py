@@ -5,7 +5,7 @@
     @process("my_process.v1")
     class MyProcess: ...
 
-mypy reports a component that does not satisfy its interface at the decorator's line. Installed packages put
+mypy reports a component that does not satisfy its interface at its class. Installed packages put
 components on a shelf with an entry point in the group ``kldm_processes``, ``kldm_networks`` and so on.
 """
 

@@ -46,6 +46,7 @@ def run(
     model = experiment.model.to(device)
     validate = Validator(experiment, device) if experiment.validation and experiment.training.validate_every else None
     fit(model, train, experiment.training, folder, tree, validate)
+    write_recipe(tree, folder / "recipe.cfg")  # of a run that was prolonged or is sampled in another way
     report: dict[str, Any] = {
         "recipe": recipe.stem,
         "device": _device_name(device),
@@ -55,8 +56,11 @@ def run(
         "libraries": library_versions(),
         "evaluation": {},
     }
+    earlier = _report(folder)
     if evaluate:
         report["evaluation"] = evaluate_splits(experiment, tree, folder, device)
+    elif earlier.get("training") == report["training"]:
+        report["evaluation"] = earlier.get("evaluation", {})
     report["seconds"] = round(time.monotonic() - started, 1)
     write_json(folder / "report.json", report)
     return report
@@ -93,11 +97,18 @@ def evaluate_run(folder: Path, out: Path | None = None) -> dict[str, Any]:
             results[label] = summary(measured, samples)
     if not results:
         raise KldmError("the run has no samples yet", place=str(folder), remedy="finish it with kldm run")
-    path = (out or folder) / "report.json"
-    report = json.loads(path.read_text()) if path.exists() else {}
-    report |= {"libraries": library_versions(), "evaluation": results}
-    write_json(path, report)
+    report = _report(folder) | {"libraries": library_versions(), "evaluation": results}
+    write_json((out or folder) / "report.json", report)
     return report
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    """The report that the folder holds, or an empty one."""
+    try:
+        found = json.loads((folder / "report.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def default_device() -> torch.device:
@@ -124,7 +135,8 @@ def _claim(folder: Path, tree: Tree) -> None:
                 place=str(folder),
                 remedy="choose another --out, or remove the folder",
             )
-    elif folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise KldmError("it is neither an empty folder nor a run", place=str(folder), remedy="choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -153,6 +153,12 @@ class _Trainer:
 
         settings, done = self.settings, self.progress.step
         total = settings.epochs * self.steps_per_epoch
+        if done > total:
+            raise KldmError(
+                f"the run is at step {done} already, past the {total} of training.epochs = {settings.epochs}",
+                place=str(self.folder),
+                remedy="ask for at least as many epochs, or choose another --out",
+            )
         started = time.monotonic() - self.progress.seconds
         with (
             SummaryWriter(str(self.folder / "tensorboard"), purge_step=done) as board,
@@ -218,9 +224,15 @@ class _Trainer:
             if self.progress.best is None or row["validation"] > self.progress.best:
                 self.progress.best, self.progress.best_epoch = row["validation"], epoch
                 self._save("best")
-        with (self.folder / "train.jsonl").open("a") as log:
-            entry = {"epoch": epoch, "step": self.progress.step, "seconds": round(self.progress.seconds, 2), **row}
-            log.write(json.dumps(entry) + "\n")
+        entry = {"epoch": epoch, "step": self.progress.step, "seconds": round(self.progress.seconds, 2), **row}
+        try:
+            with (self.folder / "train.jsonl").open("a") as log:
+                log.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            problem = f"cannot write the log ({error.strerror}); the last checkpoint is whole"
+            raise KldmError(
+                problem, place=str(self.folder), remedy="free some space and run the same command"
+            ) from error
         if last or epoch % settings.checkpoint_every == 0:
             self._save("last")
         return row

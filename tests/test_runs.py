@@ -140,7 +140,7 @@ def test_another_recipe_in_the_folder_is_refused(finished: Path) -> None:
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(KldmError, match="the folder is neither empty nor a run"):
+    with pytest.raises(KldmError, match="it is neither an empty folder nor a run"):
         run(RECIPES / "quickstart.cfg", tmp_path, overrides=QUICK)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -155,6 +155,24 @@ def test_longer_training_and_another_sampler_go_on_in_the_folder(finished: Path,
     assert tuple(report["evaluation"]) == ("test",)
     samples = "samples/test/samples.jsonl"
     assert (folder / samples).read_bytes() != (finished / samples).read_bytes()
+
+
+def test_fewer_epochs_than_done_are_refused(finished: Path) -> None:
+    before = contents(finished)
+    with pytest.raises(KldmError, match=r"past the \d+ of training.epochs = 1"):
+        run(RECIPES / "quickstart.cfg", finished, overrides={**QUICK, "training.epochs": 1})
+    assert contents(finished) == before
+
+
+def test_training_alone_keeps_what_was_evaluated(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    earlier = json.loads((folder / "report.json").read_text())
+    assert (
+        run(RECIPES / "quickstart.cfg", folder, overrides=QUICK, evaluate=False)["evaluation"] == earlier["evaluation"]
+    )
+    longer = run(RECIPES / "quickstart.cfg", folder, overrides={**QUICK, "training.epochs": 3}, evaluate=False)
+    assert longer["evaluation"] == {}
 
 
 def test_impossible_evaluations_are_refused_before_training(tmp_path: Path) -> None:

@@ -125,8 +125,13 @@ def test_a_second_interruption_is_not_held_back(tmp_path: Path) -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        fit(Acting(small_model(), 5, twice).install(), STORE, SETTINGS, tmp_path, {})
+    # Python's own handler, which a process started in the background with SIGINT ignored does not have.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(Acting(small_model(), 5, twice).install(), STORE, SETTINGS, tmp_path, {})
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 @pytest.mark.parametrize("call", [5, 11], ids=["before the first checkpoint", "between checkpoints"])

@@ -9,7 +9,7 @@ import torch
 from kldm.crystals import Crystals
 from kldm.interfaces import DiffusionProcess, GenerativeModel
 from kldm.registry import sampler
-from kldm.samplers.settings import below_one, positive
+from kldm.samplers.settings import below_one, one_of, positive
 from kldm.samplers.stages import Stage, able, integrate, time_grid
 
 
@@ -29,7 +29,9 @@ class EulerMaruyama:
 
     steps: int = attrs.field(default=1000, validator=positive)
     s_min: float = attrs.field(default=0.0, validator=below_one)
-    euclidean: Literal["euler_maruyama", "exponential"] = "euler_maruyama"
+    euclidean: Literal["euler_maruyama", "exponential"] = attrs.field(
+        default="euler_maruyama", validator=one_of("euler_maruyama", "exponential")
+    )
 
     def check(self, processes: Mapping[str, DiffusionProcess]) -> None:
         """Every process can take this sampler's steps."""

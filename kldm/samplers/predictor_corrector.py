@@ -9,7 +9,7 @@ import torch
 from kldm.crystals import Crystals
 from kldm.interfaces import Correction, DiffusionProcess, GenerativeModel
 from kldm.registry import sampler
-from kldm.samplers.settings import below_one, positive
+from kldm.samplers.settings import below_one, one_of, positive
 from kldm.samplers.stages import Move, Stage, able, integrate, require, time_grid
 
 
@@ -37,7 +37,9 @@ class PredictorCorrector:
 
     steps: int = attrs.field(default=1000, validator=positive)
     s_min: float = attrs.field(default=0.0, validator=below_one)
-    order: Literal["correct_then_predict", "predict_then_correct"] = "correct_then_predict"
+    order: Literal["correct_then_predict", "predict_then_correct"] = attrs.field(
+        default="correct_then_predict", validator=one_of("correct_then_predict", "predict_then_correct")
+    )
     tau: float = attrs.field(default=0.25, validator=positive)
     correct_positions: bool = True
     corrections: int = attrs.field(default=1, validator=positive)

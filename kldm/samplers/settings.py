@@ -1,5 +1,6 @@
 """Validators that the options of several samplers share."""
 
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -17,3 +18,13 @@ def below_one(_instance: Any, attribute: "attrs.Attribute[Any]", value: float) -
     """A unit time at which a reverse process may end."""
     if not 0 <= value < 1:
         raise KldmError(f"must be at least 0 and below 1, got {value}", place=attribute.name)
+
+
+def one_of(*names: str) -> "Callable[[Any, attrs.Attribute[Any], str], None]":
+    """An option with a name; recipes check it by its annotation, Python code by this."""
+
+    def check(_instance: Any, attribute: "attrs.Attribute[Any]", value: str) -> None:
+        if value not in names:
+            raise KldmError(f"must be one of {', '.join(names)}, got {value!r}", place=attribute.name)
+
+    return check

@@ -120,6 +120,10 @@ def test_impossible_options(options: dict[str, float]) -> None:
             kind(**options)  # type: ignore[arg-type]
     with pytest.raises(KldmError, match="tau"):
         PredictorCorrector(tau=0.0)
+    with pytest.raises(KldmError, match="order: must be one of correct_then_predict"):
+        PredictorCorrector(order="backwards")  # type: ignore[arg-type]
+    with pytest.raises(KldmError, match="euclidean: must be one of"):
+        EulerMaruyama(euclidean="heun")  # type: ignore[arg-type]
 
 
 def test_time_grid_is_uniform_and_ends_where_it_should() -> None:
