@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from math import gcd
 from typing import TYPE_CHECKING
 
 import attrs
@@ -50,9 +51,8 @@ def cells(formulas: Sequence[str], units: str | None = None) -> tuple[Cell, ...]
             raise KldmError("has an element beyond atomic number 100", place=f"--formula {formula}")
         for factor in _factors(units):
             content = numbers
-            if units is not None:
-                reduced, _ = composition.get_reduced_composition_and_factor()
-                content = {number: amount * factor for number, amount in _by_number(reduced).items()}
+            if units is not None:  # by the common divisor: pymatgen's reduced formula of O is O2
+                content = {number: amount // gcd(*numbers.values()) * factor for number, amount in numbers.items()}
             atoms = tuple(number for number, amount in content.items() for _ in range(amount))
             if len(atoms) > LARGEST_CELL:
                 raise KldmError(

@@ -58,6 +58,10 @@ def test_what_is_no_cell(formula: str, told: str) -> None:
     assert told in str(caught.value)
 
 
+def test_an_element_that_is_written_as_a_molecule_is_one_atom() -> None:
+    assert [cell.numbers for cell in cells(["O2"], "1-2")] == [(8,), (8, 8)]
+
+
 @pytest.mark.parametrize("units", ["", "0", "a", "4-1", "1-", "-3", "1.5", "0-2", "1-4-5"])
 def test_bad_formula_units(units: str) -> None:
     with pytest.raises(KldmError, match="wants N or N-M formula units; write it like 4 or 1-4"):

@@ -81,6 +81,7 @@ class Data:
     def _unknown(self) -> KldmError:
         return KldmError(
             f"{self.name!r} is neither a known data set nor a folder nor a {', '.join(SUFFIXES)} file",
+            place="data.name",
             remedy=nearest(self.name, KNOWN) or f"known are {', '.join(KNOWN)}",
         )
 
