@@ -41,22 +41,15 @@ class Data:
             KldmError: for an unknown name (with the nearest known one), a split that is not there (with the file
                 looked for), a download that fails, or a file of which more than 1 % cannot be read.
         """
-        if split not in SPLITS:
-            raise KldmError(f"no split is called {split!r}", remedy=f"take one of {', '.join(SPLITS)}")
+        file = self._present(split)
+        if file is None:
+            return self._read(find(SOURCES[self.name], split))
         if self.name == prototypes.NAME:
-            file = prototypes.prototypes_file()
             everything = self._small(cache.cached(file, prototypes.read_prototypes), file, prototypes.MAX_ATOMS)
-            return everything.subset(split_rows(everything)[split])
-        if self.name in SOURCES:
-            root = None if self.root is None else Path(self.root).expanduser()
-            return self._read(find(SOURCES[self.name], split, root))
-        path = Path(self.name).expanduser()
-        if path.is_dir():
-            return self._read(in_folder(path, split))
-        if path.is_file() and path.name.endswith(SUFFIXES):
-            everything = self._read(path)
-            return everything.subset(split_rows(everything)[split])
-        raise self._unknown()
+        else:
+            everything = self._read(file)
+        one_file = self.name == prototypes.NAME or Path(self.name).expanduser() == file
+        return everything.subset(split_rows(everything)[split]) if one_file else everything
 
     def locate(self, split: str) -> str:
         """Where ``load`` would take the split from, in words, without reading or downloading it.
@@ -64,18 +57,22 @@ class Data:
         Raises:
             KldmError: for an unknown name or split, or a folder without the split.
         """
+        return str(self._present(split) or f"to be downloaded from {SOURCES[self.name].url(split)}")
+
+    def _present(self, split: str) -> Path | None:
+        """The file that holds the split, alone or among others; None where it would be downloaded."""
         if split not in SPLITS:
             raise KldmError(f"no split is called {split!r}", remedy=f"take one of {', '.join(SPLITS)}")
         if self.name == prototypes.NAME:
-            return str(prototypes.prototypes_file())
+            return prototypes.prototypes_file()
         if self.name in SOURCES:
-            source, root = SOURCES[self.name], None if self.root is None else Path(self.root).expanduser()
-            return str(present(source, split, root) or f"to be downloaded from {source.url(split)}")
+            root = None if self.root is None else Path(self.root).expanduser()
+            return present(SOURCES[self.name], split, root)
         path = Path(self.name).expanduser()
         if path.is_dir():
-            return str(in_folder(path, split))
+            return in_folder(path, split)
         if path.is_file() and path.name.endswith(SUFFIXES):
-            return str(path)
+            return path
         raise self._unknown()
 
     def _unknown(self) -> KldmError:
