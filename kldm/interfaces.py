@@ -159,6 +159,15 @@ class Integrates(Protocol):
 
 
 @runtime_checkable
+class Restricts(Protocol):
+    """A species process whose samples can be held to some elements."""
+
+    def restricted(self, elements: Sequence[int]) -> Self:
+        """The same process; none of its samples holds an atomic number outside ``elements``."""
+        ...
+
+
+@runtime_checkable
 class Fits(Protocol):
     """A component with statistics of the training split."""
 
