@@ -98,6 +98,7 @@ def _run(
     ctx: click.Context, recipe: Path, code: tuple[Path, ...], out: Path | None, device: str | None, evaluate: bool
 ) -> None:
     from kldm import runs
+    from kldm.judging import table
     from kldm.recipe import parse_overrides
 
     _load(code)
@@ -115,7 +116,20 @@ def _run(
 @click.option("--z", "units", help="Formula units per cell, N or N-M: the formulas are reduced, then multiplied.")
 @click.option("--split", help="Sample the compositions of this split of the model's data set instead.")
 @click.option("--limit", type=click.IntRange(1), help="At most so many compositions of the split.")
-@click.option("--count", default=1, show_default=True, type=click.IntRange(1), help="Structures per composition.")
+@click.option("--elements", help="The only elements that may appear, e.g. Li,O,Mn.")
+@click.option("--atoms", help="Atoms in a cell: empirical, N or N-M; by default what the recipe says.")
+@click.option("--contains", help="Atoms that are in every cell, e.g. Li2O4; the others are generated.")
+@click.option("--template", type=click.Path(path_type=Path), help="A CIF or POSCAR file of which parts are kept.")
+@click.option(
+    "--keep",
+    default="cell,positions,species",
+    show_default=True,
+    help="What of the template is kept, separated by commas.",
+)
+@click.option("--keep-atoms", help="Which atoms of the template, counted from 1, e.g. 1-4,7; by default all.")
+@click.option(
+    "--count", default=1, show_default=True, type=click.IntRange(1), help="Structures per composition, or in all."
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option(
     "--max-pairs", default=64_000, show_default=True, type=click.IntRange(1), help="Pairs of atoms in a batch."
@@ -129,6 +143,12 @@ def sample(
     units: str | None,
     split: str | None,
     limit: int | None,
+    elements: str | None,
+    atoms: str | None,
+    contains: str | None,
+    template: Path | None,
+    keep: str,
+    keep_atoms: str | None,
     count: int,
     seed: int,
     max_pairs: int,
@@ -138,75 +158,134 @@ def sample(
 ) -> None:
     """Generate structures with MODEL, a run folder or a checkpoint.
 
-    Either of given formulas: `kldm sample runs/quickstart --formula LiFePO4 --formula Na2Cl2 --count 5`, each the
-    exact content of a cell, or with `--z 1-4` of every such number of formula units; or of a split of the data
-    set: `--split test` (the default).
+    \b
+    Of given compositions, each the exact content of a cell:
+      kldm sample runs/quickstart --formula LiFePO4 --formula Na2Cl2 --count 5
+    \b
+    With a model that generates species too, of a chemical system, around known atoms, or in a known cell:
+      kldm sample runs/dng --elements Li,O,Mn --atoms 4-20 --count 1000
+      kldm sample runs/dng --contains Li2O4 --atoms 8-12
+      kldm sample runs/dng --template host.cif --atoms 10
+      kldm sample runs/dng --template host.cif --keep cell
+
+    What is asked for is verified on the structures; report.json counts the violations.
     """
     from kldm import runs
-    from kldm.evaluation import draw
-    from kldm.formulas import cells
-    from kldm.results import write_json, write_samples
-    from kldm.sampling import candidates, compositions, generate, requests
+    from kldm.wish import Wish
 
     _load(code)
-    built, _, file = runs.load_run(model)
-    folder = out or runs.fresh_folder(file.parent if model.is_file() else model, "samples")
-    if (folder / "samples.jsonl").exists():
-        raise KldmError("the folder holds samples already", place=str(folder), remedy="choose another --out")
-    place = _chosen(device)
-    if formulas and split:
-        raise KldmError("--formula and --split exclude each other")
-    if formulas:
-        wanted_cells = cells(formulas, units)
-        targets = compositions([cell.numbers for cell in wanted_cells], [cell.name for cell in wanted_cells], place)
-    else:
-        if units:
-            raise KldmError("--z wants --formula")
-        targets = draw(built.data.load(split or "test"), limit, seed).to(place)
-    wanted = requests(len(targets), count)
-    network = built.model.to(place)
-    generated = generate(network, built.sampler, targets, wanted, seed=seed, max_pairs=max_pairs)
-    made = candidates(generated, wanted)
-    write_samples(folder, made, targets.ids)
-    origin: dict[str, str | int] = {
-        "checkpoint": str(file),
-        "requests": len(wanted),
-        "candidates": count,
-        "seed": seed,
-        "max_pairs": max_pairs,
-    }
-    write_json(folder / "origin.json", origin)
-    failed = sum(candidate.structure is None for candidate in made)
-    click.echo(f"{len(made) - failed} structures, {failed} failed: {folder}")
+    wish = Wish(
+        formulas=formulas,
+        units=units,
+        split=split,
+        limit=limit,
+        elements=elements,
+        contains=contains,
+        template=template,
+        keep=tuple(filter(None, (name.strip() for name in keep.split(",")))),
+        keep_atoms=keep_atoms,
+        atoms=atoms,
+        count=count,
+        seed=seed,
+    )
+    report, folder = runs.sample_run(model, wish, out, device=_chosen(device), max_pairs=max_pairs)
+    failed = sum(report["not_built"].values())
+    click.echo(f"{report['requests'] - failed} structures, {failed} failed: {folder}")
+    for name, number in report["violations"].items():
+        if number:
+            click.echo(f"{number} structures violate the constraint on {name}", err=True)
 
 
 @main.command()
-@click.argument("samples", type=click.Path(path_type=Path))
-@click.option("--reference", help="DATASET/SPLIT, e.g. mp_20/test; not needed for a run folder.")
+@click.argument("samples", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--reference", help="DATASET/SPLIT, e.g. mp_20/test, or a file; not needed for a run folder.")
+@click.option("--task", type=click.Choice(["csp", "dng"]), help="Structure prediction or de-novo generation.")
+@click.option("--k", type=click.IntRange(1), help="csp: at most so many candidates of each target; by default all.")
+@click.option("--rules", default="structural,full", show_default=True, help="csp: rules of a match.")
+@click.option("--longest-edge", type=float, help="csp: angstrom; longer cells are invalid (40 in the KLDM code).")
+@click.option("--cutoffs", help="dng: data set whose cutoffs of coverage are taken; by default the reference's.")
+@click.option("--draw", type=click.IntRange(1), help="dng: valid samples for the distances (1000 in the papers).")
+@click.option("--seed", default=0, show_default=True, help="dng: of that draw.")
+@click.option("--states", default="smact14", show_default=True, help="dng: oxidation states, smact14 or icsd24.")
+@click.option("--legacy", is_flag=True, help="dng: judge compositions exactly as smact 2.2.1 does.")
+@click.option("--train", default="", help="The training set, to see whether the reference overlaps with it.")
+@click.option("--workers", default=1, show_default=True, help="Processes; -1: as many as there are CPU cores.")
+@click.option(
+    "--time-limit", default=60.0, show_default=True, help="Seconds per structure; what takes longer has failed."
+)
 @_code
-@_out("Folder for report.json and results.csv; by default beside the samples.")
-def evaluate(samples: Path, reference: str | None, code: tuple[Path, ...], out: Path | None) -> None:
-    """Judge SAMPLES: a run folder, or a file (extxyz, samples.jsonl, zip of CIFs) beside a --reference."""
-    from kldm import evaluation, runs
+@_out("Folder for report.json, results.csv and results.jsonl; by default beside the samples.")
+def evaluate(
+    samples: tuple[Path, ...],
+    reference: str | None,
+    task: str | None,
+    k: int | None,
+    rules: str,
+    longest_edge: float | None,
+    cutoffs: str | None,
+    draw: int | None,
+    seed: int,
+    states: str,
+    legacy: bool,
+    train: str,
+    workers: int,
+    time_limit: float,
+    code: tuple[Path, ...],
+    out: Path | None,
+) -> None:
+    """Judge SAMPLES, a run folder or files of any program, beside a reference; several files are several seeds.
+
+    Files may be extxyz, a folder or zip of CIFs, CSV with a column cif, pymatgen's JSON or JSON lines, and the .pt
+    files of CDVAE, DiffCSP and FlowMM.
+
+    \b
+      kldm evaluate runs/quickstart
+      kldm evaluate samples.jsonl --reference mp_20/test --task csp --k 20
+      kldm evaluate generated.pt --reference mp_20/test --task dng --workers 8
+    """
+    from kldm import runs
+    from kldm.judging import table
+    from kldm.scoring import Task, metric_for, score_files, usual_cutoffs
 
     _load(code)
-    if samples.is_dir() and (samples / "recipe.cfg").exists():
-        if reference:
-            raise KldmError("a run folder has its own reference", remedy="leave --reference out")
-        report, folder = runs.evaluate_run(samples, out), out or samples
+    if len(samples) == 1 and (samples[0] / "recipe.cfg").exists():
+        if reference or task:
+            raise KldmError("a run folder has its own reference and metrics", remedy="leave --reference and --task out")
+        folder = out or samples[0]
+        judged = runs.evaluate_run(samples[0], out)["evaluation"]
     else:
-        if samples.is_dir():
-            raise KldmError(
-                "not a run folder (it has no recipe.cfg)", place=str(samples), remedy="name a file of samples"
-            )
         if not reference:
             raise KldmError(
-                "a file of samples needs a reference", place=str(samples), remedy="add --reference mp_20/test"
+                "a file of samples needs a reference", place=str(samples[0]), remedy="add --reference mp_20/test"
             )
-        folder = out or samples.parent
-        report = evaluation.evaluate_file(samples, reference, folder)
-    click.echo(table(report["evaluation"]))
+        folder = out or (samples[0] if samples[0].is_dir() else samples[0].parent)
+        asked: Task = "dng" if task == "dng" else "csp"
+        options: dict[str, Any] = {"workers": workers, "time_limit": time_limit}
+        if asked == "csp":
+            named = [rule for rule in (word.strip() for word in rules.split(",")) if rule]
+            options |= {"rules": named, "longest_edge": longest_edge}
+        else:
+            options |= {"cutoffs": cutoffs or usual_cutoffs(reference), "draw": draw, "seed": seed}
+            options |= {"states": states, "legacy": legacy}
+        metric = metric_for(asked, options)
+        report = score_files(samples, reference, asked, metric, folder, k=k, train=train)
+        judged = {samples[0].stem if len(samples) == 1 else f"{len(samples)} files": report}
+    click.echo(table(judged))
     click.echo(f"report: {folder / 'report.json'}")
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@_out("Folder for comparison.json and comparison.csv as well.")
+def compare(paths: tuple[Path, ...], out: Path | None) -> None:
+    """Put the reports of RUN ... side by side (run folders, folders of `kldm evaluate`, report.json files), and
+    published numbers beside them where the definitions agree."""
+    from kldm.comparison import compare as compared
+
+    found = compared(paths)
+    if out is not None:
+        found.write(out)
+    click.echo(found.text())
 
 
 @main.command(context_settings=_EXTRA)
@@ -244,34 +323,6 @@ def components(code: tuple[Path, ...]) -> None:
             click.echo(f"  {name}: {summary(component)}")
             for parameter, kind, default in describe(component):
                 click.echo(f"      {parameter}: {kind}" + (f" = {default}" if default else ""))
-
-
-def table(evaluation: dict[str, Any]) -> str:
-    """A report's evaluation as a small table: one row per value, one column per set of samples."""
-    labels = list(evaluation)
-    rows: dict[str, list[str]] = {
-        "targets": [str(evaluation[label]["targets"]) for label in labels],
-        "requests": [str(evaluation[label]["requests"]) for label in labels],
-        "not built": [str(evaluation[label]["not_built"]) for label in labels],
-    }
-    notes: dict[str, None] = {}
-    for column, label in enumerate(labels):
-        for name, found in evaluation[label]["metrics"].items():
-            notes.update(dict.fromkeys(found["notes"]))
-            for key, value in found["values"].items():
-                cells = rows.setdefault(f"{name}: {key}", ["-"] * len(labels))
-                cells[column] = "none" if value is None else f"{value:.4f}"
-    lines = [["", *labels], *([name, *cells] for name, cells in rows.items())]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(labels) + 1)]
-    text = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    text.insert(1, "-" * len(text[0]))
-    return "\n".join([*text, *(f"note: {note}" for note in notes)])
 
 
 def _load(code: tuple[Path, ...]) -> None:

@@ -1,28 +1,28 @@
-"""Sampling and judging: the same for validation, for the end of a run and for samples from elsewhere."""
+"""Sampling and judging a model: the same for validation and for the end of a run."""
 
 import hashlib
 import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import attrs
 import torch
 
 from kldm.crystals import CrystalStore
-from kldm.data import Data
 from kldm.errors import KldmError
-from kldm.experiment import Experiment, assemble
-from kldm.interfaces import Candidate, Measurement, Metric, Samples
+from kldm.experiment import Experiment, assemble, takes_compositions
+from kldm.interfaces import Candidate, Samples
+from kldm.judging import judgement, measure, reference_structures, write_rows
 from kldm.model import JointModel
+from kldm.overlap import of_store, overlap_note
 from kldm.recipe import Tree
-from kldm.results import library_versions, read_samples, write_json, write_samples, write_table
+from kldm.results import read_samples, write_json, write_samples
 from kldm.sampling import candidates, generate, requests
 from kldm.seeding import seeded
+from kldm.targets import de_novo, drawn_sizes
 from kldm.training import set_precision
-
-if TYPE_CHECKING:
-    from pymatgen.core.structure import Structure
 
 
 class Validator:
@@ -33,7 +33,7 @@ class Validator:
         self.experiment, self.settings = experiment, experiment.validation
         store = draw(experiment.data.load(self.settings.split), self.settings.size, self.settings.seed)
         self.reference = reference_structures(store)
-        self.targets = store.to(device)
+        self.targets = requested(experiment, store, len(store), self.settings.seed).to(device)
         # A score that no metric gives is found before training rather than at the first validation.
         self._values(Samples((), self.reference))
 
@@ -58,7 +58,7 @@ class Validator:
         score = self.settings.score
         values = {
             key: value
-            for found in measure(self.experiment.metrics, samples).values()
+            for found in measure(self.settings.metrics or self.experiment.metrics, samples).values()
             for key, value in found.values.items()
         }
         if score not in values:
@@ -75,31 +75,78 @@ def evaluate_splits(experiment: Experiment, tree: Tree, folder: Path, device: to
     if untrained is not None:
         set_precision(untrained, experiment.training.precision)
     for number, split in enumerate(settings.splits):
-        targets = draw(experiment.data.load(split), settings.limit, settings.seed)
+        reference = Reference.of(experiment, split)
         for name, model in (("trained", experiment.model), ("untrained", untrained)):
             if model is None or (name == "untrained" and number):
                 continue
             label = split if name == "trained" else f"{split}_untrained"
-            results[label] = _evaluate(experiment, tree, model, targets, folder, label, device)
+            results[label] = _evaluate(experiment, tree, model, reference, folder, label, device)
     return results
+
+
+@attrs.frozen(eq=False)
+class Reference:
+    """The part of a split that samples are judged against.
+
+    Attributes:
+        store: its crystals.
+        name: data set and split, such as ``mp_20/test``.
+        whole: whether it is the whole split.
+        notes: what a reader of results must know of it.
+    """
+
+    store: CrystalStore
+    name: str
+    whole: bool
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, experiment: Experiment, split: str) -> "Reference":
+        """The reference of an experiment's evaluation on a split."""
+        full, settings = experiment.data.load(split), experiment.evaluation
+        store = draw(full, settings.limit, settings.seed)
+        whole = len(store) == len(full) and experiment.data.max_atoms is None
+        train = experiment.data.load("train")
+        notes = overlap_note(of_store(store), of_store(train), "the training set")
+        return cls(store, f"{experiment.data.name}/{split}", whole, notes)
+
+    def judged(self, experiment: Experiment, found: tuple[Candidate, ...], rows: Path) -> dict[str, Any]:
+        """The metrics' judgement of samples, whose per-structure table is written to ``rows``."""
+        samples = Samples(found, reference_structures(self.store))
+        measured = measure(experiment.metrics, samples)
+        names = requested(experiment, self.store, experiment.evaluation.count, experiment.evaluation.seed).ids
+        write_rows(rows, measured, samples, names)
+        described = {"name": self.name, "rows": len(self.store), "whole": self.whole}
+        judged = judgement(measured, samples)
+        return {"reference": described, **judged, "notes": [*self.notes, *judged["notes"]]}
+
+
+def requested(experiment: Experiment, reference: CrystalStore, count: int | None, seed: int) -> CrystalStore:
+    """What the model is asked for beside a reference: its compositions, or crystals with drawn numbers of atoms."""
+    if takes_compositions(experiment.model):
+        return reference
+    settings = experiment.evaluation
+    return de_novo(drawn_sizes(settings.atoms, settings.histogram, count or len(reference), seed)).store
 
 
 def _evaluate(
     experiment: Experiment,
     tree: Tree,
     model: JointModel,
-    targets: CrystalStore,
+    reference: Reference,
     folder: Path,
     label: str,
     device: torch.device,
 ) -> dict[str, Any]:
     started, settings, place = time.monotonic(), experiment.evaluation, folder / "samples" / label
-    wanted = requests(len(targets), settings.candidates)
+    targets = requested(experiment, reference.store, settings.count, settings.seed)
+    wanted = requests(len(targets), settings.candidates if takes_compositions(experiment.model) else 1)
     origin = {
         "weights": _digest(model),
         "sampler": tree["sampler"],
         "targets": len(targets),
         "candidates": settings.candidates,
+        "atoms": settings.atoms,
         "limit": settings.limit,
         "seed": settings.seed,
         "max_pairs": settings.max_pairs,
@@ -118,66 +165,8 @@ def _evaluate(
         found = candidates(generated, wanted)
         write_samples(place, found, targets.ids)
         write_json(place / "origin.json", origin)
-    samples = Samples(found, reference_structures(targets))
-    measured = measure(experiment.metrics, samples)
-    write_rows(place / "results.csv", measured, samples, targets.ids)
-    return {**summary(measured, samples), "seconds": round(time.monotonic() - started, 1)}
-
-
-def evaluate_file(path: Path, reference: str, out: Path) -> dict[str, Any]:
-    """Judge a file of samples beside ``DATASET/SPLIT``, with the match rate of crystal structure prediction."""
-    from kldm.metrics import MatchRate
-
-    name, _, split = reference.rpartition("/")
-    if not name:
-        raise KldmError("wants DATASET/SPLIT", place=f"--reference {reference}", remedy="write it like mp_20/test")
-    found = read_samples(path)
-    targets = Data(name=name).load(split)
-    beyond = max((candidate.target for candidate in found), default=-1)
-    if not found or beyond >= len(targets):
-        problem = f"asks for row {beyond} of {len(targets)}" if found else "holds no samples"
-        raise KldmError(problem, place=str(path), remedy=f"check that {reference} is what was sampled")
-    samples = Samples(found, reference_structures(targets))
-    measured = measure({"match_rate": MatchRate()}, samples)
-    write_rows(out / "results.csv", measured, samples, targets.ids)
-    report: dict[str, Any] = {
-        "reference": reference,
-        "libraries": library_versions(),
-        "evaluation": {path.stem: summary(measured, samples)},
-    }
-    write_json(out / "report.json", report)
-    return report
-
-
-def measure(metrics: Mapping[str, Metric], samples: Samples) -> dict[str, Measurement]:
-    """Every metric on the same samples."""
-    return {name: metric.measure(samples) for name, metric in metrics.items()}
-
-
-def summary(measured: Mapping[str, Measurement], samples: Samples) -> dict[str, Any]:
-    """The part of a report that belongs to one set of samples."""
-    return {
-        "targets": len(samples.reference),
-        "requests": len(samples.candidates),
-        "not_built": sum(candidate.structure is None for candidate in samples.candidates),
-        "metrics": {
-            name: {"values": found.values, "definition": found.definition, "notes": list(found.notes)}
-            for name, found in measured.items()
-        },
-    }
-
-
-def write_rows(path: Path, measured: Mapping[str, Measurement], samples: Samples, names: tuple[str, ...]) -> None:
-    """The per-structure table: one row per candidate, the columns of all metrics side by side."""
-    rows: list[dict[str, Any]] = []
-    for index, candidate in enumerate(samples.candidates):
-        row: dict[str, Any] = {"target": candidate.target, "candidate": candidate.candidate}
-        row["name"] = names[candidate.target] if candidate.target < len(names) else ""
-        for found in measured.values():
-            if found.rows:
-                row |= found.rows[index]
-        rows.append(row)
-    write_table(path, rows)
+    judged = reference.judged(experiment, found, place / "results.csv")
+    return {**judged, "seconds": round(time.monotonic() - started, 1)}
 
 
 def draw(store: CrystalStore, limit: int | None, seed: int) -> CrystalStore:
@@ -204,10 +193,3 @@ def _digest(model: JointModel) -> str:
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def reference_structures(store: CrystalStore) -> tuple["Structure", ...]:
-    """The crystals of a data set as structures, to judge samples against."""
-    from kldm.convert import to_structures
-
-    return tuple(to_structures(store))

@@ -11,8 +11,10 @@ from kldm.data import Data
 from kldm.data.sources import SPLITS
 from kldm.errors import KldmError, nearest
 from kldm.interfaces import Metric, Sampler
+from kldm.judging import RESERVED
 from kldm.model import JointModel
 from kldm.recipe import Tree, build
+from kldm.targets import EMPIRICAL, atom_range, histogram
 from kldm.training import Training
 
 
@@ -21,9 +23,14 @@ class Evaluation:
     """What is sampled and judged after training.
 
     Args:
-        splits: splits of the data set whose compositions are sampled, in this order.
+        splits: splits of the data set to judge against, in this order. A model that takes its species from the
+            composition is asked for those of the split; one that generates them, for crystals of its own.
         limit: at most so many crystals of each split (drawn once, by the seed); all by default.
         candidates: structures per composition.
+        count: structures to generate where species are generated; by default as many as the split has crystals.
+        atoms: numbers of atoms of these: ``empirical`` (as often as in the training set), a number, or a range
+            such as ``4-20``.
+        histogram: crystals of the training set by number of atoms; measured when a run starts.
         seed: of the draw and of sampling.
         max_pairs: largest number of ordered pairs of atoms in a batch; memory grows with it.
         untrained: whether the untrained network is sampled and judged too, on the first split, as a baseline.
@@ -32,12 +39,17 @@ class Evaluation:
     splits: tuple[str, ...] = ("test",)
     limit: int | None = None
     candidates: int = 1
+    count: int | None = None
+    atoms: int | str = EMPIRICAL
+    histogram: Mapping[str, int] | None = None
     seed: int = 0
     max_pairs: int = 64_000
     untrained: bool = False
 
     def __attrs_post_init__(self) -> None:
-        _at_least_one(self, "limit", "candidates", "max_pairs")
+        _at_least_one(self, "limit", "candidates", "count", "max_pairs")
+        if self.atoms != EMPIRICAL:
+            atom_range(self.atoms)
         _known_splits("splits", self.splits)
 
 
@@ -47,10 +59,11 @@ class Validation:
 
     Args:
         sampler: usually a cheaper one than the final.
-        size: crystals of the validation split (drawn once, by the seed).
+        size: crystals of the validation split (drawn once, by the seed), and as many samples.
         split: where they come from.
         score: the metric's value that decides, the higher the better.
         seed: of the draw and of sampling.
+        metrics: what is measured, by name; the experiment's where there are none.
     """
 
     sampler: Sampler
@@ -58,6 +71,7 @@ class Validation:
     split: str = "val"
     score: str = "structural.match_rate@1"
     seed: int = 0
+    metrics: Mapping[str, Metric] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         _at_least_one(self, "size")
@@ -75,7 +89,7 @@ class Experiment:
         training: settings of ``fit``.
         evaluation: what is judged at the end.
         validation: what is judged during training; without it the last weights are the best.
-        metrics: by the name they have in the report.
+        metrics: by the name they have in the report; ``csp`` and ``dng`` are read by ``kldm compare``.
     """
 
     data: Data
@@ -87,6 +101,9 @@ class Experiment:
     metrics: Mapping[str, Metric] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
+        for name in self.metrics:
+            if name in RESERVED:
+                raise KldmError("the report has another use for the name", place=f"metrics.{name}", remedy="rename it")
         self.sampler.check(self.model.processes)
         if self.validation is not None:
             self.validation.sampler.check(self.model.processes)
@@ -107,8 +124,15 @@ def assemble(tree: Tree) -> tuple[Experiment, Tree]:
 def assemble_fitted(tree: Tree, train: CrystalStore) -> tuple[Experiment, Tree]:
     """``assemble`` with the statistics of the training split measured and written into the complete tree."""
     experiment, complete = assemble(tree)
-    statistics = experiment.model.fitted_statistics(train)
-    return assemble(_merge(complete, {"model": statistics})) if statistics else (experiment, complete)
+    statistics: dict[str, Any] = {"model": experiment.model.fitted_statistics(train)}
+    if not takes_compositions(experiment.model):
+        statistics["evaluation"] = {"histogram": histogram(train)}
+    return assemble(_merge(complete, statistics)) if any(statistics.values()) else (experiment, complete)
+
+
+def takes_compositions(model: JointModel) -> bool:
+    """Whether the species of the model's samples come from a given composition, as nothing predicts them."""
+    return not model.processes["species"].predicts
 
 
 def load_components() -> None:

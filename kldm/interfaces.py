@@ -139,14 +139,14 @@ class Flows(Protocol):
 
 @runtime_checkable
 class Predicts(Protocol):
-    """A process with the deterministic predictor of a predictor-corrector sampler."""
+    """A process with the predictor of a predictor-corrector sampler: deterministic, but for jumps."""
 
     def predict(self, latent: Latent, prediction: Prediction, step: Step) -> Latent: ...
 
 
 @runtime_checkable
 class Corrects(Protocol):
-    """A process with a Langevin move at the fixed time ``step.now``."""
+    """A process with a move at the fixed time ``step.now`` that keeps the law there: Langevin, or detailed balance."""
 
     def correct(self, latent: Latent, prediction: Prediction, step: Step, correction: Correction) -> Latent: ...
 
@@ -274,10 +274,15 @@ class Candidate:
 
 @attrs.frozen(eq=False)
 class Samples:
-    """What a metric judges: every requested structure, failures included, beside the reference."""
+    """What a metric judges: every requested structure, failures included, beside the reference.
+
+    Attributes:
+        candidates: what came, in any order.
+        reference: by row; None where a row of a foreign reference is no structure.
+    """
 
     candidates: tuple[Candidate, ...]
-    reference: tuple["Structure", ...]
+    reference: "tuple[Structure | None, ...]"
 
 
 @attrs.frozen(eq=False)

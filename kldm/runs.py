@@ -7,21 +7,25 @@ The folder holds ``recipe.cfg`` (complete), ``checkpoints/``, ``train.jsonl``, `
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 
 from kldm import checkpoint as checkpoints
 from kldm.checkpoint import Checkpoint
+from kldm.constraints import violations
 from kldm.errors import KldmError
-from kldm.evaluation import Validator, draw, evaluate_splits, measure, reference_structures, summary, write_rows
+from kldm.evaluation import Reference, Validator, evaluate_splits
 from kldm.experiment import Experiment, assemble, assemble_fitted
-from kldm.interfaces import Samples
 from kldm.recipe import Tree, read_recipe, write_recipe
-from kldm.results import library_versions, read_samples, write_json
+from kldm.results import library_versions, read_samples, write_json, write_samples
+from kldm.sampling import candidates, generate, requests
 from kldm.training import fit, set_precision
+from kldm.wish import Wish
 
 # Keys that may differ when a run folder is used again: they change what is done with the model, not the model.
 _FREE = ("sampler", "evaluation", "metrics", "validation")
@@ -80,21 +84,63 @@ def load_run(path: Path) -> tuple[Experiment, Checkpoint, Path]:
     return experiment, record, file
 
 
+def sample_run(
+    path: Path, wish: Wish, out: Path | None = None, *, device: torch.device | None = None, max_pairs: int = 64_000
+) -> tuple[dict[str, Any], Path]:
+    """Generate what is wished for with the model of a run folder or checkpoint.
+
+    Writes the samples and ``report.json`` (what they depend on, how many could not be built and why, and by how many
+    structures each constraint is violated) to ``out``, by default a new folder beside the model.
+
+    Returns:
+        the report, and the folder.
+    """
+    experiment, _, file = load_run(path)
+    folder = out or fresh_folder(file.parent if path.is_file() else path, "samples")
+    if (folder / "samples.jsonl").exists():
+        raise KldmError("the folder holds samples already", place=str(folder), remedy="choose another --out")
+    targets, count = wish.targets(experiment)
+    place = device or default_device()
+    wanted = requests(len(targets.store), count)
+    generated = generate(
+        experiment.model.to(place),
+        experiment.sampler,
+        targets.store.to(place),
+        wanted,
+        seed=wish.seed,
+        max_pairs=max_pairs,
+        constraints=targets.constraints,
+    )
+    made = candidates(generated, wanted)
+    write_samples(folder, made, targets.store.ids)
+    broken = violations(made, [request.target for request in wanted], targets.store, targets.constraints)
+    asked = {name: value for name, value in attrs.asdict(wish).items() if value not in (None, ())}
+    report: dict[str, Any] = {
+        "checkpoint": str(file),
+        "wish": {name: str(value) if isinstance(value, Path) else value for name, value in asked.items()},
+        "max_pairs": max_pairs,
+        "device": _device_name(place),
+        "libraries": library_versions(),
+        "requests": len(wanted),
+        "not_built": dict(Counter(candidate.reason for candidate in made if candidate.structure is None)),
+        "violations": broken,
+    }
+    write_json(folder / "report.json", report)
+    return report, folder
+
+
 def evaluate_run(folder: Path, out: Path | None = None) -> dict[str, Any]:
     """Judge the samples of a run folder again, with the metrics of its recipe."""
     experiment, _ = assemble(read_recipe(folder / "recipe.cfg"))
-    settings, results = experiment.evaluation, {}
-    for split in settings.splits:
+    results: dict[str, Any] = {}
+    for split in experiment.evaluation.splits:
         for label in (split, f"{split}_untrained"):
             place = folder / "samples" / label
             if not (place / "samples.jsonl").exists():
                 continue
-            targets = draw(experiment.data.load(split), settings.limit, settings.seed)
-            reference = reference_structures(targets)
-            samples = Samples(read_samples(place / "samples.jsonl"), reference)
-            measured = measure(experiment.metrics, samples)
-            write_rows((out / f"{label}.csv") if out else place / "results.csv", measured, samples, targets.ids)
-            results[label] = summary(measured, samples)
+            rows = (out / f"{label}.csv") if out else place / "results.csv"
+            found = read_samples(place / "samples.jsonl")
+            results[label] = Reference.of(experiment, split).judged(experiment, found, rows)
     if not results:
         raise KldmError("the run has no samples yet", place=str(folder), remedy="finish it with kldm run")
     report = _report(folder) | {"libraries": library_versions(), "evaluation": results}

@@ -1,6 +1,6 @@
 """Many requests through one sampler: batches by a budget of pairs, results in the order of the requests."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import attrs
@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from kldm.crystals import Crystals, CrystalStore, Layout
+from kldm.constraints import Constraints, constrained
+from kldm.crystals import CrystalStore
 from kldm.interfaces import Candidate, GenerativeModel, Sampler
 from kldm.seeding import seeded
 
@@ -52,6 +53,7 @@ def generate(
     *,
     seed: int,
     max_pairs: int,
+    constraints: Constraints | None = None,
     description: str = "sample",
 ) -> CrystalStore:
     """One generated crystal per request, in the order of the requests.
@@ -59,12 +61,15 @@ def generate(
     Args:
         model: on the device of ``targets``.
         sampler: how to sample.
-        targets: layout and conditioning by row; coordinates and cells are not looked at.
+        targets: layout and conditioning by row; of coordinates and cells only those that ``constraints`` keep count.
         wanted: the requests.
         seed: all randomness follows from it, the requests and the budget.
         max_pairs: largest number of ordered pairs of atoms in a batch.
+        constraints: what the samples must obey.
         description: label of the progress bar.
     """
+    rules = constraints or Constraints()
+    rules.check(model.processes, targets)
     groups = batches([targets.sizes[request.target] for request in wanted], max_pairs)
     made: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
     total = len(groups) * sampler.steps
@@ -74,9 +79,10 @@ def generate(
             bar.update(steps)
 
         for number, group in enumerate(groups):
-            given = targets.batch([wanted[index].target for index in group])
+            rows = [wanted[index].target for index in group]
+            bound = constrained(model, rules, targets, rows)
             rng = seeded(targets.device, seed, "sample", number)
-            crystals = sampler.sample(model, given, rng, advance).to("cpu")
+            crystals = bound.restored(sampler.sample(bound, targets.batch(rows), rng, advance)).to("cpu")
             split = zip(
                 torch.split(crystals.fractional, list(crystals.layout.sizes)),
                 crystals.lattice,
@@ -116,16 +122,3 @@ def candidates(generated: CrystalStore, wanted: Sequence[Request]) -> tuple[Cand
         Candidate(request.target, request.candidate, structure, reason)
         for request, (structure, reason) in zip(wanted, built, strict=True)
     )
-
-
-def compositions(species: Iterable[Sequence[int]], names: Sequence[str], device: torch.device) -> CrystalStore:
-    """Targets that consist of atomic numbers alone: for sampling by formula."""
-    rows = [list(numbers) for numbers in species]
-    layout = Layout.of([len(row) for row in rows], device)
-    blank = Crystals(
-        fractional=torch.zeros(layout.total, 3, device=device),
-        lattice=torch.ones(len(rows), 6, device=device),
-        species=torch.tensor([number for row in rows for number in row], device=device),
-        layout=layout,
-    )
-    return CrystalStore(blank.fractional, blank.species, blank.lattice, layout.sizes, tuple(names))

@@ -1,10 +1,21 @@
-"""A finished run of the quickstart recipe, made tiny, that several tests look at."""
+"""Finished runs of the quickstart recipes, made tiny, that several tests look at."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.small import QUICK, RECIPES, kldm, options
+
+
+@pytest.fixture(scope="session")
+def finished_dng(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of the quickstart for de-novo generation, made tiny. Not to be written to."""
+    folder = tmp_path_factory.mktemp("finished_dng") / "run"
+    few: dict[str, Any] = {**QUICK, "evaluation.count": 5, "metrics.dng.coverage": False}
+    result = kldm("run", RECIPES / "quickstart_dng.cfg", "--out", folder, "--device", "cpu", *options(few))
+    assert result.exit_code == 0, result.output
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from kldm.crystals import Crystals, Layout
 from kldm.interfaces import DiffusionProcess, Latent, Prediction
-from kldm.processes import TrivializedTorus, VPEuclidean
+from kldm.processes import Absorbing, TrivializedTorus, VPEuclidean
 from kldm.processes.kinetic import Kernel
 from kldm.torus import score_mean_square, wrap
 
 TURN = 2 * pi
+IMPOSSIBLE = -1e4  # logit of a type, or log density of an atom, that cannot be
 
 
 def random_crystals(sizes: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float64) -> Crystals:
@@ -42,7 +43,8 @@ def translation_free_rms(fractional: Tensor, truth: Tensor, layout: Layout) -> T
 
 @attrs.frozen(eq=False)
 class _Guess:
-    """What one crystal, taken for the truth, says: log p(state) [B] up to a constant, and exact values."""
+    """What one crystal, taken for the truth, says: log p(state) [B] up to a constant, and exact values (of tokens, the
+    probability of each)."""
 
     log_density: Tensor
     value: Tensor
@@ -54,7 +56,8 @@ class Oracle:
 
     One candidate: the clean positions are first aligned to the state, per axis, by the circular mean over the atoms of
     r - mu_r (the prior over positions is uniform). Several: the posterior mixture, whose translation is integrated over
-    by quadrature, so that the prediction is exact for a uniformly translated truth.
+    by quadrature, so that the prediction is exact for a uniformly translated truth. All modalities share the weights of
+    the mixture: their log densities add up.
 
     Attributes:
         processes: by modality, as ``JointModel`` has them.
@@ -68,7 +71,7 @@ class Oracle:
         guesses = {
             name: [self._guess(process, latents[name], s, truth, layout) for truth in self.candidates]
             for name, process in self.processes.items()
-            if isinstance(process, TrivializedTorus | VPEuclidean)
+            if isinstance(process, TrivializedTorus | VPEuclidean | Absorbing)
         }
         density = sum(
             (torch.stack([guess.log_density for guess in each], -1) for each in guesses.values()),
@@ -78,21 +81,34 @@ class Oracle:
         answers: dict[str, Prediction] = {name: {} for name in self.processes}
         for name, each in guesses.items():
             process = self.processes[name]
+            channel = process.predicts[0]
             values = torch.stack([guess.value for guess in each], -1)
-            rows = weight if len(values) == len(layout) and name != "coordinates" else layout.per_atom(weight)
+            rows = weight if channel.per == "crystal" else layout.per_atom(weight)
             value = (values * rows.unsqueeze(1)).sum(-1)
-            answers[name] = {process.predicts[0].name: _output(process, value, latents[name], s, layout)}
+            answers[name] = {channel.name: _output(process, value, latents[name], s, layout)}
         return answers
 
     def _guess(
-        self, process: TrivializedTorus | VPEuclidean, latent: Latent, s: Tensor, truth: Crystals, layout: Layout
+        self,
+        process: TrivializedTorus | VPEuclidean | Absorbing,
+        latent: Latent,
+        s: Tensor,
+        truth: Crystals,
+        layout: Layout,
     ) -> _Guess:
         if isinstance(process, VPEuclidean):
+            channel = process.codec.channel
             clean = process.codec.encode(truth)
-            time = s.unsqueeze(-1)
-            error = latent[process.codec.channel.name] - process.schedule.alpha(time) * clean
+            time = _column(process, s, layout)
+            error = latent[channel.name] - process.schedule.alpha(time) * clean
             sigma = process.schedule.sigma(time).clamp(min=1e-5)
-            return _Guess(-((error / sigma) ** 2).sum(-1) / 2, clean)
+            density = -((error / sigma) ** 2).sum(-1) / 2
+            return _Guess(density if channel.per == "crystal" else layout.sum(density), clean)
+        if isinstance(process, Absorbing):
+            seen, types = latent["species"], process.predicts[0].width
+            possible = (seen == types) | (seen == truth.species - 1)
+            density = torch.where(possible, 0.0, IMPOSSIBLE).to(s.dtype)
+            return _Guess(layout.sum(density), torch.nn.functional.one_hot(truth.species - 1, types).to(s.dtype))
         kernel = _kernel(process, s, layout)
         mean = kernel.gain * latent["velocity"] * TURN
         state = latent["fractional"] * TURN - mean
@@ -125,12 +141,18 @@ def _kernel(process: TrivializedTorus, s: Tensor, layout: Layout) -> Kernel:
     return Kernel.at(process.horizon * layout.per_atom(s).unsqueeze(-1), process.variance_floor)
 
 
+def _column(process: VPEuclidean, s: Tensor, layout: Layout) -> Tensor:
+    return (s if process.codec.channel.per == "crystal" else layout.per_atom(s)).unsqueeze(-1)
+
+
 def _output(process: DiffusionProcess, value: Tensor, latent: Latent, s: Tensor, layout: Layout) -> Tensor:
-    """The network's output that stands for g or for the clean value."""
+    """The network's output that stands for g, for the clean value or for the probabilities."""
+    if isinstance(process, Absorbing):
+        return value.log().clamp(min=IMPOSSIBLE)
     if isinstance(process, VPEuclidean):
         if process.parameterization == "x0":
             return value
-        time = s.unsqueeze(-1)
+        time = _column(process, s, layout)
         x = latent[process.codec.channel.name]
         return (x - process.schedule.alpha(time) * value) / process.schedule.sigma(time).clamp(min=1e-5)
     assert isinstance(process, TrivializedTorus)

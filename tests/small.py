@@ -1,15 +1,20 @@
 """Models, data and recipes small enough for tests."""
 
+import csv
+import gzip
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from click.testing import CliRunner, Result
 
 from kldm.cli import main
 from kldm.crystals import CrystalStore
+from kldm.interfaces import DiffusionProcess
 from kldm.model import JointModel
 from kldm.networks import CSPVNet
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
@@ -38,11 +43,42 @@ def small_model(seed: int = 0, hidden: int = 8, layers: int = 1) -> JointModel:
     )
 
 
+def small_dng_model(species: DiffusionProcess | None = None, seed: int = 0) -> JointModel:
+    """KLDM-x0 for de-novo generation with a tiny network; absorbing species by default."""
+    from kldm.processes.absorbing import Absorbing
+
+    torch.manual_seed(seed)
+    return JointModel(
+        coordinates=TrivializedTorus(),
+        lattice=VPEuclidean(codec=LogTan(standardise=False), parameterization="x0"),
+        species=species or Absorbing(),
+        network=partial(CSPVNet, **NETWORK),
+    )
+
+
 def random_store(sizes: tuple[int, ...], seed: int = 0) -> CrystalStore:
     """Random crystals as a data set."""
     made = random_crystals(sizes, seed, torch.float32)
     names = tuple(f"random-{number}" for number in range(len(sizes)))
     return CrystalStore(made.fractional, made.species, made.lattice, sizes, names)
+
+
+def real(name: str, count: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The first rows of the published splits of a data set, as a folder."""
+    if not os.environ.get("KLDM_DATA"):
+        pytest.skip("KLDM_DATA is not set")
+    monkeypatch.setenv("KLDM_CACHE", str(folder / "cache"))
+    place = folder / name
+    place.mkdir()
+    for split in ("train", "val", "test"):
+        source = Path(os.environ["KLDM_DATA"]) / name / f"{split}.csv.gz"
+        if not source.exists():
+            pytest.skip(f"{source} is not there")
+        with gzip.open(source, "rt", newline="") as full, (place / f"{split}.csv").open("w", newline="") as part:
+            reader, writer = csv.reader(full), csv.writer(part)
+            for _ in range(count + 1):
+                writer.writerow(next(reader))
+    return place
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

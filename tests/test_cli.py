@@ -27,8 +27,8 @@ def test_help_of_each_command(command: str) -> None:
 def test_run_prints_a_table_and_the_folder(finished: Path) -> None:
     lines = (finished.parent / "output.txt").read_text().splitlines()
     assert lines[0].split() == ["train", "train_untrained", "test"]
-    assert lines[2].split() == ["targets", "5", "5", "5"]
-    assert any(line.startswith("match_rate: structural.match_rate@1") for line in lines)
+    assert lines[2].split() == ["reference", "5", "5", "5"]
+    assert any(line.startswith("csp.structural.match_rate@1") for line in lines)
     assert lines[-1] == f"run folder: {finished}"
 
 

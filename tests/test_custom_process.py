@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
 from kldm import JointModel, Training, fit
 from kldm.convert import to_structures
@@ -13,8 +12,9 @@ from kldm.data import Data
 from kldm.networks import CSPVNet
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
 from kldm.samplers import PredictorCorrector
-from kldm.sampling import compositions, generate, requests
-from tests.small import NETWORK, QUICK, RECIPES, kldm, options, refused, rows
+from kldm.sampling import generate, requests
+from kldm.targets import compositions
+from tests.small import NETWORK, QUICK, RECIPES, kldm, options, real, refused, rows
 
 CODE = '''\
 """Coordinates on the torus by plain Brownian motion: no velocities, no base class."""
@@ -101,7 +101,7 @@ validate_every = 0
 [evaluation]
 limit = 4
 
-[metrics.match_rate]
+[metrics.csp]
 @metrics = "match_rate.v1"
 """
 
@@ -152,29 +152,9 @@ def test_the_same_composition_as_plain_python(tmp_path: Path) -> None:
     fit(model, train, Training(epochs=2, batch_size=64, ema_start=1), tmp_path, {})
     assert [row["epoch"] for row in rows(tmp_path)] == [1, 2]
     wanted = requests(2, 2)
-    targets = compositions([(11, 17), (22, 8, 8)], ["NaCl", "TiO2"], torch.device("cpu"))
+    targets = compositions([(11, 17), (22, 8, 8)], ["NaCl", "TiO2"])
     found = generate(model, PredictorCorrector(steps=20), targets, wanted, seed=0, max_pairs=64_000)
     assert [structure.formula for structure in to_structures(found)] == ["Na1 Cl1", "Ti1 O2"] * 2
-
-
-def real(name: str, count: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The first rows of the published splits of a data set, as a folder."""
-    import csv
-    import gzip
-    import os
-
-    if not os.environ.get("KLDM_DATA"):
-        pytest.skip("KLDM_DATA is not set")
-    monkeypatch.setenv("KLDM_CACHE", str(folder / "cache"))
-    place = folder / name
-    place.mkdir()
-    for split in ("train", "val", "test"):
-        source = Path(os.environ["KLDM_DATA"]) / name / f"{split}.csv.gz"
-        with gzip.open(source, "rt", newline="") as full, (place / f"{split}.csv").open("w", newline="") as part:
-            reader, writer = csv.reader(full), csv.writer(part)
-            for _ in range(count + 1):
-                writer.writerow(next(reader))
-    return place
 
 
 @pytest.mark.parametrize(("name", "recipe"), [("perov_5", "kldm_x0_pc_perov5"), ("mp_20", "kldm_x0_pc_mp20")])
@@ -195,5 +175,5 @@ def test_the_paper_s_recipe_on_real_data(
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     found = report["evaluation"]["test"]
-    assert (report["training"]["crystals"], found["targets"], found["requests"]) == (40, 4, 8)
-    assert {"structural.match_rate@1", "structural.match_rate@2"} <= set(found["metrics"]["match_rate"]["values"])
+    assert (report["training"]["crystals"], found["reference"]["rows"], found["requests"]) == (40, 4, 8)
+    assert {"match_rate@1", "match_rate@2"} <= set(found["csp"]["structural"])

@@ -18,7 +18,8 @@ from pymatgen.core.structure import Structure
 from kldm.errors import KldmError
 from kldm.files import atomic_write
 from kldm.interfaces import Candidate
-from kldm.results import library_versions, read_samples, write_json, write_samples, write_table
+from kldm.reading import read_samples
+from kldm.results import library_versions, write_json, write_samples, write_table
 
 
 def olivine_like() -> Structure:
@@ -97,99 +98,14 @@ def test_equal_samples_make_equal_bytes(folder: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_no_candidates_and_a_flat_cell(tmp_path: Path) -> None:
-    for number, candidates in enumerate(((), (Candidate(0, 0, flat()),))):
-        write_samples(tmp_path / str(number), candidates)
-        for name in ("samples.jsonl", "samples.extxyz", "structures.zip"):
-            found = read_samples(tmp_path / str(number) / name)
-            assert [(c.target, c.candidate) for c in found] == [(c.target, c.candidate) for c in candidates]
-
-
-def test_broken_cifs_are_failed_candidates(tmp_path: Path, folder: Path) -> None:
-    with zipfile.ZipFile(folder / "structures.zip") as archive:
-        good = archive.read("00003_00_NaCl.cif").decode()
-    texts = {
-        "00000_00_A.cif": good,
-        "00001_00_B.cif": "not a CIF",
-        "00002_00_C.cif": "",
-        "00003_00_D.cif": good.replace("_cell_length_a   4", "_cell_length_a   -4"),
-        "00004_00_E.cif": good.replace("0.50000000  0.50000000", "nan  0.50000000"),
-    }
-    with zipfile.ZipFile(tmp_path / "cifs.zip", "w") as archive:
-        for name, text in texts.items():
-            archive.writestr(name, text)
-    found = read_samples(tmp_path / "cifs.zip")
-    assert [c.target for c in found] == [0, 1, 2, 3, 4]
-    assert [c.structure is not None for c in found[:4]] == [True, False, False, False]
-    assert all(c.reason for c in found[1:4])
-    assert found[3].reason == "cell length not positive"
-    assert found[4].structure is None or not np.isfinite(found[4].structure.frac_coords).all()
-
-
-def test_cifs_without_numbers_go_by_order(tmp_path: Path, folder: Path) -> None:
-    with zipfile.ZipFile(folder / "structures.zip") as archive:
-        good = archive.read("00003_00_NaCl.cif").decode()
-    with zipfile.ZipFile(tmp_path / "cifs.zip", "w") as archive:
-        for name in ("b.cif", "a.cif", "00007_00_NaCl.cif", "readme.txt"):
-            archive.writestr(name, good)
-    assert [(c.target, c.candidate) for c in read_samples(tmp_path / "cifs.zip")] == [(0, 0), (1, 0), (2, 0)]
-
-
-def test_structures_that_cannot_be_built(tmp_path: Path) -> None:
-    good = with_x(0.5).as_dict()
-    negative = {**good, "lattice": {**good["lattice"], "a": -4.0}}
-    rows = [
-        {"structure": good},
-        {"structure": {**good, "lattice": {**good["lattice"], "matrix": None}}},
-        {"structure": negative},
-        {"structure": {"nonsense": 1}},
-        {"structure": None},
-        {"structure": None, "reason": "exploded"},
-    ]
-    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
-    found = read_samples(tmp_path / "x.jsonl")
-    assert [(c.target, c.candidate) for c in found] == [(row, 0) for row in range(6)]
-    assert [c.structure is not None for c in found] == [True] + [False] * 5
-    reasons = [
-        "",
-        "no cell",
-        "cell length not positive",
-        "structure cannot be built: KeyError",
-        "no structure",
-        "exploded",
-    ]
-    assert [c.reason for c in found] == reasons
-
-
-def test_frames_without_a_cell_or_with_unknown_elements(tmp_path: Path) -> None:
-    lattice = 'Lattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3 pbc="T T T"'
-    (tmp_path / "x.extxyz").write_text(f"1\n{lattice}\nNa 0 0 0\n1\n\nNa 0 0 0\n1\n{lattice}\nX 0 0 0\n")
-    found = read_samples(tmp_path / "x.extxyz")
-    assert [c.structure is not None for c in found] == [True, False, False]
-    assert [c.reason.startswith("structure cannot be built") for c in found] == [False, True, True]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("x.jsonl", '{"structure": null}\n{"structure": nul', r"x.jsonl:2: the line is not JSON"),
-        ("x.jsonl", '{"target": 1}\n', r"x.jsonl:1: the row has no 'structure'"),
-        ("x.jsonl", '{"target": "a", "structure": null}\n', r"whole numbers"),
-        ("x.zip", "this is no zip", r"not a zip file"),
-        ("x.extxyz", "this is no xyz", r"not an extended xyz file"),
-        ("x.doc", "", r"no samples are read from .doc files"),
-    ],
-)
-def test_unreadable_files_are_one_sentence(tmp_path: Path, name: str, content: str, message: str) -> None:
-    (tmp_path / name).write_text(content)
-    with pytest.raises(KldmError, match=message):
-        read_samples(tmp_path / name)
-
-
-@pytest.mark.parametrize("name", ["x.jsonl", "x.zip", "x.extxyz"])
-def test_missing_file(tmp_path: Path, name: str) -> None:
-    with pytest.raises(KldmError, match="No such file"):
-        read_samples(tmp_path / name)
+@pytest.mark.parametrize("name", ["samples.jsonl", "samples.extxyz", "structures.zip"])
+def test_no_candidates_and_a_flat_cell(tmp_path: Path, name: str) -> None:
+    write_samples(tmp_path / "none", ())
+    with pytest.raises(KldmError, match="holds no structures"):
+        read_samples(tmp_path / "none" / name)
+    write_samples(tmp_path / "flat", (Candidate(0, 0, flat()),))
+    (found,) = read_samples(tmp_path / "flat" / name)
+    assert (found.target, found.candidate) == (0, 0)
 
 
 def test_table(tmp_path: Path) -> None:

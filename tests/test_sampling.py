@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from kldm.crystals import Crystals, CrystalStore
 from kldm.interfaces import DiffusionProcess, GenerativeModel
 from kldm.samplers import EulerMaruyama
-from kldm.sampling import Request, batches, candidates, compositions, generate, requests
+from kldm.sampling import Request, batches, candidates, generate, requests
+from kldm.targets import compositions
 from tests.small import random_store, small_model
 
 SIZES = (3, 1, 5, 2, 5, 1)
@@ -115,7 +116,7 @@ def test_a_structure_that_cannot_be_built_is_kept_with_its_reason() -> None:
 
 
 def test_compositions_are_targets() -> None:
-    targets = compositions([(11, 17), (8,)], ["NaCl", "O"], torch.device("cpu"))
+    targets = compositions([(11, 17), (8,)], ["NaCl", "O"])
     assert (targets.sizes, targets.ids, targets.species.tolist()) == ((2, 1), ("NaCl", "O"), [11, 17, 8])
     found = generate(small_model(), EulerMaruyama(steps=2), targets, requests(2, 3), seed=0, max_pairs=100)
     assert (found.sizes, found.ids) == ((2, 1) * 3, ("NaCl", "O") * 3)

@@ -1,81 +1,171 @@
-"""Whether a generated structure is one at all: the structural rule of CDVAE, without its blind spots."""
+"""The light metric of validity: how many structures and compositions are possible at all."""
 
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+import attrs
+
+from kldm.errors import KldmError
+from kldm.interfaces import Candidate, Json, Measurement, Samples
+from kldm.metrics.composition import MOST_COMBINATIONS, States, check_states, compositional_rule, compositional_validity
+from kldm.metrics.structure import CUTOFF, MINIMUM_VOLUME, structural_rule, structural_validity
+from kldm.registry import metric
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
-CUTOFF = 0.5
-"""Angstrom; atoms closer than this make a structure invalid (Xie et al. 2022, used by every method since)."""
-
-MINIMUM_VOLUME = 0.1
-"""Cubic angstrom; cells smaller than this are invalid (Xie et al. 2022)."""
+__all__ = ["CUTOFF", "MINIMUM_VOLUME", "Validity", "structural_validity"]
 
 
-def structural_validity(
-    structure: "Structure | None",
-    *,
-    cutoff: float = CUTOFF,
-    minimum_volume: float = MINIMUM_VOLUME,
-    longest_edge: float | None = None,
-) -> str:
-    """Why a structure is invalid, or ``""`` for a valid one: min over i < j of d_ij >= ``cutoff`` and V >=
-    ``minimum_volume``, d_ij being the distance to the nearest image.
+@metric("validity.v1")
+@attrs.frozen(kw_only=True)
+class Validity:
+    """Shares of structures and of compositions that are possible at all (Xie et al. 2022, CDVAE): quick enough for
+    validation during training.
 
-    Anything that is not finite, a length or an angle that no cell has and an atomic number outside 1 to 118 are
-    invalid too: comparisons with NaN are false, so that a plain distance test would let them pass. An atom and its
-    own images are not compared, so a one-atom cell is judged by its cell alone. The reasons are few and hold
-    no measured numbers, so that they can be counted.
+        struct_valid = candidates that pass ``structural_validity`` / all requested candidates
+        comp_valid   = candidates that pass ``compositional_validity`` / all requested candidates
+        valid        = candidates that pass both / all requested candidates
 
-    A pymatgen ``Lattice`` keeps no sign of a length. An odd number of negative lengths is still seen, in the
-    left-handed cell that ``Lattice.from_parameters`` makes of them; whoever builds a structure from lengths should
-    refuse them before.
+    Shares are in [0, 1], None where nothing was requested. A failed candidate passes neither test; a structure that
+    fails the first still has a composition. CDVAE's ``valid`` asks for a CrystalNN fingerprint too; this one does not.
 
     Args:
-        structure: None (nothing could be built) is invalid.
-        cutoff: angstrom.
-        minimum_volume: cubic angstrom.
-        longest_edge: angstrom; if given, cells with a longer edge are invalid (the KLDM and EquiCSP codes: 40).
-
-    Never raises: whatever goes wrong is the reason.
+        states: the set of oxidation states behind ``comp_valid``: smact14 (all published tables) or icsd24.
+        legacy: judge compositions exactly as smact 2.2.1 does.
+        also_icsd24: add ``comp_valid_icsd24``, the share under the set icsd24, to values and rows.
+        longest_edge: angstrom; structures with a longer cell edge are invalid (40 in the KLDM code); None: no limit.
     """
-    if structure is None:
-        return "no structure"
+
+    states: States = "smact14"
+    legacy: bool = False
+    also_icsd24: bool = False
+    longest_edge: float | None = None
+
+    def __attrs_post_init__(self) -> None:
+        check_states(self.states, self.legacy)
+        if self.longest_edge is not None and not (self.longest_edge > 0 and math.isfinite(self.longest_edge)):
+            remedy = "give a positive number"
+            raise KldmError(f"longest_edge is {self.longest_edge}", place="validity.v1", remedy=remedy)
+
+    def measure(self, samples: Samples) -> Measurement:
+        """The shares; one row per candidate with target, candidate, formula, struct_valid, comp_valid, reason (the
+        first that was found, the structure's before the composition's)."""
+        judged = [self._judge(candidate) for candidate in samples.candidates]
+        rows = tuple(one.row() for one in judged)
+        names = ["struct_valid", "comp_valid", *(["comp_valid_icsd24"] if self.also_icsd24 else [])]
+        values = {name: _share([bool(row[name]) for row in rows]) for name in names}
+        values["valid"] = _share([one.valid for one in judged])
+        return Measurement(values, rows, self._definition(judged), _notes(judged))
+
+    def _judge(self, candidate: Candidate) -> "_Judged":
+        structure = candidate.structure
+        if structure is None:
+            reason = candidate.reason or "no structure"
+            return _Judged(candidate, "", reason, reason, reason if self.also_icsd24 else None)
+        return _Judged(
+            candidate,
+            formula(structure),
+            structural_validity(structure, longest_edge=self.longest_edge),
+            _composition_fault(structure, self.states, self.legacy),
+            _composition_fault(structure, "icsd24", False) if self.also_icsd24 else None,
+        )
+
+    def _definition(self, judged: Sequence["_Judged"]) -> Mapping[str, Json]:
+        rules = {
+            "struct_valid": structural_rule(self.longest_edge),
+            "comp_valid": compositional_rule(self.states, self.legacy),
+            "valid": "both; no fingerprint is asked for",
+        }
+        if self.also_icsd24:
+            rules["comp_valid_icsd24"] = compositional_rule("icsd24")
+        return {
+            "rules": rules,
+            "distance_cutoff": CUTOFF,
+            "minimum_volume": MINIMUM_VOLUME,
+            "longest_edge": self.longest_edge,
+            "oxidation_states": self.states,
+            "legacy": self.legacy,
+            "most_combinations": MOST_COMBINATIONS,
+            "denominator": "all requested candidates, failed ones included",
+            "counts": {
+                "candidates": len(judged),
+                "without_structure": sum(one.candidate.structure is None for one in judged),
+                "valid": sum(one.valid for one in judged),
+                "failures": {
+                    "structure": _counted(one.structural for one in judged),
+                    "composition": _counted(one.compositional for one in judged),
+                },
+            },
+            "versions": {"pymatgen": version("pymatgen"), "smact": version("smact")},
+        }
+
+
+def formula(structure: "Structure") -> str:
+    """The reduced formula, as the tables of all metrics have it; ``""`` where pymatgen finds none."""
     try:
-        return _fault(structure, cutoff, minimum_volume, longest_edge)
-    except Exception as error:  # judging a hopeless structure must not end the evaluation of the others
+        return str(structure.composition.reduced_formula)
+    except Exception:  # a composition without a formula is still a row of the table
+        return ""
+
+
+@attrs.frozen(eq=False)
+class _Judged:
+    """A candidate with the reasons against its structure and its composition; ``""`` where there is none."""
+
+    candidate: Candidate
+    formula: str
+    structural: str
+    compositional: str
+    icsd24: str | None
+
+    @property
+    def valid(self) -> bool:
+        return not (self.structural or self.compositional)
+
+    def row(self) -> Mapping[str, Json]:
+        second = {} if self.icsd24 is None else {"comp_valid_icsd24": not self.icsd24}
+        return {
+            "target": self.candidate.target,
+            "candidate": self.candidate.candidate,
+            "formula": self.formula,
+            "struct_valid": not self.structural,
+            "comp_valid": not self.compositional,
+            **second,
+            "reason": self.structural or self.compositional,
+        }
+
+
+def _composition_fault(structure: "Structure", states: States, legacy: bool) -> str:
+    try:
+        composition = structure.composition
+    except Exception as error:  # one hopeless structure must not end the evaluation of the others
         return f"cannot be examined: {type(error).__name__}"
+    return compositional_validity(composition, states=states, legacy=legacy)
 
 
-def _fault(structure: "Structure", cutoff: float, minimum_volume: float, longest_edge: float | None) -> str:
-    matrix = np.asarray(structure.lattice.matrix, dtype=float)
-    if len(structure) == 0:
-        return "no atoms"
-    if not np.isfinite(matrix).all():
-        return "cell not finite"
-    if not np.isfinite(structure.frac_coords).all():
-        return "coordinates not finite"
-    if min(structure.lattice.abc) <= 0 or _negative_length(matrix):
-        return "cell length not positive"
-    if not all(0 < angle < 180 for angle in structure.lattice.angles):
-        return "cell angle outside (0, 180) degrees"
-    if not (np.isfinite(structure.volume) and structure.volume >= minimum_volume):
-        return f"volume below {minimum_volume:g} A^3"
-    if longest_edge is not None and max(structure.lattice.abc) > longest_edge:
-        return f"cell edge longer than {longest_edge:g} A"
-    if not all(1 <= element.Z <= 118 for element in structure.composition.elements):
-        return "element outside 1 to 118"
-    i, j = np.triu_indices(len(structure), k=1)
-    if not (structure.distance_matrix[i, j] >= cutoff).all():
-        return f"atoms closer than {cutoff:g} A"
-    return ""
+def _share(flags: Sequence[bool]) -> float | None:
+    return sum(flags) / len(flags) if flags else None
 
 
-def _negative_length(matrix: npt.NDArray[np.float64]) -> bool:
-    """A left-handed cell with c along z and a in the xz plane: ``from_parameters`` makes it of negative lengths only.
-    Left-handed cells in another setting are honest ones."""
-    in_setting = matrix[0, 1] == matrix[2, 0] == matrix[2, 1] == 0
-    return bool(in_setting and matrix[0, 0] * matrix[1, 1] * matrix[2, 2] < 0)
+def _counted(reasons: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(reason for reason in reasons if reason).items()))
+
+
+def _notes(judged: Sequence[_Judged]) -> tuple[str, ...]:
+    """What a reader should doubt."""
+    if not judged:
+        return ("There are no candidates, so nothing is defined.",)
+    if all(one.candidate.structure is None for one in judged):
+        return (f"None of the {len(judged)} candidates has a structure.",)
+    contents = {(one.formula, len(one.candidate.structure or ())) for one in judged}
+    if len(judged) > 1 and len(contents) == 1 and all(one.valid for one in judged):
+        (name, atoms), *_ = contents
+        return (
+            f"All {len(judged)} candidates are valid and have {atoms} atoms of {name}; unless that is what was asked "
+            "for, the model has collapsed onto one composition.",
+        )
+    return ()

@@ -43,13 +43,12 @@ class VPEuclidean:
 
     def __attrs_post_init__(self) -> None:
         if self.parameterization not in ("x0", "eps"):
-            raise KldmError(
-                f"parameterization must be 'x0' or 'eps', not {self.parameterization!r}", place="vp_euclidean"
-            )
+            problem = f"parameterization must be 'x0' or 'eps', not {self.parameterization!r}"
+            raise KldmError(problem, place="parameterization")
         if not 0 <= self.eta <= 1:
-            raise KldmError(f"eta must lie in [0, 1], not {self.eta}", place="vp_euclidean")
+            raise KldmError(f"eta must lie in [0, 1], not {self.eta}", place="eta")
         if self.codec.channel.kind != "real":
-            raise KldmError(f"the codec's channel must be real, not {self.codec.channel.kind}", place="vp_euclidean")
+            raise KldmError(f"the codec's channel must be real, not {self.codec.channel.kind}", place="codec")
 
     @property
     def reads(self) -> tuple[Channel, ...]:
@@ -152,11 +151,19 @@ class VPEuclidean:
         return self.schedule.sigma(s).clamp(min=_SMALLEST_SIGMA)
 
     def _split(self, x: Tensor, output: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """x_0 and eps from the network's output at time s."""
+        """x_0 and eps from the network's output at time s, in keeping with each other: x = alpha x_0 + sigma eps."""
         alpha, sigma = self.schedule.alpha(s), self._sigma(s)
         if self.parameterization == "x0":
-            return output, (x - alpha * output) / sigma
-        return (x - sigma * output) / alpha, output
+            start = self._clean(output)
+            return start, (x - alpha * start) / sigma
+        estimate = (x - sigma * output) / alpha
+        start = self._clean(estimate)
+        # What ``_clean`` left alone keeps the network's eps to the last digit.
+        return start, output + alpha * (estimate - start) / sigma
+
+    def _clean(self, start: Tensor) -> Tensor:
+        """The estimate of x_0 as all moves take it: as it is. A subclass puts in what it knows of the data."""
+        return start
 
 
 def _normal(like: Tensor, rng: torch.Generator) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import kldm.processes  # noqa: F401  (registers them)
 from kldm.crystals import Crystals
+from kldm.errors import KldmError
 from kldm.interfaces import (
     Channel,
     Correction,
@@ -19,6 +20,7 @@ from kldm.interfaces import (
     Latent,
     Prediction,
     Predicts,
+    Restricts,
     Step,
 )
 from kldm.processes import LogTan
@@ -186,3 +188,33 @@ def test_almost_no_noise_decodes_to_the_clean_crystals(process: DiffusionProcess
     assert away.abs().max() < 2e-3
     torch.testing.assert_close(found.lattice, crystals.lattice, rtol=1e-3, atol=1e-3)
     assert torch.equal(found.species, crystals.species)
+
+
+@pytest.mark.parametrize("elements", [(3, 8, 25), (100,)])
+def test_a_restricted_process_holds_its_samples_to_the_elements(
+    process: DiffusionProcess, crystals: Crystals, elements: tuple[int, ...]
+) -> None:
+    """Whatever the network answers, of every size and not-a-number as well."""
+    if not isinstance(process, Restricts):
+        pytest.skip("holds no species that it could choose")
+    held: DiffusionProcess = process.restricted(elements)
+    assert held.reads == process.reads
+    assert held.predicts == process.predicts
+    for move in moves(held).values():
+        for scale in (1.0, 1e30, float("nan")):
+            latent, rng = held.prior(crystals, _seeded(0)), _seeded(1)
+            for k in range(5, 0, -1):
+                s, r = _times(k / 5, crystals), _times((k - 1) / 5, crystals)
+                output = {
+                    name: scale * torch.randn(values.shape, generator=rng, dtype=values.dtype)
+                    for name, values in silence(held, crystals).items()
+                }
+                latent = move(latent, output, Step(s, r, s, crystals.layout, rng))
+            assert set(held.decode(latent, crystals).species.tolist()) <= set(elements)
+
+
+@pytest.mark.parametrize("elements", [(), (0,), (3, 101)])
+def test_a_restriction_to_what_is_no_element_is_refused(process: DiffusionProcess, elements: tuple[int, ...]) -> None:
+    if isinstance(process, Restricts):
+        with pytest.raises(KldmError):
+            process.restricted(elements)

@@ -1,6 +1,8 @@
-"""The structural rule: its two thresholds, and everything that slips through a plain distance test."""
+"""The structural rule, its two thresholds and all that slips through a plain distance test; the metric of validity."""
 
+import json
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,6 +10,9 @@ from pymatgen.core.lattice import Lattice
 from pymatgen.core.periodic_table import DummySpecies
 from pymatgen.core.structure import Structure
 
+from kldm.errors import KldmError
+from kldm.interfaces import Candidate, Measurement, Samples
+from kldm.metrics import Validity
 from kldm.metrics.validity import structural_validity
 
 
@@ -100,3 +105,111 @@ def test_a_fault_of_the_library_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(Structure, "distance_matrix", property(broken))
     assert structural_validity(pair(2.5)) == "cannot be examined: LinAlgError"
+
+
+def compound(*symbols: str, x: float = 0.5) -> Structure:
+    """One atom each along a cell of 5 A; below x = 0.1 the first two are too close."""
+    places = [(index * x, 0, 0) for index in range(len(symbols))]
+    return Structure(Lattice.cubic(5), list(symbols), np.array(places))
+
+
+def measure(structures: Sequence[Structure | None], metric: Validity | None = None) -> Measurement:
+    candidates = tuple(Candidate(row, 0, structure) for row, structure in enumerate(structures))
+    return (metric or Validity()).measure(Samples(candidates, ()))
+
+
+MIXED = (
+    compound("Na", "Cl"),
+    compound("Na", "Cl", x=0.05),
+    compound("Na", "Cl", "Cl", x=0.3),
+    compound("Na", "Cl", "Cl", x=0.05),
+    None,
+)
+
+
+def test_shares_are_of_all_requested_candidates() -> None:
+    found = measure(MIXED)
+    assert found.values == {"struct_valid": 0.4, "comp_valid": 0.4, "valid": 0.2}
+    assert [(row["struct_valid"], row["comp_valid"], row["reason"]) for row in found.rows] == [
+        (True, True, ""),
+        (False, True, "atoms closer than 0.5 A"),
+        (True, False, "charges cannot be balanced"),
+        (False, False, "atoms closer than 0.5 A"),
+        (False, False, "no structure"),
+    ]
+    assert [row["formula"] for row in found.rows] == ["NaCl", "NaCl", "NaCl2", "NaCl2", ""]
+    assert found.definition["counts"] == {
+        "candidates": 5,
+        "without_structure": 1,
+        "valid": 1,
+        "failures": {
+            "structure": {"atoms closer than 0.5 A": 2, "no structure": 1},
+            "composition": {"charges cannot be balanced": 2, "no structure": 1},
+        },
+    }
+
+
+def test_one_candidate_that_failed_keeps_its_own_reason() -> None:
+    found = Validity().measure(Samples((Candidate(3, 1, None, "sampler diverged"),), ()))
+    assert found.values == {"struct_valid": 0.0, "comp_valid": 0.0, "valid": 0.0}
+    assert found.rows[0]["reason"] == "sampler diverged"
+    assert (found.rows[0]["target"], found.rows[0]["candidate"]) == (3, 1)
+
+
+def test_definition_says_what_was_measured() -> None:
+    definition = json.loads(json.dumps(measure(MIXED, Validity(legacy=True, longest_edge=40.0)).definition))
+    assert definition["oxidation_states"] == "smact14"
+    assert definition["legacy"] is True
+    assert "2.2.1" in definition["rules"]["comp_valid"]
+    assert "edges <= 40 A" in definition["rules"]["struct_valid"]
+    assert set(definition["versions"]) == {"pymatgen", "smact"}
+    assert "all requested" in definition["denominator"]
+    assert "2.2.1" not in str(measure(MIXED).definition)
+
+
+def test_options_of_the_metric_reach_the_rules() -> None:
+    odd = [compound("Ra", "O"), compound("Pm", "Cl", "Cl", x=0.3), pair(2.5, edge=41.0)]
+    assert measure(odd).values == pytest.approx({"struct_valid": 1, "comp_valid": 2 / 3, "valid": 2 / 3})
+    assert measure(odd, Validity(legacy=True)).values["comp_valid"] == 1
+    assert measure(odd, Validity(states="icsd24")).values["comp_valid"] == pytest.approx(1 / 3)
+    assert measure(odd, Validity(longest_edge=40.0)).values["struct_valid"] == pytest.approx(2 / 3)
+
+
+def test_second_set_is_labelled() -> None:
+    found = measure([compound("Ra", "O"), compound("Na", "Cl"), None], Validity(also_icsd24=True))
+    assert found.values["comp_valid"] == pytest.approx(2 / 3)
+    assert found.values["comp_valid_icsd24"] == pytest.approx(1 / 3)
+    assert [row["comp_valid_icsd24"] for row in found.rows] == [False, True, False]
+    assert found.values["valid"] == pytest.approx(2 / 3)
+    assert "icsd24" in str(found.definition["rules"])
+
+
+def test_implausible_results_are_pointed_out() -> None:
+    salt, doubled = compound("Na", "Cl"), compound("Na", "Cl").make_supercell(2, in_place=False)
+    assert "collapsed" in measure([salt, salt]).notes[0]
+    assert "2 atoms of NaCl" in measure([salt, salt]).notes[0]
+    for honest in ([salt], [salt, doubled], [salt, compound("K", "Cl")], [salt, compound("Na", "Cl", x=0.05)]):
+        assert measure(honest).notes == ()
+    nothing = measure([])
+    assert set(nothing.values.values()) == {None}
+    assert nothing.notes == ("There are no candidates, so nothing is defined.",)
+    assert measure([None, None]).notes == ("None of the 2 candidates has a structure.",)
+
+
+def test_a_composition_that_cannot_be_had_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Structure) -> None:
+        raise ValueError("no composition")
+
+    monkeypatch.setattr(Structure, "composition", property(broken))
+    found = measure([pair(2.5)])
+    assert found.values["comp_valid"] == 0.0
+    assert found.rows[0]["formula"] == ""
+
+
+def test_users_mistakes() -> None:
+    with pytest.raises(KldmError, match="longest_edge is -1"):
+        Validity(longest_edge=-1)
+    with pytest.raises(KldmError, match="no oxidation states 'old'"):
+        Validity(states="old")  # type: ignore[arg-type]
+    with pytest.raises(KldmError, match="legacy has no oxidation states"):
+        Validity(states="icsd24", legacy=True)

@@ -1,0 +1,240 @@
+"""What samples must obey: allowed elements, and parts of a crystal that are known beforehand.
+
+Both are enforced by construction, whatever the processes and the sampler: the elements by a mask inside the species
+process, the known parts by conditioning on them (inpainting, Lugmayr et al. 2022, without its resampling): in the
+prior and after every reverse step their rows of the latent are replaced by draws of the forward process at that time.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+from kldm.crystals import Crystals, CrystalStore, Layout
+from kldm.errors import KldmError
+from kldm.interfaces import (
+    Candidate,
+    Channel,
+    Correction,
+    Corrects,
+    DiffusionProcess,
+    Flows,
+    GenerativeModel,
+    Integrates,
+    Latent,
+    Noised,
+    Prediction,
+    Predicts,
+    Restricts,
+    Step,
+)
+
+_CLOSE = 1e-4  # largest deviation of a kept coordinate (fractional) or cell parameter (relative) that is rounding
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Constraints:
+    """What the samples for a store of targets must obey. Masks are over the targets' rows; None: nothing is known.
+
+    Attributes:
+        elements: atomic numbers that samples may hold; None: all.
+        positions: bool [sum of atoms], atoms whose fractional coordinates are those of the targets.
+        species: bool [sum of atoms], atoms whose type is that of the targets.
+        cell: bool [M], crystals whose cell is that of the targets.
+    """
+
+    elements: tuple[int, ...] | None = None
+    positions: Tensor | None = None
+    species: Tensor | None = None
+    cell: Tensor | None = None
+
+    def check(self, processes: Mapping[str, DiffusionProcess], targets: CrystalStore) -> None:
+        """Raises ``KldmError`` where a model with these processes cannot obey, or the constraints contradict."""
+        if self.elements is None:
+            return
+        if not isinstance(processes["species"], Restricts):
+            raise KldmError(
+                "the model takes its atom types from the composition, so elements cannot be chosen",
+                remedy="give formulas, or take a model for de-novo generation",
+            )
+        if self.species is not None:
+            kept = set(targets.species[self.species.to(targets.device)].tolist())
+            if outside := kept - set(self.elements):
+                raise KldmError(
+                    f"atoms of atomic number {min(outside)} are kept, but are not among the allowed elements",
+                    remedy="allow them, or keep fewer atoms",
+                )
+
+    def names(self) -> tuple[str, ...]:
+        """The constraints that are there."""
+        return tuple(name for name in ("elements", *_MODALITIES.values()) if getattr(self, name) is not None)
+
+
+_MODALITIES = {"coordinates": "positions", "species": "species", "lattice": "cell"}
+
+
+def constrained(
+    model: GenerativeModel, constraints: Constraints, targets: CrystalStore, rows: Sequence[int]
+) -> "Bound":
+    """The model that samples crystals for these rows of the targets under the constraints."""
+    given = targets.batch(rows)
+    processes = dict(model.processes)
+    species = processes["species"]
+    if constraints.elements is not None and isinstance(species, Restricts):
+        processes["species"] = species.restricted(constraints.elements)
+    known = _batch(constraints, targets, rows)
+    for modality, name in _MODALITIES.items():
+        mask = known[name]
+        if mask is not None and processes[modality].predicts:
+            processes[modality] = Held(processes[modality], given, mask)
+    return Bound(model, processes, given, known)
+
+
+class Bound:
+    """A model with other processes, for one batch: what a sampler sees of a constrained model."""
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        processes: Mapping[str, DiffusionProcess],
+        given: Crystals,
+        known: Mapping[str, Tensor | None],
+    ) -> None:
+        self._model, self._processes, self._given, self._known = model, processes, given, known
+
+    @property
+    def processes(self) -> Mapping[str, DiffusionProcess]:
+        return self._processes
+
+    def predict(self, latents: Mapping[str, Latent], s: Tensor, layout: Layout) -> Mapping[str, Prediction]:
+        return self._model.predict(latents, s, layout)
+
+    def restored(self, sampled: Crystals) -> Crystals:
+        """The sampled crystals with the known values in place of their noisy copies, to the last digit."""
+        given, known = self._given, self._known
+        return attrs.evolve(
+            sampled,
+            fractional=_chosen(known["positions"], given.fractional, sampled.fractional),
+            species=_chosen(known["species"], given.species, sampled.species),
+            lattice=_chosen(known["cell"], given.lattice, sampled.lattice),
+        )
+
+
+class Held:
+    """A process some of whose rows follow a known crystal: after every move they are a draw of the forward process.
+
+    It has the moves of the process that it wraps, and no others.
+
+    Args:
+        inner: the process.
+        clean: the known crystals; rows that are not known hold any valid values.
+        known: bool [N] or [B], the rows of the channels of ``inner``.
+    """
+
+    def __init__(self, inner: DiffusionProcess, clean: Crystals, known: Tensor) -> None:
+        self._inner, self._clean, self._known = inner, clean, known
+        if isinstance(inner, Flows):
+            self.flow = self._held(inner.flow)
+        if isinstance(inner, Predicts):
+            self.predict = self._held(inner.predict)
+        if isinstance(inner, Integrates):
+            self.exponential = self._held(inner.exponential)
+        if isinstance(inner, Corrects):
+            self.correct = self._held_at_its_time(inner.correct)
+
+    @property
+    def reads(self) -> tuple[Channel, ...]:
+        return self._inner.reads
+
+    @property
+    def predicts(self) -> tuple[Channel, ...]:
+        return self._inner.predicts
+
+    def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
+        one = torch.ones(len(given), dtype=given.lattice.dtype, device=given.device)
+        return self._replaced(self._inner.prior(given, rng), one, rng)
+
+    def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
+        return self._inner.noise(clean, s, rng)
+
+    def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
+        return self._inner.loss(prediction, noised, s, layout)
+
+    def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
+        return self._replaced(self._inner.denoise(latent, prediction, step), step.r, step.rng)
+
+    def decode(self, latent: Latent, into: Crystals) -> Crystals:
+        return self._inner.decode(latent, into)
+
+    def _held(self, move: Callable[[Latent, Prediction, Step], Latent]) -> Callable[[Latent, Prediction, Step], Latent]:
+        def held(latent: Latent, prediction: Prediction, step: Step) -> Latent:
+            return self._replaced(move(latent, prediction, step), step.r, step.rng)
+
+        return held
+
+    def _held_at_its_time(
+        self, move: Callable[[Latent, Prediction, Step, Correction], Latent]
+    ) -> Callable[[Latent, Prediction, Step, Correction], Latent]:
+        def held(latent: Latent, prediction: Prediction, step: Step, correction: Correction) -> Latent:
+            return self._replaced(move(latent, prediction, step, correction), step.now, step.rng)
+
+        return held
+
+    def _replaced(self, latent: Latent, s: Tensor, rng: torch.Generator) -> Latent:
+        noisy = self._inner.noise(self._clean, s, rng).latent
+        return {**latent, **{name: _chosen(self._known, noisy[name], latent[name]) for name in noisy}}
+
+
+def violations(
+    candidates: Sequence[Candidate], rows: Sequence[int], targets: CrystalStore, constraints: Constraints
+) -> dict[str, int]:
+    """How many of the structures break each of the constraints, read off the structures themselves.
+
+    Args:
+        candidates: what came; those without structure break nothing.
+        rows: the row of the targets that each of them answers.
+        targets: the known values.
+        constraints: what was asked.
+    """
+    count = dict.fromkeys(constraints.names(), 0)
+    store = targets.to("cpu")
+    for candidate, row in zip(candidates, rows, strict=True):
+        structure = candidate.structure
+        if structure is None:
+            continue
+        given, known = store.batch([row]), _batch(constraints, store, [row])
+        species = torch.tensor(structure.atomic_numbers)
+        lattice = torch.tensor([*structure.lattice.abc, *structure.lattice.angles], dtype=torch.float64)
+        lattice[3:] = torch.deg2rad(lattice[3:])
+        offset = torch.as_tensor(structure.frac_coords) - given.fractional
+        moved = (offset - offset.round()).abs().amax(-1) > _CLOSE
+        other = (lattice / given.lattice[0] - 1).abs().amax() > _CLOSE
+        broken = {
+            "elements": constraints.elements is not None and not set(species.tolist()) <= set(constraints.elements),
+            "positions": known["positions"] is not None and bool((moved & known["positions"]).any()),
+            "species": known["species"] is not None and bool(((species != given.species) & known["species"]).any()),
+            "cell": known["cell"] is not None and bool(other & known["cell"][0]),
+        }
+        for name in count:
+            count[name] += broken[name]
+    return count
+
+
+def _batch(constraints: Constraints, targets: CrystalStore, rows: Sequence[int]) -> dict[str, Tensor | None]:
+    """The masks of these rows, on the device of the targets."""
+    layout = targets.layout
+    atoms = torch.cat([torch.arange(int(layout.ptr[row]), int(layout.ptr[row + 1])) for row in rows])
+    index = {"positions": atoms, "species": atoms, "cell": torch.tensor(list(rows))}
+    masks = {name: getattr(constraints, name) for name in index}
+    return {
+        name: None if mask is None else mask.to(targets.device)[index[name].to(targets.device)]
+        for name, mask in masks.items()
+    }
+
+
+def _chosen(known: Tensor | None, there: Tensor, otherwise: Tensor) -> Tensor:
+    if known is None:
+        return otherwise
+    mask = known.view(-1, *[1] * (there.dim() - 1))
+    return torch.where(mask, there.to(otherwise.dtype), otherwise)

@@ -1,0 +1,272 @@
+"""De-novo generation: validity, coverage and property distances of CDVAE's procedure, in one metric."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import attrs
+
+from kldm.errors import KldmError
+from kldm.interfaces import Candidate, Json, Measurement, Samples
+from kldm.metrics.composition import States, check_states, compositional_rule, compositional_validity
+from kldm.metrics.coverage import CUTOFFS, Coverage, Dataset, coverage
+from kldm.metrics.distributions import drawn, property_distances
+from kldm.metrics.fingerprints import TIME_LIMIT, Fingerprint, cached_fingerprints, fingerprints, versions
+from kldm.metrics.pool import Failure, each
+from kldm.metrics.structure import structural_rule, structural_validity
+from kldm.metrics.validity import formula
+from kldm.registry import metric
+
+if TYPE_CHECKING:
+    from pymatgen.core.structure import Structure
+
+PLACE = "de_novo.v1"
+
+
+@metric(PLACE)
+@attrs.frozen(kw_only=True)
+class DeNovo:
+    """Validity, coverage and property distances of generated structures (Xie et al. 2022, CDVAE, appendix; the
+    procedure of every table of de-novo generation on MP-20, Perov-5 and Carbon-24 since).
+
+        struct_valid = candidates that pass ``structural_validity`` / all requested candidates
+        comp_valid   = candidates that pass ``compositional_validity`` / all requested candidates
+        valid        = candidates that pass both and have a fingerprint / all requested candidates
+        cov_*, ams*  = ``coverage`` of the fingerprints of all structures, valid or not
+        wdist_*      = Wasserstein distances of density and number of elements, valid candidates against the reference
+
+    ``comp_valid_icsd24`` is comp_valid with the oxidation states icsd24. Shares are in [0, 1]; None where undefined.
+    Failed candidates stay in every denominator. The mean smallest distances amsd and amcd are over those with a
+    fingerprint; the property distances over the valid ones.
+
+    Args:
+        cutoffs: the data set whose cutoffs of coverage are taken.
+        states: oxidation states behind comp_valid and valid: smact14 (all published tables) or icsd24.
+        legacy: judge compositions exactly as smact 2.2.1 does.
+        draw: how many valid candidates the property distances take, drawn without replacement (1000 in the papers);
+            None: all.
+        seed: of that draw.
+        valid_only: only candidates that pass both tests get a fingerprint (the KLDM code); the denominators stay.
+        coverage: False leaves out the fingerprints, by far the most work; valid then asks for the two tests only.
+        workers: processes; the result does not depend on it. -1: as many as there are CPU cores.
+        time_limit: seconds per structure; what takes longer has no fingerprint.
+    """
+
+    cutoffs: Dataset = "mp_20"
+    states: States = "smact14"
+    legacy: bool = False
+    draw: int | None = None
+    seed: int = 0
+    valid_only: bool = False
+    coverage: bool = True
+    workers: int = 1
+    time_limit: float = TIME_LIMIT
+
+    def __attrs_post_init__(self) -> None:
+        check_states(self.states, self.legacy)
+        if self.cutoffs not in CUTOFFS:
+            remedy = f"take one of {', '.join(CUTOFFS)}"
+            raise KldmError(f"there are no cutoffs {self.cutoffs!r}", place=PLACE, remedy=remedy)
+        if self.draw is not None and self.draw < 1:
+            raise KldmError(f"draw is {self.draw}", place=PLACE, remedy="give a positive number, or leave it out")
+        if self.workers < 1 and self.workers != -1:
+            remedy = "give a number of processes, or -1 for all cores"
+            raise KldmError(f"workers is {self.workers}", place=PLACE, remedy=remedy)
+        if not (self.time_limit > 0 and math.isfinite(self.time_limit)):
+            raise KldmError(f"time_limit is {self.time_limit}", place=PLACE, remedy="give a positive number of seconds")
+
+    def measure(self, samples: Samples) -> Measurement:
+        """The values; one row per candidate with target, candidate, formula, struct_valid, comp_valid, fingerprint and
+        the first reason that was found against it (structure, composition, fingerprint)."""
+        rows, made = self._rows(samples.candidates)
+        known, covered = None, None
+        if self.coverage:
+            known = cached_fingerprints(
+                samples.reference,
+                workers=self.workers,
+                time_limit=self.time_limit,
+                description="fingerprints of the reference",
+            )
+            covered = coverage(made, known, CUTOFFS[self.cutoffs])
+        by_number = sorted(
+            zip(samples.candidates, rows, strict=True), key=lambda pair: (pair[0].target, pair[0].candidate)
+        )  # so that the draw does not depend on the order in which they came
+        valid = [c.structure for c, row in by_number if c.structure is not None and row.valid]
+        taken = drawn(valid, self.draw, self.seed)
+        values = {
+            "struct_valid": _share([row.struct_valid for row in rows]),
+            "comp_valid": _share([row.comp_valid for row in rows]),
+            "comp_valid_icsd24": _share([row.comp_valid_icsd24 for row in rows]),
+            "valid": _share([row.valid for row in rows]),
+            **(covered.values() if covered is not None else {}),
+            **property_distances(taken, [one for one in samples.reference if one is not None]),
+        }
+        counts: dict[str, Json] = {
+            "candidates": len(rows),
+            "structures": sum(candidate.structure is not None for candidate in samples.candidates),
+            "valid": len(valid),
+            "wdist_candidates": len(taken),
+            "reference": len(samples.reference),
+            "failures": dict(sorted(Counter(row.reason for row in rows if row.reason).items())),
+        }
+        if covered is not None and known is not None:
+            reasons = Counter(one.reason for one in known if not one.exists)
+            counts |= {
+                "fingerprints": covered.generated,
+                "reference_fingerprints": covered.reference,
+                "reference_failures": dict(sorted(reasons.items())),
+                "copies_of_the_reference": covered.copies,
+            }
+        notes = self._notes(samples, valid, covered)
+        return Measurement(values, tuple(row.public() for row in rows), self._definition(counts), tuple(notes))
+
+    def _rows(self, candidates: Sequence[Candidate]) -> tuple[list["_Row"], tuple[Fingerprint, ...]]:
+        """The rows, and one fingerprint for each candidate (none of them where coverage is off)."""
+        judge = partial(_judge, states=self.states, legacy=self.legacy)
+        judged = each(judge, candidates, workers=self.workers, time_limit=self.time_limit, description="validity")
+        rows = [
+            _failed(candidate, row.reason) if isinstance(row, Failure) else row
+            for candidate, row in zip(candidates, judged, strict=True)
+        ]
+        if not self.coverage:
+            return rows, (Fingerprint(None, None),) * len(rows)
+        wanted = [
+            None if self.valid_only and not row.both else candidate.structure
+            for candidate, row in zip(candidates, rows, strict=True)
+        ]
+        made = fingerprints(wanted, workers=self.workers, time_limit=self.time_limit)
+        rows = [
+            attrs.evolve(row, fingerprint=one.exists, reason=row.reason or one.reason)
+            for row, one in zip(rows, made, strict=True)
+        ]
+        return rows, made
+
+    def _definition(self, counts: Mapping[str, Json]) -> Mapping[str, Json]:
+        cutoffs = CUTOFFS[self.cutoffs]
+        definition: dict[str, Json] = {
+            "rules": {
+                "struct_valid": structural_rule(),
+                "comp_valid": compositional_rule(self.states, self.legacy),
+                "comp_valid_icsd24": compositional_rule("icsd24"),
+                "valid": "both, and a fingerprint" if self.coverage else "both; no fingerprint is asked for",
+                "wdist": "Wasserstein-1 of density in g/cm^3 and number of elements, valid candidates against the "
+                "whole reference",
+            },
+            "oxidation_states": self.states,
+            "legacy": self.legacy,
+            "denominator": "all requested candidates, failed ones included",
+            "draw": self.draw,
+            "seed": self.seed,
+            "time_limit": self.time_limit,
+            "counts": counts,
+            "versions": {**versions(), "smact": version("smact")},
+        }
+        if self.coverage:
+            definition["coverage"] = {
+                "cutoffs": self.cutoffs if cutoffs.published else f"{self.cutoffs} (unpublished; those of mp_20)",
+                "structure_cutoff": cutoffs.structure,
+                "composition_cutoff": cutoffs.composition,
+                "fingerprints": "mean over sites of CrystalNN ops (61 numbers); Magpie without imputation (132), "
+                "scaled by the constants of CDVAE",
+                "generated": "valid candidates only" if self.valid_only else "all structures, valid or not",
+                "cov_precision": "over all requested candidates",
+                "cov_recall": "over reference structures with a fingerprint; its two minima may be of different "
+                "candidates",
+            }
+        return definition
+
+    def _notes(self, samples: Samples, valid: Sequence["Structure"], covered: Coverage | None) -> list[str]:
+        notes = []
+        if not samples.candidates:
+            notes.append("There are no candidates, so nothing is defined.")
+        elif all(candidate.structure is None for candidate in samples.candidates):
+            notes.append(f"None of the {len(samples.candidates)} candidates has a structure.")
+        elif not valid:
+            notes.append("No candidate is valid, so the property distances are undefined.")
+        if not samples.reference:
+            notes.append("The reference is empty, so coverage and property distances are undefined.")
+        if self.draw is not None and len(valid) < self.draw:
+            notes.append(f"Only {len(valid)} candidates are valid, fewer than draw = {self.draw}; all are taken.")
+        if len(valid) > 1 and len(valid) == len(samples.candidates) and len({_content(s) for s in valid}) == 1:
+            what = "are valid and share formula and cell, as if the model knew one structure only"
+            notes.append(f"All {len(valid)} candidates {what}.")
+        if covered is None:
+            notes.append("Coverage is off: nothing is said about it, and valid asks for no fingerprint.")
+            return notes
+        if lacking := len(samples.reference) - covered.reference:
+            notes.append(f"{lacking} of {len(samples.reference)} reference structures have no fingerprint; left out.")
+        if covered.copies and covered.copies == covered.generated:
+            notes.append(
+                f"All {covered.copies} fingerprints of candidates are those of reference structures, as if the "
+                "candidates were copies of the reference."
+            )
+        if not CUTOFFS[self.cutoffs].published:
+            notes.append(f"No cutoffs are published for {self.cutoffs}; those of mp_20 are used.")
+        return notes
+
+
+@attrs.frozen
+class _Row:
+    """What became of one candidate. ``fingerprint`` is None where none was asked for."""
+
+    target: int
+    candidate: int
+    formula: str
+    struct_valid: bool
+    comp_valid: bool
+    comp_valid_icsd24: bool
+    reason: str
+    fingerprint: bool | None = None
+
+    @property
+    def both(self) -> bool:
+        return self.struct_valid and self.comp_valid
+
+    @property
+    def valid(self) -> bool:
+        return self.both and self.fingerprint is not False
+
+    def public(self) -> dict[str, Json]:
+        """The row of the per-structure table."""
+        return {
+            "target": self.target,
+            "candidate": self.candidate,
+            "formula": self.formula,
+            "struct_valid": self.struct_valid,
+            "comp_valid": self.comp_valid,
+            "fingerprint": self.fingerprint,
+            "reason": self.reason,
+        }
+
+
+def _judge(candidate: Candidate, *, states: States, legacy: bool) -> _Row:
+    structure = candidate.structure
+    if structure is None:
+        return _failed(candidate, candidate.reason or "no structure")
+    structural = structural_validity(structure)
+    compositional = compositional_validity(structure.composition, states=states, legacy=legacy)
+    return _Row(
+        candidate.target,
+        candidate.candidate,
+        formula(structure),
+        struct_valid=not structural,
+        comp_valid=not compositional,
+        comp_valid_icsd24=not compositional_validity(structure.composition, states="icsd24"),
+        reason=structural or compositional,
+    )
+
+
+def _failed(candidate: Candidate, reason: str) -> _Row:
+    return _Row(candidate.target, candidate.candidate, "", False, False, False, reason)
+
+
+def _share(flags: Sequence[bool]) -> float | None:
+    return sum(flags) / len(flags) if flags else None
+
+
+def _content(structure: "Structure") -> tuple[str, tuple[float, ...]]:
+    """Formula and cell, to 0.001 angstrom and degrees."""
+    return formula(structure), tuple(round(value, 3) for value in structure.lattice.parameters)

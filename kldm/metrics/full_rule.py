@@ -1,0 +1,98 @@
+"""The full validity rule of the CDVAE family, asked of as few structures as the match rate needs."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import attrs
+import numpy as np
+
+from kldm.metrics.composition import compositional_validity
+from kldm.metrics.fingerprints import structure_fingerprint
+from kldm.metrics.pool import Failure, each
+
+if TYPE_CHECKING:
+    from pymatgen.core.structure import Structure
+
+Key = tuple[int, int]
+"""(target, candidate)."""
+
+
+@attrs.frozen
+class Fingerprinted:
+    """Who has a fingerprint, as far as it was asked.
+
+    Attributes:
+        targets: by target.
+        candidates: by (target, candidate).
+    """
+
+    targets: Mapping[int, bool]
+    candidates: Mapping[Key, bool]
+
+    def passes(self, key: Key) -> bool:
+        return self.targets.get(key[0], False) and self.candidates.get(key, False)
+
+
+def composition_valid(structure: "Structure") -> bool:
+    """By smact's 2014 set of oxidation states; False where the composition cannot be judged."""
+    return not compositional_validity(structure.composition)
+
+
+def fingerprinted(
+    targets: "Sequence[Structure]",
+    structures: "Mapping[Key, Structure]",
+    rms: Mapping[Key, float],
+    *,
+    everyone: bool,
+    workers: int,
+    time_limit: float | None,
+) -> Fingerprinted:
+    """Fingerprints of targets with a match, their candidates 0, and others by rms until one has one.
+
+    A miss is a miss whatever its fingerprint, so candidates outside ``rms`` are not asked. That leaves two or three
+    fingerprints a target.
+
+    Args:
+        targets: the reference.
+        structures: of all candidates.
+        rms: of the candidates that match and are otherwise allowed.
+        everyone: ask every candidate in ``rms``, as the numbers of each seed need.
+        workers: processes.
+        time_limit: seconds per structure.
+    """
+
+    def ask(wanted: "Iterable[Structure]") -> list[bool]:
+        found = each(has_fingerprint, list(wanted), workers=workers, time_limit=time_limit, description="fingerprints")
+        return [not isinstance(one, Failure) and one for one in found]
+
+    numbers = sorted({target for target, _ in rms})
+    known = dict(zip(numbers, ask(targets[target] for target in numbers), strict=True))
+    queues: dict[int, list[Key]] = {target: [] for target in numbers if known[target]}
+    for key in sorted(rms, key=lambda key: (rms[key], key)):
+        if key[0] in queues:
+            queues[key[0]].append(key)
+    first = [key for queue in queues.values() for key in queue if everyone or key[1] == 0 or key == queue[0]]
+    asked = dict(zip(first, ask(structures[key] for key in first), strict=True))
+    while True:
+        following = [
+            next(key for key in queue if key not in asked)
+            for queue in queues.values()
+            if not _decided(queue, asked)
+        ]
+        if not following:
+            return Fingerprinted(known, asked)
+        asked |= zip(following, ask(structures[key] for key in following), strict=True)
+
+
+def has_fingerprint(structure: "Structure") -> bool:
+    return bool(np.isfinite(structure_fingerprint(structure)).all())
+
+
+def _decided(queue: Sequence[Key], asked: Mapping[Key, bool]) -> bool:
+    """Whether the first that has a fingerprint is known, or that there is none."""
+    for key in queue:
+        if key not in asked:
+            return False
+        if asked[key]:
+            return True
+    return True

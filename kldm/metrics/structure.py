@@ -1,0 +1,90 @@
+"""Whether a generated structure is one at all: the structural rule of CDVAE, without its blind spots."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from pymatgen.core.structure import Structure
+
+CUTOFF = 0.5
+"""Angstrom; atoms closer than this make a structure invalid (Xie et al. 2022, used by every method since)."""
+
+MINIMUM_VOLUME = 0.1
+"""Cubic angstrom; cells smaller than this are invalid (Xie et al. 2022)."""
+
+
+def structural_validity(
+    structure: "Structure | None",
+    *,
+    cutoff: float = CUTOFF,
+    minimum_volume: float = MINIMUM_VOLUME,
+    longest_edge: float | None = None,
+) -> str:
+    """Why a structure is invalid, or ``""`` for a valid one: min over i < j of d_ij >= ``cutoff`` and V >=
+    ``minimum_volume``, d_ij being the distance to the nearest image.
+
+    Anything that is not finite, a length or an angle that no cell has and an atomic number outside 1 to 118 are
+    invalid too: comparisons with NaN are false, so that a plain distance test would let them pass. An atom and its
+    own images are not compared, so a one-atom cell is judged by its cell alone. The reasons are few and hold
+    no measured numbers, so that they can be counted.
+
+    A pymatgen ``Lattice`` keeps no sign of a length. An odd number of negative lengths is still seen, in the
+    left-handed cell that ``Lattice.from_parameters`` makes of them; whoever builds a structure from lengths should
+    refuse them before.
+
+    Args:
+        structure: None (nothing could be built) is invalid.
+        cutoff: angstrom.
+        minimum_volume: cubic angstrom.
+        longest_edge: angstrom; if given, cells with a longer edge are invalid (the KLDM and EquiCSP codes: 40).
+
+    Never raises: whatever goes wrong is the reason.
+    """
+    if structure is None:
+        return "no structure"
+    try:
+        return _fault(structure, cutoff, minimum_volume, longest_edge)
+    except Exception as error:  # judging a hopeless structure must not end the evaluation of the others
+        return f"cannot be examined: {type(error).__name__}"
+
+
+def structural_rule(longest_edge: float | None = None) -> str:
+    """The rule in words, for the definition of a result."""
+    limit = f", edges <= {longest_edge:g} A" if longest_edge is not None else ""
+    return (
+        "all finite, lengths > 0, angles in (0, 180) degrees, "
+        f"volume >= {MINIMUM_VOLUME:g} A^3, atomic numbers 1 to 118, distances >= {CUTOFF:g} A{limit}"
+    )
+
+
+def _fault(structure: "Structure", cutoff: float, minimum_volume: float, longest_edge: float | None) -> str:
+    matrix = np.asarray(structure.lattice.matrix, dtype=float)
+    if len(structure) == 0:
+        return "no atoms"
+    if not np.isfinite(matrix).all():
+        return "cell not finite"
+    if not np.isfinite(structure.frac_coords).all():
+        return "coordinates not finite"
+    if min(structure.lattice.abc) <= 0 or _negative_length(matrix):
+        return "cell length not positive"
+    if not all(0 < angle < 180 for angle in structure.lattice.angles):
+        return "cell angle outside (0, 180) degrees"
+    if not (np.isfinite(structure.volume) and structure.volume >= minimum_volume):
+        return f"volume below {minimum_volume:g} A^3"
+    if longest_edge is not None and max(structure.lattice.abc) > longest_edge:
+        return f"cell edge longer than {longest_edge:g} A"
+    if not all(1 <= element.Z <= 118 for element in structure.composition.elements):
+        return "element outside 1 to 118"
+    i, j = np.triu_indices(len(structure), k=1)
+    if not (structure.distance_matrix[i, j] >= cutoff).all():
+        return f"atoms closer than {cutoff:g} A"
+    return ""
+
+
+def _negative_length(matrix: npt.NDArray[np.float64]) -> bool:
+    """A left-handed cell with c along z and a in the xz plane: ``from_parameters`` makes it of negative lengths only.
+    Left-handed cells in another setting are honest ones."""
+    in_setting = matrix[0, 1] == matrix[2, 0] == matrix[2, 1] == 0
+    return bool(in_setting and matrix[0, 0] * matrix[1, 1] * matrix[2, 2] < 0)

@@ -1,0 +1,188 @@
+"""The figures that papers report, their definitions and sources, and which of them may stand beside a result."""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal, get_args
+
+import attrs
+
+Rule = Literal["structural", "full", "cdvae", "unstated", "mattergen"]
+"""What a figure's definition is: a validity rule of crystal structure prediction (``structural``, ``full``); the
+definitions of CDVAE (``cdvae``) or those of MatterGen's stability pipeline (``mattergen``) for de-novo generation;
+``unstated`` where the source does not say."""
+
+AT_K = ("match_rate", "rmse")
+"""Values of which a report has one for each k, such as ``match_rate@20``."""
+
+VALUES = {
+    "csp": (*AT_K, "METRe"),
+    "dng": (
+        *("struct_valid", "comp_valid", "cov_recall", "cov_precision", "wdist_density", "wdist_num_elements"),
+        *("rmsd_mattergen", "avg_e_above_hull", "stable", "sun"),
+    ),
+}
+"""What the figures of a task may hold; shares lie in [0, 1]."""
+
+
+TOLERANCES = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10}
+"""Of the matcher, behind all published match rates."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Figure:
+    """The published values of one system under one definition.
+
+    Attributes:
+        system: as its paper calls it.
+        source: the paper, and the one that quotes it, with the table.
+        task: ``csp`` or ``dng``.
+        dataset: as ``kldm.data`` names it.
+        split: of the data set.
+        rule: see ``Rule``.
+        values: by the names that reports have, ``match_rate@1``.
+        std: standard deviations over sampling seeds, by the same names, where they were published.
+        k: candidates per target (csp).
+        states: set of oxidation states behind ``comp_valid`` (dng).
+        legacy: whether they are used as smact 2.2.1 does.
+        cutoffs: the data set whose coverage cutoffs are used (dng).
+        note: what else a reader must know.
+    """
+
+    system: str
+    source: str
+    task: Literal["csp", "dng"]
+    dataset: str
+    split: str
+    rule: Rule
+    values: Mapping[str, float]
+    std: Mapping[str, float]
+    k: int | None = None
+    states: str | None = None
+    legacy: bool | None = None
+    cutoffs: str | None = None
+    note: str = ""
+
+
+@cache
+def published() -> tuple[Figure, ...]:
+    """All published figures, those of a task and data set in the order of their papers."""
+    content = _content()
+    return tuple(_figure(record, content["sources"]) for record in content["figures"])
+
+
+@cache
+def whole_splits() -> Mapping[str, int]:
+    """Number of rows of the test split of every data set with published figures."""
+    return dict(_content()["test_rows"])
+
+
+def beside(
+    task: str, reference: Mapping[str, Any], requests: Any, definition: Mapping[str, Any], names: Collection[str]
+) -> tuple[list[tuple[Figure, str]], list[str]]:
+    """What may stand beside the values of one report, and why other figures may not.
+
+    A published value agrees where data set, split (the whole of it), tolerances, rule and k are the report's. A value
+    whose rule is unstated is given beside those of any rule. METRe wants one structure per reference, ``comp_valid``
+    the same oxidation states, coverage the same cutoffs.
+
+    Args:
+        reference: ``name``, ``rows`` and ``whole`` of the report's reference.
+        requests: number of structures judged.
+        definition: of the task's values.
+        names: the report's values, with their rules: ``structural.match_rate@1``.
+
+    Returns:
+        Pairs of a figure and the name of a value in it; and sentences that go after the name of a report.
+    """
+    dataset = str(reference.get("name")).partition("/")[0]
+    found = [f for f in published() if (f.task, f.dataset) == (task, dataset) and f.rule != "mattergen"]
+    if not found:
+        return [], [f"there are no published figures for {task} on {reference.get('name', 'an unnamed reference')}"]
+    reasons = _other_reference(reference) + (_other_tolerances(definition) if task == "csp" else [])
+    if reasons:
+        return [], reasons
+    agreed: list[tuple[Figure, str]] = []
+    lost: dict[str, None] = {}
+    for figure in found:
+        for name in figure.values:
+            if not _has(names, figure, name):
+                continue
+            reason = _other_value(figure, name, requests, definition)
+            if reason:
+                lost[reason] = None
+            else:
+                agreed.append((figure, name))
+    for k in sorted(_numbers_of_candidates(names) - {figure.k for figure in found if figure.k is not None}):
+        lost[f"there are no published figures for k = {k}"] = None
+    return agreed, list(lost)
+
+
+def _numbers_of_candidates(names: Collection[str]) -> set[int]:
+    return {int(at[1]) for name in names if (at := re.search(r"@(\d+)", name))}
+
+
+def _has(names: Collection[str], figure: Figure, name: str) -> bool:
+    """Whether a report with these values has this one under the rule of the figure."""
+    rules = ("structural", "full") if figure.rule == "unstated" else (figure.rule,)
+    return name in names or any(f"{rule}.{name}" in names for rule in rules)
+
+
+def _other_reference(reference: Mapping[str, Any]) -> list[str]:
+    dataset, _, split = str(reference["name"]).partition("/")
+    if split != "test":
+        return [f"it is judged against {reference['name']}, and published figures against the test split"]
+    rows, whole = reference.get("rows"), whole_splits()[dataset]
+    if reference.get("whole") is not True or rows != whole:
+        return [f"it is judged against {rows} rows of {dataset}/test, and published figures against all {whole}"]
+    return []
+
+
+def _other_tolerances(definition: Mapping[str, Any]) -> list[str]:
+    stated = {name: definition.get(name) for name in TOLERANCES}
+    if stated == TOLERANCES:
+        return []
+    if None in stated.values():
+        return ["it does not state all tolerances of the matcher"]
+    used, common = (", ".join(f"{value:g}" for value in t.values()) for t in (stated, TOLERANCES))
+    return [f"its tolerances ({', '.join(TOLERANCES)}) are {used}, and those of published figures {common}"]
+
+
+def _other_value(figure: Figure, name: str, requests: Any, definition: Mapping[str, Any]) -> str:
+    """Why one value of a figure is not comparable, or ``""``."""
+    rows = whole_splits()[figure.dataset]
+    if name == "METRe" and not (isinstance(requests, int) and requests <= rows):
+        return f"its METRe is over {requests} structures, and the published one over one for each of {rows} references"
+    if name == "comp_valid" and (definition.get("states"), definition.get("legacy")) != (figure.states, figure.legacy):
+        return "its comp_valid has not the oxidation states of published figures (smact14 in its legacy form)"
+    if name.startswith("cov_") and definition.get("cutoffs") != figure.cutoffs:
+        return f"its coverage has not the cutoffs of published figures ({figure.cutoffs})"
+    return ""
+
+
+def _content() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(files("kldm").joinpath("published.json").read_text(encoding="utf-8"))
+    return content
+
+
+def _figure(record: Mapping[str, Any], sources: Mapping[str, str]) -> Figure:
+    """A record of the file: its values and their ``_std`` lie among the attributes, its sources are keys."""
+    assert record["rule"] in get_args(Rule)
+    at = f"@{record['k']}" if "k" in record else ""
+    names = {name: name + at if name in AT_K else name for name in VALUES[record["task"]]}
+    source = sources[record["source"]]
+    if "quoted_in" in record:
+        source += f"; as quoted in {sources[record['quoted_in']]}"
+    if "place" in record:
+        source += f", {record['place']}"
+    rest = record.keys() - {"quoted_in", "place", *names, *(f"{name}_std" for name in names)}
+    return Figure(
+        **{key: record[key] for key in rest}
+        | {
+            "source": source,
+            "values": {name: record[key] for key, name in names.items() if key in record},
+            "std": {name: record[f"{key}_std"] for key, name in names.items() if f"{key}_std" in record},
+        }
+    )

@@ -1,0 +1,8 @@
+"""Samples and references of any origin: read them, and say which sample answers which row of the reference."""
+
+from kldm.reading.alignment import Alignment, align, seeds
+from kldm.reading.reference import Reference, read_reference
+from kldm.reading.rows import SampleFile
+from kldm.reading.samples import read_file, read_samples
+
+__all__ = ["Alignment", "Reference", "SampleFile", "align", "read_file", "read_reference", "read_samples", "seeds"]

@@ -1,0 +1,94 @@
+"""What samples are judged against: the split of a data set, or a file of structures."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+
+from kldm.data import SPLITS, Data
+from kldm.errors import KldmError
+from kldm.reading.rows import SampleFile, formulas
+from kldm.reading.samples import read_file
+
+if TYPE_CHECKING:
+    from pymatgen.core.structure import Structure
+
+
+@attrs.frozen(eq=False)
+class Reference:
+    """Reference structures by row.
+
+    Attributes:
+        name: what was asked for, ``DATASET/SPLIT`` or a path.
+        structures: None for a row whose structure cannot be built; the row keeps its number.
+        reasons: why there is none, else empty.
+        ids: of the rows in their data set; by default their numbers.
+        formulas: reduced, None where there is no structure.
+    """
+
+    name: str
+    structures: "tuple[Structure | None, ...]"
+    reasons: tuple[str, ...]
+    ids: tuple[str, ...]
+    formulas: tuple[str | None, ...]
+
+    def __len__(self) -> int:
+        return len(self.structures)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of results must know of it."""
+        failed = [row for row, structure in enumerate(self.structures) if structure is None]
+        if not failed:
+            return ()
+        first = f"the first is row {failed[0]}: {self.reasons[failed[0]]}"
+        return (f"{len(failed)} of {len(self)} rows of the reference {self.name} are no structures ({first}).",)
+
+
+def read_reference(source: str | Path) -> Reference:
+    """The reference called ``DATASET/SPLIT`` (a known data set, or a folder or file that ``[data]`` takes), or that
+    of a file or folder in any format of ``read_file``; what exists under that name comes first.
+
+    Rows of a file that carry ``target`` are placed by it, others by their order.
+
+    Raises:
+        KldmError: there is no such reference, two rows claim one place, or a place is left empty.
+    """
+    if Path(source).expanduser().exists():
+        return _placed(str(source), read_file(Path(source).expanduser()))
+    name, _, split = str(source).rpartition("/")
+    if not name or split not in SPLITS:
+        remedy = f"write it like mp_20/test, with one of {', '.join(SPLITS)}"
+        raise KldmError("neither a file nor DATASET/SPLIT", place=f"reference {source}", remedy=remedy)
+    return _of_data(str(source), Data(name=name), split)
+
+
+def _of_data(source: str, data: Data, split: str) -> Reference:
+    from kldm.convert import to_structure_or_reason
+
+    store = data.load(split)
+    pairs = to_structure_or_reason(store)
+    structures = tuple(structure for structure, _ in pairs)
+    return Reference(source, structures, tuple(reason for _, reason in pairs), store.ids, formulas(structures))
+
+
+def _placed(source: str, file: SampleFile) -> Reference:
+    count, taken = len(file.candidates), dict[int, int]()
+    for position, one in enumerate(file.candidates):
+        if one.target in taken:
+            first, remedy = file.places[taken[one.target]], "a reference has one structure for each target"
+            raise KldmError(f"target {one.target} is that of {first} too", place=file.places[position], remedy=remedy)
+        taken[one.target] = position
+    missing = next((target for target in range(count) if target not in taken), None)
+    if missing is not None:
+        remedy = "number the rows from 0, with structure null where there is none"
+        raise KldmError(f"no row has target {missing}, although {max(taken)} is used", place=source, remedy=remedy)
+    order = [taken[target] for target in range(count)]
+    structures = tuple(file.candidates[row].structure for row in order)
+    return Reference(
+        source,
+        structures,
+        tuple("" if (one := file.candidates[row]).structure is not None else one.reason for row in order),
+        tuple(file.names[row] or str(target) for target, row in enumerate(order)),
+        formulas(structures),
+    )

@@ -1,0 +1,75 @@
+"""The formats in which samples come, by the name of the file."""
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from kldm.errors import KldmError
+from kldm.interfaces import Candidate
+from kldm.reading.cifs import read_cif, read_folder, read_table, read_zip
+from kldm.reading.frames import read_frames, read_poscar
+from kldm.reading.records import read_json, read_jsonl
+from kldm.reading.rows import Row, SampleFile, numbered
+from kldm.reading.torch_files import read_torch
+
+READERS: Mapping[str, Callable[[Path], Sequence[Row]]] = {
+    ".jsonl": read_jsonl,
+    ".json": read_json,
+    ".extxyz": read_frames,
+    ".xyz": read_frames,
+    ".csv": read_table,
+    ".cif": read_cif,
+    ".vasp": read_poscar,
+    ".poscar": read_poscar,
+    ".zip": read_zip,
+    ".pt": read_torch,
+    ".pth": read_torch,
+}
+
+PACKED = (".jsonl", ".json", ".extxyz", ".xyz", ".csv", ".cif")
+"""May be compressed by gzip, with ``.gz`` after their suffix."""
+
+
+def read_samples(path: str | Path) -> tuple[Candidate, ...]:
+    """The candidates of a file or folder in any format that ``read_file`` takes."""
+    return read_file(path).candidates
+
+
+def read_file(path: str | Path) -> SampleFile:
+    """Read structures and what the file says of them.
+
+    - ``.jsonl``: rows ``{"target", "candidate", "structure", "reason"}`` of which ``structure`` (pymatgen's dict or
+      null) alone is needed; a cell whose matrix is null, and NaN, are allowed;
+    - ``.json``: pymatgen's dict of one structure, a list of them or of records with a ``structure`` (computed
+      entries, for one), or a mapping from names to them;
+    - ``.extxyz``, ``.xyz``: frames, with ``target`` and ``candidate`` in their info line;
+    - ``.csv`` with a column ``cif``, as the data sets are published (``material_id`` names the rows);
+    - a folder or a ``.zip`` of CIFs, in natural order; ``<target>_<candidate>_<anything>.cif`` where all are so named;
+    - one ``.cif`` (each of its data blocks is a structure), one POSCAR or ``.vasp``;
+    - ``.pt`` of CDVAE, DiffCSP and FlowMM (``kldm.reading.torch_files``), loaded without running any code in them.
+
+    Text may be compressed by gzip (``.jsonl.gz``). A structure that cannot be built (a broken CIF, a cell without
+    volume, an unknown element) is a failed candidate with its reason.
+
+    Raises:
+        KldmError: the file is missing, of another kind, empty, or not readable at all.
+    """
+    path = Path(path)
+    try:
+        return numbered(path, (read_folder if path.is_dir() else _reader(path))(path))
+    except OSError as error:
+        raise KldmError(f"cannot read the file: {error.strerror or error}", place=str(path)) from error
+    except (EOFError, zlib.error) as error:
+        remedy = "get or write the file again"
+        raise KldmError(f"the file is cut short or damaged ({error})", place=str(path), remedy=remedy) from error
+
+
+def _reader(path: Path) -> Callable[[Path], Sequence[Row]]:
+    name = path.name.lower()
+    if name.startswith(("poscar", "contcar")):
+        return read_poscar
+    inner = Path(name.removesuffix(".gz")).suffix
+    if inner not in READERS or (name.endswith(".gz") and inner not in PACKED):
+        remedy = f"give a folder of CIFs, a POSCAR or one of {', '.join(READERS)}"
+        raise KldmError(f"no samples are read from {path.suffix or 'such'} files", place=str(path), remedy=remedy)
+    return READERS[inner]

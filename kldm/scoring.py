@@ -1,0 +1,148 @@
+"""Files of samples judged beside a reference, whichever program made them."""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+
+from kldm.errors import KldmError
+from kldm.experiment import load_components
+from kldm.interfaces import Candidate, Measurement, Metric, Samples
+from kldm.judging import judgement, measure, nested, write_rows
+from kldm.metrics.coverage import CUTOFFS
+from kldm.overlap import of_structures, overlap_note
+from kldm.reading import Alignment, Reference, SampleFile, align, read_file, read_reference
+from kldm.recipe import build
+from kldm.results import library_versions, write_json
+from kldm.version import __version__
+
+Task = Literal["csp", "dng"]
+
+
+@attrs.frozen(kw_only=True)
+class _Scoring:
+    metric: Metric
+
+
+def metric_for(task: Task, options: Mapping[str, Any]) -> Metric:
+    """The registered metric of a task with these options, checked as those of a recipe are."""
+    load_components()
+    name = {"csp": "match_rate.v1", "dng": "de_novo.v1"}[task]
+    built, _ = build({"metric": {"@metrics": name, **options}}, _Scoring)
+    return built.metric
+
+
+def usual_cutoffs(reference: str) -> str:
+    """The data set whose cutoffs of coverage go with a reference."""
+    name = reference.partition("/")[0]
+    return name if name in CUTOFFS else "mp_20"
+
+
+def score_files(
+    paths: Sequence[Path],
+    reference: str,
+    task: Task,
+    metric: Metric,
+    out: Path,
+    *,
+    k: int | None = None,
+    train: str = "",
+) -> dict[str, Any]:
+    """Judge samples and write ``report.json``, ``results.csv`` and ``results.jsonl`` to ``out``.
+
+    Args:
+        paths: files in any format of ``kldm.reading``; several are several seeds.
+        reference: ``DATASET/SPLIT`` or a file.
+        task: ``csp``, where a sample answers a row of the reference; or ``dng``, where it answers none.
+        metric: what judges; its values stand in the report under the task's name.
+        out: folder.
+        k: of crystal structure prediction, at most so many candidates of each target.
+        train: the training set, ``DATASET/SPLIT`` or a file, to see whether the reference overlaps with it.
+
+    Raises:
+        KldmError: a file or the reference cannot be read, or they do not belong together.
+    """
+    started = time.monotonic()
+    for path in paths:
+        if paths.count(path) > 1:
+            raise KldmError("is given twice", place=str(path), remedy="give every seed once")
+    files, known = [read_file(path) for path in paths], read_reference(reference)
+    notes = list(known.notes)
+    if train:
+        notes += overlap_note(of_structures(known.structures), of_structures(read_reference(train).structures), train)
+    judged = _predicted(files, known, metric, out, k) if task == "csp" else _generated(files, known, metric, out)
+    judged["notes"] = list(dict.fromkeys([*notes, *judged["notes"]]))
+    report = {
+        "kldm": __version__,
+        "task": task,
+        "files": [str(path) for path in paths],
+        "reference": {
+            "name": known.name,
+            "rows": len(known),
+            "failed": sum(structure is None for structure in known.structures),
+            "whole": not Path(reference).expanduser().exists(),
+        },
+        **judged,
+        "libraries": library_versions(),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_json(out / "report.json", report)
+    return report
+
+
+def _predicted(
+    files: Sequence[SampleFile], reference: Reference, metric: Metric, out: Path, k: int | None
+) -> dict[str, Any]:
+    """Crystal structure prediction: every sample at its row of the reference."""
+    placed: Alignment = align(files, reference)
+    kept = tuple(one for one in placed.candidates if k is None or one.candidate < k)
+    samples = Samples(kept, reference.structures)
+    measured = measure({"csp": metric}, samples)
+    lost = [{"target": None, "candidate": one.candidate, "name": "", "reason": one.reason} for one in placed.unplaced]
+    write_rows(out / "results.csv", measured, samples, reference.ids, lost)
+    judged = judgement(measured, samples)
+    notes = [*placed.notes, *judged["notes"]]
+    if left_out := len(placed.candidates) - len(kept):
+        notes.append(f"{left_out} samples beyond the first {k} of their target are left out.")
+    return {"alignment": placed.rule, "unplaced": len(placed.unplaced), **judged, "notes": notes}
+
+
+def _generated(files: Sequence[SampleFile], reference: Reference, metric: Metric, out: Path) -> dict[str, Any]:
+    """De-novo generation: every file is a set of its own; of several, mean and population standard deviation."""
+    sets = [Samples(_renumbered(file, seed), reference.structures) for seed, file in enumerate(files)]
+    found = [metric.measure(samples) for samples in sets]
+    together = Measurement(
+        _over_seeds([one.values for one in found]),
+        tuple(row for one in found for row in one.rows),
+        found[0].definition if len(found) == 1 else {"seeds": [one.definition for one in found]},
+        tuple(dict.fromkeys(note for one in found for note in one.notes)),
+    )
+    samples = Samples(tuple(one for each in sets for one in each.candidates), reference.structures)
+    measured = {"dng": together}
+    write_rows(out / "results.csv", measured, samples, [name for file in files for name in file.names])
+    judged = judgement(measured, samples)
+    if len(found) > 1:
+        judged["seeds"] = [nested(one.values) for one in found]
+    return judged
+
+
+def _renumbered(file: SampleFile, seed: int) -> tuple[Candidate, ...]:
+    """The samples of a file, numbered by their position; the file is the candidate's number."""
+    return tuple(
+        attrs.evolve(candidate, target=position, candidate=seed) for position, candidate in enumerate(file.candidates)
+    )
+
+
+def _over_seeds(seeds: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Of one seed its values; of several the means, with ``_std``, the population standard deviation (ddof = 0)."""
+    if len(seeds) == 1:
+        return dict(seeds[0])
+    values: dict[str, float | None] = {}
+    for name in seeds[0]:
+        known = [value for seed in seeds if (value := seed[name]) is not None]
+        values[name] = statistics.fmean(known) if known else None
+        values[f"{name}_std"] = statistics.pstdev(known) if known else None
+    return values
