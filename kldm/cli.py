@@ -202,6 +202,12 @@ def sample(
 @click.option("--task", type=click.Choice(["csp", "dng"]), help="Structure prediction or de-novo generation.")
 @click.option("--k", type=click.IntRange(1), help="csp: at most so many candidates of each target; by default all.")
 @click.option("--rules", default="structural,full", show_default=True, help="csp: rules of a match.")
+@click.option(
+    "--full-seeds/--no-full-seeds",
+    default=None,
+    help="csp: mean and std over seeds under the full rule too (a fingerprint of every match); by default if several "
+    "files are given.",
+)
 @click.option("--longest-edge", type=float, help="csp: angstrom; longer cells are invalid (40 in the KLDM code).")
 @click.option("--cutoffs", help="dng: data set whose cutoffs of coverage are taken; by default the reference's.")
 @click.option("--draw", type=click.IntRange(1), help="dng: valid samples for the distances (1000 in the papers).")
@@ -221,6 +227,7 @@ def evaluate(
     task: str | None,
     k: int | None,
     rules: str,
+    full_seeds: bool | None,
     longest_edge: float | None,
     cutoffs: str | None,
     draw: int | None,
@@ -263,7 +270,8 @@ def evaluate(
         options: dict[str, Any] = {"workers": workers, "time_limit": time_limit}
         if asked == "csp":
             named = [rule for rule in (word.strip() for word in rules.split(",")) if rule]
-            options |= {"rules": named, "longest_edge": longest_edge}
+            several = len(samples) > 1 if full_seeds is None else full_seeds
+            options |= {"rules": named, "full_seeds": several, "longest_edge": longest_edge}
         else:
             options |= {"cutoffs": cutoffs or usual_cutoffs(reference), "draw": draw, "seed": seed}
             options |= {"states": states, "legacy": legacy}

@@ -17,7 +17,12 @@ LIBRARIES = ("pymatgen", "smact", "matminer")
 
 DEFINING = {
     "csp": {"tolerances": ("ltol", "stol", "angle_tol"), "longest edges allowed": ("longest_edge",)},
-    "dng": {"sets of oxidation states": ("states", "legacy"), "coverage cutoffs": ("cutoffs",)},
+    "dng": {
+        "sets of oxidation states": ("oxidation_states", "legacy"),
+        "coverage cutoffs": ("coverage.cutoffs",),
+        "structures that coverage counts": ("coverage.generated",),
+        "numbers drawn for property distances": ("draw",),
+    },
 }
 """By task: what must be equal for values to be comparable, and the keys of the definition that say it."""
 
@@ -94,7 +99,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
     for column in columns:
         for task in [metric for metric in column.metrics if metric in VALUES]:
             pairs, sentences = beside(
-                task, column.reference, column.requests, column.definitions.get(task, {}), column.metrics[task].keys()
+                task, column.reference, column.definitions.get(task, {}), column.metrics[task].keys()
             )
             for figure, name in pairs:
                 agreed.setdefault(figure, {})[name] = None

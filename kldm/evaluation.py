@@ -17,8 +17,9 @@ from kldm.interfaces import Candidate, Samples
 from kldm.judging import judgement, measure, reference_structures, write_rows
 from kldm.model import JointModel
 from kldm.overlap import of_store, overlap_note
+from kldm.reading import read_samples
 from kldm.recipe import Tree
-from kldm.results import read_samples, write_json, write_samples
+from kldm.results import write_json, write_samples
 from kldm.sampling import candidates, generate, requests
 from kldm.seeding import seeded
 from kldm.targets import de_novo, drawn_sizes

@@ -35,14 +35,15 @@ class Channel:
         width: numbers per atom or crystal; of a token channel, the size of its vocabulary.
         per: one row per atom or one per crystal.
         kind: ``periodic`` in [0, 1), known only up to a common translation of the atoms of a crystal;
-            ``tangent``, a velocity or score on the torus; ``real``, plain numbers; ``token``, an integer in
-            0..width - 1 (predicted as ``width`` logits).
+            ``tangent``, a velocity or score on the torus; ``real``, plain numbers; ``matrix``, width 9, the lattice
+            vectors of a crystal row by row, which turn with it; ``token``, an integer in 0..width - 1 (predicted
+            as ``width`` logits).
     """
 
     name: str
     width: int
     per: Literal["atom", "crystal"]
-    kind: Literal["periodic", "tangent", "real", "token"]
+    kind: Literal["periodic", "tangent", "real", "matrix", "token"]
 
 
 @attrs.frozen
@@ -210,12 +211,20 @@ class Schedule(Protocol):
 class ScoreNetwork(Protocol):
     """Predicts every channel of its ``Interface`` from the noisy channels of all processes.
 
-    Must be equivariant to permutations of atoms, unchanged by a common translation of periodic channels, and
-    independent of the other crystals of the batch. Registered networks are ``torch.nn.Module`` whose first,
+    Must be equivariant to permutations of atoms, unchanged by a common translation of periodic channels, independent
+    of the other crystals of the batch, and, where matrix channels turn, turn its answers to them and nothing else. Registered networks are ``torch.nn.Module`` whose first,
     positional-only argument is the ``Interface``.
     """
 
     def __call__(self, latent: Latent, s: Tensor, layout: Layout) -> Prediction: ...
+
+
+class Augmentation(Protocol):
+    """Another description of the same crystals, drawn anew for every training step."""
+
+    def augmented(self, crystals: Crystals, rng: torch.Generator) -> Crystals:
+        """The crystals, described in another way: same sizes, positions in [0, 1)."""
+        ...
 
 
 class GenerativeModel(Protocol):
@@ -264,12 +273,14 @@ class Candidate:
         candidate: number among the answers to the same target, from 0.
         structure: the structure, or None where none could be built.
         reason: why there is none.
+        species: atomic numbers of its atoms, where they are known although there is no structure.
     """
 
     target: int
     candidate: int
     structure: "Structure | None"
     reason: str = ""
+    species: tuple[int, ...] = ()
 
 
 @attrs.frozen(eq=False)

@@ -63,7 +63,9 @@ def overlap_note(reference: Iterable[Twin], train: Iterable[Twin], name: str) ->
     if not count:
         return ()
     verb = "structure has" if count == 1 else "structures have"
-    return (f"{count} reference {verb} the atoms and the cell of one in {name}: a match there may be memory.",)
+    return (
+        f"{count} reference {verb} the atoms and the cell of one in {name}: what is measured on them may be memory.",
+    )
 
 
 def _reduced(structure: "Structure") -> Cell:

@@ -80,24 +80,24 @@ def whole_splits() -> Mapping[str, int]:
 
 
 def beside(
-    task: str, reference: Mapping[str, Any], requests: Any, definition: Mapping[str, Any], names: Collection[str]
+    task: str, reference: Mapping[str, Any], definition: Mapping[str, Any], names: Collection[str]
 ) -> tuple[list[tuple[Figure, str]], list[str]]:
     """What may stand beside the values of one report, and why other figures may not.
 
     A published value agrees where data set, split (the whole of it), tolerances, rule and k are the report's. A value
-    whose rule is unstated is given beside those of any rule. METRe wants one structure per reference, ``comp_valid``
-    the same oxidation states, coverage the same cutoffs.
+    whose rule is unstated is given beside those of any rule. ``comp_valid`` also wants the same oxidation states, and
+    coverage the same cutoffs.
 
     Args:
         reference: ``name``, ``rows`` and ``whole`` of the report's reference.
-        requests: number of structures judged.
-        definition: of the task's values.
+        definition: of the task's values, by dotted name.
         names: the report's values, with their rules: ``structural.match_rate@1``.
 
     Returns:
         Pairs of a figure and the name of a value in it; and sentences that go after the name of a report.
     """
     dataset = str(reference.get("name")).partition("/")[0]
+    # of MatterGen's pipeline no report states the potential and the hull yet
     found = [f for f in published() if (f.task, f.dataset) == (task, dataset) and f.rule != "mattergen"]
     if not found:
         return [], [f"there are no published figures for {task} on {reference.get('name', 'an unnamed reference')}"]
@@ -110,7 +110,7 @@ def beside(
         for name in figure.values:
             if not _has(names, figure, name):
                 continue
-            reason = _other_value(figure, name, requests, definition)
+            reason = _other_value(figure, name, definition)
             if reason:
                 lost[reason] = None
             else:
@@ -150,14 +150,12 @@ def _other_tolerances(definition: Mapping[str, Any]) -> list[str]:
     return [f"its tolerances ({', '.join(TOLERANCES)}) are {used}, and those of published figures {common}"]
 
 
-def _other_value(figure: Figure, name: str, requests: Any, definition: Mapping[str, Any]) -> str:
+def _other_value(figure: Figure, name: str, definition: Mapping[str, Any]) -> str:
     """Why one value of a figure is not comparable, or ``""``."""
-    rows = whole_splits()[figure.dataset]
-    if name == "METRe" and not (isinstance(requests, int) and requests <= rows):
-        return f"its METRe is over {requests} structures, and the published one over one for each of {rows} references"
-    if name == "comp_valid" and (definition.get("states"), definition.get("legacy")) != (figure.states, figure.legacy):
+    states = definition.get("oxidation_states"), definition.get("legacy")
+    if name == "comp_valid" and states != (figure.states, figure.legacy):
         return "its comp_valid has not the oxidation states of published figures (smact14 in its legacy form)"
-    if name.startswith("cov_") and definition.get("cutoffs") != figure.cutoffs:
+    if name.startswith("cov_") and definition.get("coverage.cutoffs") != figure.cutoffs:
         return f"its coverage has not the cutoffs of published figures ({figure.cutoffs})"
     return ""
 

@@ -30,7 +30,7 @@ class Column:
         reference: what the samples were judged against: ``name``, ``rows``, ``whole``.
         requests: number of structures judged.
         not_built: how many of them there were not.
-        definitions: by metric.
+        definitions: by metric and dotted name.
         libraries: versions.
         notes: sentences that a reader of the values must see.
     """
@@ -117,6 +117,11 @@ def _column(name: str, file: Path, report: Mapping[str, Any], judged: Any) -> Co
     if not metrics:
         raise _no_report(file)
     known = {metric: definitions[metric] for metric in metrics if isinstance(definitions.get(metric), Mapping)}
+    for definition in known.values():  # of the day when the values were found, and of libraries that a metric alone has
+        versions = definition.get("versions", {})
+        if not isinstance(versions, Mapping):
+            raise _no_report(file)
+        libraries = {**libraries, **versions}
     return Column(
         name=name,
         path=file,
@@ -124,7 +129,7 @@ def _column(name: str, file: Path, report: Mapping[str, Any], judged: Any) -> Co
         reference=reference,
         requests=judged.get("requests"),
         not_built=judged.get("not_built"),
-        definitions=known,
+        definitions={metric: flat(definition) for metric, definition in known.items()},
         libraries=libraries,
         notes=[str(note) for note in notes],
     )

@@ -12,21 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from kldm.files import atomic_write
 from kldm.interfaces import Candidate, Json
-from kldm.reading import read_samples
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
-__all__ = ["library_versions", "read_samples", "write_json", "write_samples", "write_table"]
-
-LIBRARIES = ("kldm", "torch", "torch-geometric", "pymatgen", "ase", "numpy")
+LIBRARIES = ("kldm", "torch", "torch-geometric", "pymatgen", "smact", "matminer", "ase", "numpy", "scipy")
 
 
 def write_samples(folder: Path, candidates: Sequence[Candidate], names: Sequence[str] = ()) -> None:
     """Write all candidates to ``folder``, each file whole or not at all.
 
     - ``samples.jsonl``, the full record: rows ``{"target", "candidate", "structure", "reason"}``, where structure is
-      a pymatgen dict (NaN is written as ``NaN``), or null for a candidate that failed.
+      a pymatgen dict (NaN is written as ``NaN``), or null for a candidate that failed; then ``species`` has the
+      atomic numbers of its atoms where they are known.
     - ``samples.extxyz``: extended xyz with ``target``, ``candidate``, ``formula`` (and ``name``) of each structure.
     - ``structures.zip``: one CIF per structure, ``<target>_<candidate>_<formula>.cif``; equal structures make equal
       bytes.
@@ -82,6 +80,7 @@ def _row(candidate: Candidate) -> dict[str, Any]:
         "candidate": candidate.candidate,
         "structure": None if structure is None else structure.as_dict(),
         "reason": candidate.reason,
+        **({"species": candidate.species} if candidate.species else {}),
     }
 
 

@@ -21,8 +21,9 @@ from kldm.constraints import violations
 from kldm.errors import KldmError
 from kldm.evaluation import Reference, Validator, evaluate_splits
 from kldm.experiment import Experiment, assemble, assemble_fitted
+from kldm.reading import read_samples
 from kldm.recipe import Tree, read_recipe, write_recipe
-from kldm.results import library_versions, read_samples, write_json, write_samples
+from kldm.results import library_versions, write_json, write_samples
 from kldm.sampling import candidates, generate, requests
 from kldm.training import fit, set_precision
 from kldm.wish import Wish

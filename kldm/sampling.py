@@ -117,8 +117,11 @@ def candidates(generated: CrystalStore, wanted: Sequence[Request]) -> tuple[Cand
     """Generated crystals as structures; one that cannot be built is kept, with its reason."""
     from kldm.convert import to_structure_or_reason
 
+    species = torch.split(generated.species, list(generated.sizes))
     built = to_structure_or_reason(generated)
     return tuple(
-        Candidate(request.target, request.candidate, structure, reason)
-        for request, (structure, reason) in zip(wanted, built, strict=True)
+        Candidate(request.target, request.candidate, structure, reason, tuple(numbers.tolist()) if reason else ())
+        for request, (structure, reason), numbers in zip(
+            wanted, to_structure_or_reason(generated), species, strict=True
+        )
     )

@@ -69,7 +69,7 @@ def score_files(
     for path in paths:
         if paths.count(path) > 1:
             raise KldmError("is given twice", place=str(path), remedy="give every seed once")
-    files, known = [read_file(path) for path in paths], read_reference(reference)
+    files, known = [read_file(_samples(path)) for path in paths], read_reference(reference)
     notes = list(known.notes)
     if train:
         notes += overlap_note(of_structures(known.structures), of_structures(read_reference(train).structures), train)
@@ -91,6 +91,11 @@ def score_files(
     }
     write_json(out / "report.json", report)
     return report
+
+
+def _samples(path: Path) -> Path:
+    """The full record in a folder of samples that kldm wrote; any other path as it is."""
+    return path / "samples.jsonl" if (path / "samples.jsonl").is_file() else path
 
 
 def _predicted(

@@ -7,7 +7,7 @@ import pytest
 
 from kldm.recipe import read_recipe
 from kldm.registry import SHELVES
-from kldm.results import read_samples
+from kldm.reading import read_samples
 from tests.small import OVERRIDES, QUICK, RECIPES, kldm, options, refused
 
 QUICKSTART = RECIPES / "quickstart.cfg"

@@ -19,7 +19,7 @@ from kldm.errors import KldmError
 from kldm.files import atomic_write
 from kldm.interfaces import Candidate
 from kldm.reading import read_samples
-from kldm.results import library_versions, write_json, write_samples, write_table
+from kldm.results import LIBRARIES, library_versions, write_json, write_samples, write_table
 
 
 def olivine_like() -> Structure:
@@ -78,6 +78,13 @@ def test_structures_read_back(folder: Path, name: str) -> None:
     assert set(found) == {(12, 0), (3, 0)}
     assert same(found[12, 0], olivine_like())
     assert same(found[3, 0], with_x(0.5))
+
+
+def test_the_atoms_of_a_failed_candidate_are_kept(tmp_path: Path) -> None:
+    failed = Candidate(0, 0, None, "exploded", (11, 17, 17))
+    write_samples(tmp_path, [failed])
+    (found,) = read_samples(tmp_path / "samples.jsonl")
+    assert (found.structure, found.reason, found.species) == (None, "exploded", (11, 17, 17))
 
 
 def test_names_and_labels(folder: Path) -> None:
@@ -177,5 +184,5 @@ def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
 
 def test_versions_name_what_is_behind_the_results() -> None:
     found = library_versions()
-    assert set(found) == {"python", "kldm", "torch", "torch-geometric", "pymatgen", "ase", "numpy"}
+    assert set(found) == {"python", *LIBRARIES}
     assert found["numpy"] == np.__version__

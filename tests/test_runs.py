@@ -14,7 +14,7 @@ import torch
 from kldm import checkpoint as checkpoints
 from kldm import runs
 from kldm.errors import KldmError
-from kldm.results import read_samples
+from kldm.reading import read_samples
 from kldm.runs import evaluate_run, fresh_folder, load_run
 from tests.small import QUICK, RECIPES, kldm, losses, options, refused, rows
 

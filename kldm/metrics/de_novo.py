@@ -11,13 +11,13 @@ import attrs
 
 from kldm.errors import KldmError
 from kldm.interfaces import Candidate, Json, Measurement, Samples
-from kldm.metrics.composition import States, check_states, compositional_rule, compositional_validity
+from kldm.metrics.composition import States, check_states, compositional_rule
 from kldm.metrics.coverage import CUTOFFS, Coverage, Dataset, coverage
 from kldm.metrics.distributions import drawn, property_distances
 from kldm.metrics.fingerprints import TIME_LIMIT, Fingerprint, cached_fingerprints, fingerprints, versions
 from kldm.metrics.pool import Failure, each
-from kldm.metrics.structure import structural_rule, structural_validity
-from kldm.metrics.validity import formula
+from kldm.metrics.structure import structural_rule
+from kldm.metrics.validity import composition_fault, formula, structure_fault
 from kldm.registry import metric
 
 if TYPE_CHECKING:
@@ -243,18 +243,15 @@ class _Row:
 
 
 def _judge(candidate: Candidate, *, states: States, legacy: bool) -> _Row:
-    structure = candidate.structure
-    if structure is None:
-        return _failed(candidate, candidate.reason or "no structure")
-    structural = structural_validity(structure)
-    compositional = compositional_validity(structure.composition, states=states, legacy=legacy)
+    structural = structure_fault(candidate)
+    compositional = composition_fault(candidate, states, legacy)
     return _Row(
         candidate.target,
         candidate.candidate,
-        formula(structure),
+        formula(candidate),
         struct_valid=not structural,
         comp_valid=not compositional,
-        comp_valid_icsd24=not compositional_validity(structure.composition, states="icsd24"),
+        comp_valid_icsd24=not composition_fault(candidate, "icsd24"),
         reason=structural or compositional,
     )
 
@@ -269,4 +266,4 @@ def _share(flags: Sequence[bool]) -> float | None:
 
 def _content(structure: "Structure") -> tuple[str, tuple[float, ...]]:
     """Formula and cell, to 0.001 angstrom and degrees."""
-    return formula(structure), tuple(round(value, 3) for value in structure.lattice.parameters)
+    return structure.formula, tuple(round(value, 3) for value in structure.lattice.parameters)

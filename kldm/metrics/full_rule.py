@@ -39,7 +39,7 @@ def composition_valid(structure: "Structure") -> bool:
 
 
 def fingerprinted(
-    targets: "Sequence[Structure]",
+    targets: "Mapping[int, Structure]",
     structures: "Mapping[Key, Structure]",
     rms: Mapping[Key, float],
     *,
@@ -53,7 +53,7 @@ def fingerprinted(
     fingerprints a target.
 
     Args:
-        targets: the reference.
+        targets: by number, those that are otherwise allowed.
         structures: of all candidates.
         rms: of the candidates that match and are otherwise allowed.
         everyone: ask every candidate in ``rms``, as the numbers of each seed need.
@@ -75,9 +75,7 @@ def fingerprinted(
     asked = dict(zip(first, ask(structures[key] for key in first), strict=True))
     while True:
         following = [
-            next(key for key in queue if key not in asked)
-            for queue in queues.values()
-            if not _decided(queue, asked)
+            next(key for key in queue if key not in asked) for queue in queues.values() if not _decided(queue, asked)
         ]
         if not following:
             return Fingerprinted(known, asked)

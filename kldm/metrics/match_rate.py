@@ -4,28 +4,38 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import Any, Literal, get_args
 
 import attrs
 import numpy as np
 
 from kldm.errors import KldmError
 from kldm.interfaces import Candidate, Json, Measurement, Samples
-from kldm.metrics.validity import CUTOFF, MINIMUM_VOLUME, structural_validity
+from kldm.metrics.composition import compositional_rule
+from kldm.metrics.full_rule import Fingerprinted, composition_valid, fingerprinted
+from kldm.metrics.matcher import Matcher
+from kldm.metrics.metre import Everywhere, everywhere, repeated
+from kldm.metrics.pairs import Examined, examine, match
+from kldm.metrics.structure import structural_rule, structural_validity
 from kldm.registry import metric
 
-if TYPE_CHECKING:
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-    from pymatgen.core.structure import Structure
+Rule = Literal["structural", "full"]
 
-WITHOUT_FULL_RULE = (
-    "Only the structural rule is reported. The full rule of CDVAE, DiffCSP and FlowMM also asks candidate and target "
-    "for a valid composition (smact charge neutrality and electronegativity test) and a computable CrystalNN "
-    "fingerprint; these two tests are missing here, so do not compare the numbers with tables under the full rule."
+Key = tuple[int, int]
+"""(target, candidate)."""
+
+EXACT = 1e-6
+"""An rmse below this is no generated structure's."""
+
+FULL_RULE = (
+    "the structural rule, compositional validity ({composition}) and a computable CrystalNN fingerprint, of candidate "
+    "and target alike; the target's structure must be valid too"
 )
 
-Rms = Mapping[tuple[int, int], float]
-"""By (target, candidate): the rms of every candidate that counts as a match."""
+SEEDS_NOT_ASKED = (
+    "Mean and std over seeds under the full rule need the fingerprint of every matching candidate; set full_seeds "
+    "for them."
+)
 
 
 @metric("match_rate.v1")
@@ -33,7 +43,7 @@ Rms = Mapping[tuple[int, int], float]
 class MatchRate:
     """Match rate and RMSE at 1 and at k (CDVAE's procedure, Xie et al. 2022; at k as in DiffCSP, Jiao et al. 2023).
 
-    A candidate matches its own target if it is structurally valid and pymatgen's ``StructureMatcher.get_rms_dist``
+    A candidate matches its own target if a validity rule allows it and pymatgen's ``StructureMatcher.get_rms_dist``
     finds a mapping; rms is then the root mean square displacement over (V/n)^(1/3), without unit, below ``stol``. Both
     cells are made primitive and scaled to a common volume first, so the volume is not judged.
 
@@ -47,96 +57,163 @@ class MatchRate:
     over the seeds. Rates are in [0, 1]; an rmse is None where nothing matches. Candidates that failed, are
     invalid, or make the matcher raise count as no match.
 
+    All of these stand under each rule's name. ``structural``: the candidate is structurally valid (the KLDM code).
+    ``full``: candidate and target are structurally and compositionally valid and have a CrystalNN fingerprint (the
+    CDVAE, DiffCSP and FlowMM codes). A composition that smact refuses can then never match.
+
+    METRe and cRMSE (arXiv 2509.12178), under the structural rule, over the candidates numbered 0, which are at most
+    as many as the references:
+
+        METRe = references matched by a generated structure of the same reduced composition, whichever target that
+                answers / all references
+        cRMSE = mean over all references of the smallest such rms, or ``stol`` where there is none
+
     Args:
         ltol: tolerance of relative lengths; 0.3, stol 0.5 and angle_tol 10 are those of all published tables.
         stol: largest site displacement over (V/n)^(1/3).
         angle_tol: degrees.
         longest_edge: angstrom; candidates with a longer cell edge are invalid (40 in the KLDM code); None: no limit.
+        rules: what is reported; ``full`` costs two to three fingerprints (0.1 s to 1 s each) a matched target.
+        full_seeds: mean and std over seeds under the full rule as well, a fingerprint for every match.
+        metre: METRe and cRMSE, which compare all pairs of a composition: hours where the reference has but one.
         workers: processes; the result does not depend on it. -1: as many as there are CPU cores.
+        time_limit: seconds for one structure or one pair; beyond, it counts as no match. None: no limit.
     """
 
     ltol: float = 0.3
     stol: float = 0.5
     angle_tol: float = 10.0
     longest_edge: float | None = None
+    rules: tuple[Rule, ...] = ("structural", "full")
+    full_seeds: bool = False
+    metre: bool = True
     workers: int = 1
+    time_limit: float | None = 60.0
 
     def __attrs_post_init__(self) -> None:
-        limits = {name: getattr(self, name) for name in ("ltol", "stol", "angle_tol", "longest_edge")}
+        limits = {name: getattr(self, name) for name in ("ltol", "stol", "angle_tol", "longest_edge", "time_limit")}
         for name, limit in limits.items():
             if limit is not None and not (limit > 0 and math.isfinite(limit)):
                 raise KldmError(f"{name} is {limit}", place="match_rate.v1", remedy="give a positive number")
         if self.workers < 1 and self.workers != -1:
             remedy = "give a number of processes, or -1 for all cores"
             raise KldmError(f"workers is {self.workers}", place="match_rate.v1", remedy=remedy)
+        if not self.rules or set(self.rules) - set(get_args(Rule)) or len(set(self.rules)) < len(self.rules):
+            remedy = 'give "structural", "full" or both'
+            raise KldmError(f"rules is {list(self.rules)}", place="match_rate.v1", remedy=remedy)
 
     def measure(self, samples: Samples) -> Measurement:
-        """The rates; one row per candidate with target, candidate, formula, struct_valid, reason, rms, max_dist.
+        """The values; one row per candidate with target, candidate, formula, struct_valid, comp_valid, fingerprint,
+        reason, rms, max_dist.
+
+        rms is that of every structurally valid candidate that matches, whatever its composition. comp_valid is None
+        without a structure or the full rule, fingerprint where none was asked for.
 
         Raises:
             KldmError: a candidate answers a target that the reference lacks, or two answers bear the same numbers.
         """
-        groups = _by_target(samples)
-        judged = dict(self._judged(groups, samples.reference))
-        rows = tuple(judged[c.target, c.candidate] for c in samples.candidates)
-        rms = {key: row.rms for key, row in judged.items() if row.rms is not None}
-        targets, k = len(samples.reference), max((len(group) for group in groups.values()), default=0)
+        groups, targets = _by_target(samples), len(samples.reference)
+        pace: dict[str, Any] = {"workers": self.workers, "time_limit": self.time_limit}
+        matcher = Matcher(ltol=self.ltol, stol=self.stol, angle_tol=self.angle_tol)
+        given = examine(
+            [c.structure for c in samples.candidates], validity=True, longest_edge=self.longest_edge, **pace
+        )
+        reference = examine(samples.reference, validity=False, longest_edge=None, **pace)
+        found = match(matcher, reference, given, groups, **pace)
+        rows = {}
+        for place, (candidate, one) in enumerate(zip(samples.candidates, given, strict=True)):
+            answer = found.get((candidate.target, place))
+            reason = _reason(candidate, one) or (answer.reason if answer else "")
+            valid = candidate.structure is not None and not one.invalid and not one.fault.startswith("time limit")
+            row = _Row(candidate.target, candidate.candidate, _formula(candidate), valid, reason)
+            if answer is not None:
+                row = attrs.evolve(row, rms=answer.rms, max_dist=answer.max_dist)
+            rows[candidate.target, candidate.candidate] = row
+        rms = {key: row.rms for key, row in rows.items() if row.rms is not None}
+        seeds = {c.candidate for c in samples.candidates}
+        k = max((len(group) for group in groups.values()), default=0)
         values: dict[str, float | None] = {}
-        values |= _rates("1", {key: value for key, value in rms.items() if key[1] == 0}, targets)
-        notes = [WITHOUT_FULL_RULE]
-        if k > 1:
-            values |= _rates(str(k), rms, targets)
-            spread, unmatched = _over_seeds(rms, {c.candidate for c in samples.candidates}, targets)
-            values |= spread
-            if unmatched:
-                notes.append(f"{unmatched} of the seeds match no target; rmse@1_mean and _std leave them out.")
-        if not targets:
-            notes.append("The reference is empty, so nothing is defined.")
-        if silent := targets - len(groups):
-            notes.append(f"{silent} of {targets} targets have no candidate; they count as not matched.")
-        failures = Counter(row.reason for row in rows if row.reason)
+        notes = _notes(samples, len(groups), rms, reference)
+        if "structural" in self.rules:
+            added, remarks = _values("structural", rms, seeds if k > 1 else set(), targets, k)
+            values, notes = values | added, notes + remarks
+        if "full" in self.rules:
+            allowed, asked, rows = self._full(samples, rows, rms)
+            added, remarks = _values("full", allowed, seeds if k > 1 and self.full_seeds else set(), targets, k)
+            values, notes = values | added, notes + remarks
+            if k > 1 and not self.full_seeds:
+                notes.append(SEEDS_NOT_ASKED)
+            if lacking := sum(not known for known in asked.targets.values()):
+                notes.append(f"{lacking} of the matched targets have no fingerprint and cannot match under full.")
+        if self.metre:
+            generated = {c.target: place for place, c in enumerate(samples.candidates) if c.candidate == 0}
+            anywhere = everywhere(matcher, reference, given, generated, found, **pace)
+            values |= _metre(anywhere, targets, self.stol)
+            notes += anywhere.notes
+        failures = Counter(row.reason for row in rows.values() if row.reason)
         counts: dict[str, Json] = {
             "targets": targets,
-            "targets_without_candidate": silent,
+            "targets_without_candidate": targets - len(groups),
             "candidates": len(rows),
             "k": k,
-            "valid": sum(row.struct_valid for row in rows),
+            "valid": sum(row.struct_valid for row in rows.values()),
             "matched": len(rms),
             "failures": dict(sorted(failures.items())),
         }
-        return Measurement(values, tuple(attrs.asdict(row) for row in rows), self._definition(counts), tuple(notes))
+        ordered = tuple(attrs.asdict(rows[c.target, c.candidate]) for c in samples.candidates)
+        return Measurement(values, ordered, self._definition(counts), tuple(notes))
 
-    def _judged(
-        self, groups: Mapping[int, Sequence[Candidate]], reference: Sequence["Structure"]
-    ) -> Iterable[tuple[tuple[int, int], "_Row"]]:
-        from joblib import Parallel, delayed
-        from tqdm import tqdm
+    def _full(
+        self, samples: Samples, rows: "Mapping[Key, _Row]", rms: Mapping[Key, float]
+    ) -> "tuple[dict[Key, float], Fingerprinted, dict[Key, _Row]]":
+        """The rms of candidates known to be allowed, what was asked, and the rows with what was found.
 
-        # no backend is named, so that a surrounding joblib.parallel_config (dask, for one) decides; loky by default
-        pool = Parallel(n_jobs=min(self.workers, max(1, len(groups))), return_as="generator", prefer="processes")
-        tasks = (delayed(_judge)(self, reference[target], group) for target, group in groups.items())
-        results: Iterable[list[_Row]] = pool(tasks)
-        for rows in tqdm(results, total=len(groups), desc="match rate", unit="target", delay=2):
-            yield from (((row.target, row.candidate), row) for row in rows)
+        The smallest rms of each target and candidate 0 are among them wherever the rule allows any."""
+        structures = {(c.target, c.candidate): c.structure for c in samples.candidates if c.structure is not None}
+        valid = {key: composition_valid(structure) for key, structure in structures.items()}
+        reference = {
+            target: structure
+            for target in {target for target, _ in rms}
+            if (structure := samples.reference[target]) is not None
+            and not structural_validity(structure)
+            and composition_valid(structure)
+        }
+        asked = fingerprinted(
+            reference,
+            structures,
+            {key: value for key, value in rms.items() if valid[key] and key[0] in reference},
+            everyone=self.full_seeds,
+            workers=self.workers,
+            time_limit=self.time_limit,
+        )
+        judged = {
+            key: attrs.evolve(row, comp_valid=valid.get(key), fingerprint=asked.candidates.get(key))
+            for key, row in rows.items()
+        }
+        return {key: value for key, value in rms.items() if asked.passes(key)}, asked, judged
 
     def _definition(self, counts: Mapping[str, Json]) -> Mapping[str, Json]:
+        words = {
+            "structural": f"the candidate is structurally valid: {structural_rule(self.longest_edge)}; nothing is "
+            "asked of the target",
+            "full": FULL_RULE.format(composition=compositional_rule()) if "full" in self.rules else "",
+        }
+        libraries = ("pymatgen", *(("smact", "matminer") if "full" in self.rules else ()))
         return {
-            "rules": {
-                "structural": "the candidate is structurally valid: all finite, lengths > 0, angles in (0, 180) "
-                f"degrees, volume >= {MINIMUM_VOLUME:g} A^3, atomic numbers 1 to 118, distances >= {CUTOFF:g} A"
-                + (f", edges <= {self.longest_edge:g} A" if self.longest_edge is not None else "")
-                + "; nothing is asked of the target"
-            },
+            "rules": {rule: words[rule] for rule in self.rules},
             "matcher": "pymatgen StructureMatcher.get_rms_dist(candidate, target), other arguments at their defaults",
             "ltol": self.ltol,
             "stol": self.stol,
             "angle_tol": self.angle_tol,
             "longest_edge": self.longest_edge,
+            "time_limit": self.time_limit,
             "denominator": "all targets of the reference",
             "rmse": "mean over matched targets of rms / (V/n)^(1/3); at k the smallest rms of a target",
             "seeds": "candidate c of every target is seed c; std is the population standard deviation",
+            "METRe": "structural rule; candidates numbered 0 against all references of their reduced composition",
+            "cRMSE": "over all references; stol where METRe finds no match",
             "counts": counts,
-            "versions": {"pymatgen": version("pymatgen")},
+            "versions": {library: version(library) for library in libraries},
         }
 
 
@@ -149,14 +226,17 @@ class _Row:
     formula: str
     struct_valid: bool
     reason: str
+    comp_valid: bool | None = None
+    fingerprint: bool | None = None
     rms: float | None = None
     max_dist: float | None = None
 
 
-def _by_target(samples: Samples) -> dict[int, list[Candidate]]:
-    groups: dict[int, list[Candidate]] = {}
-    taken: set[tuple[int, int]] = set()
-    for candidate in samples.candidates:
+def _by_target(samples: Samples) -> dict[int, list[int]]:
+    """Places of the candidates of each target."""
+    groups: dict[int, list[int]] = {}
+    taken: set[Key] = set()
+    for place, candidate in enumerate(samples.candidates):
         key = candidate.target, candidate.candidate
         if not 0 <= candidate.target < len(samples.reference):
             remedy = f"the reference has targets 0 to {len(samples.reference) - 1}; is it the right one?"
@@ -165,85 +245,85 @@ def _by_target(samples: Samples) -> dict[int, list[Candidate]]:
             remedy = "number the answers to one target 0, 1, ..."
             raise KldmError(f"target {key[0]} has two candidates {key[1]}", place="match_rate.v1", remedy=remedy)
         taken.add(key)
-        groups.setdefault(candidate.target, []).append(candidate)
+        groups.setdefault(candidate.target, []).append(place)
     return groups
 
 
-def _judge(rule: MatchRate, target: "Structure", candidates: Sequence[Candidate]) -> list[_Row]:
-    """All candidates of one target: one task of the pool."""
-    matcher = _matcher(rule)
-    return [_judge_one(rule, matcher, target, candidate) for candidate in candidates]
+def _reason(candidate: Candidate, examined: Examined) -> str:
+    if candidate.structure is None:
+        return candidate.reason or "no structure"
+    return examined.invalid or (f"matcher failed: {examined.fault}" if examined.fault else "")
 
 
-def _matcher(rule: MatchRate) -> "StructureMatcher":
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-    from pymatgen.core.structure import IStructure, Structure
-
-    class Matcher(StructureMatcher):
-        """Reduces every cell afresh. pymatgen since 2026 takes the reduced cell of any structure that it met before
-        and that is equal within 1e-5 A, so that an rms would depend on what the process compared earlier."""
-
-        @classmethod
-        def _get_reduced_structure(
-            cls, struct: Structure | IStructure, primitive_cell: bool = True, niggli: bool = True
-        ) -> Structure:
-            reduced = struct.get_reduced_structure(reduction_algo="niggli") if niggli else struct
-            return Structure.from_sites(list(reduced.get_primitive_structure() if primitive_cell else reduced))
-
-    return Matcher(ltol=rule.ltol, stol=rule.stol, angle_tol=rule.angle_tol)
-
-
-def _judge_one(rule: MatchRate, matcher: "StructureMatcher", target: "Structure", candidate: Candidate) -> _Row:
-    structure = candidate.structure
-    if structure is None:
-        return _Row(candidate.target, candidate.candidate, "", False, candidate.reason or "no structure")
-    row = _Row(candidate.target, candidate.candidate, _formula(structure), True, "")
-    if reason := structural_validity(structure, longest_edge=rule.longest_edge):
-        return attrs.evolve(row, struct_valid=False, reason=reason)
+def _formula(candidate: Candidate) -> str:
     try:
-        if not _same_composition(structure, target):
-            return attrs.evolve(row, reason="composition differs from the target's")
-        found = matcher.get_rms_dist(structure, target)  # type: ignore[no-untyped-call]
-    except Exception as error:  # the matcher raises all sorts on odd cells; each is one candidate without a match
-        return attrs.evolve(row, reason=f"matcher failed: {type(error).__name__}")
-    if found is None:
-        return row
-    rms, max_dist = float(found[0]), float(found[1])
-    if not math.isfinite(rms):
-        return attrs.evolve(row, reason="matcher failed: rms not finite")
-    return attrs.evolve(row, rms=rms, max_dist=max_dist)
-
-
-def _formula(structure: "Structure") -> str:
-    try:
-        return str(structure.composition.reduced_formula)
+        return str(candidate.structure.composition.reduced_formula) if candidate.structure is not None else ""
     except Exception:  # a composition without a formula is still a row of the table
         return ""
 
 
-def _same_composition(one: "Structure", other: "Structure") -> bool:
-    """Necessary for a match, and a thousand times cheaper than the matcher."""
-    first = one.composition.element_composition.fractional_composition
-    return bool(first.almost_equals(other.composition.element_composition.fractional_composition, rtol=1e-3))
+def _values(
+    rule: Rule, rms: Mapping[Key, float], seeds: Iterable[int], targets: int, k: int
+) -> tuple[dict[str, float | None], list[str]]:
+    """Everything under one rule, spread over the seeds included, and what is to be said of it."""
+    values = _rates("1", {key: value for key, value in rms.items() if key[1] == 0}, targets)
+    notes: list[str] = []
+    if k > 1:
+        values |= _rates(str(k), rms, targets)
+        spread, unmatched = _over_seeds(rms, seeds, targets)
+        values |= spread
+        if unmatched:
+            notes.append(f"{unmatched} of the seeds match no target under {rule}; rmse@1_mean and _std leave them out.")
+    return {f"{rule}.{name}": value for name, value in values.items()}, notes
 
 
-def _rates(at: str, rms: Rms, targets: int) -> dict[str, float | None]:
+def _rates(at: str, rms: Mapping[Key, float], targets: int) -> dict[str, float | None]:
     """Rate and RMSE with the smallest rms of each target."""
     smallest: dict[int, float] = {}
     for (target, _), value in rms.items():
         smallest[target] = min(value, smallest.get(target, math.inf))
     return {
-        f"structural.match_rate@{at}": len(smallest) / targets if targets else None,
-        f"structural.rmse@{at}": math.fsum(smallest.values()) / len(smallest) if smallest else None,
+        f"match_rate@{at}": len(smallest) / targets if targets else None,
+        f"rmse@{at}": math.fsum(smallest.values()) / len(smallest) if smallest else None,
     }
 
 
-def _over_seeds(rms: Rms, seeds: Iterable[int], targets: int) -> tuple[dict[str, float | None], int]:
+def _over_seeds(rms: Mapping[Key, float], seeds: Iterable[int], targets: int) -> tuple[dict[str, float | None], int]:
     """Mean and population standard deviation over the seeds, and how many of them match nothing."""
     spread: dict[str, float | None] = {}
     each = [_rates("1", {key: v for key, v in rms.items() if key[1] == seed}, targets) for seed in sorted(seeds)]
-    for name in ("structural.match_rate@1", "structural.rmse@1"):
+    for name in ("match_rate@1", "rmse@1"):
         known = [value for rates in each if (value := rates[name]) is not None]
         spread[f"{name}_mean"] = float(np.mean(known)) if known else None
         spread[f"{name}_std"] = float(np.std(known)) if known else None
-    return spread, sum(rates["structural.rmse@1"] is None for rates in each)
+    return spread, sum(rates["rmse@1"] is None for rates in each)
+
+
+def _metre(anywhere: Everywhere, targets: int, stol: float) -> dict[str, float | None]:
+    total = math.fsum(anywhere.rms.values()) + stol * (targets - len(anywhere.rms))
+    return {
+        "METRe": len(anywhere.rms) / targets if targets else None,
+        "cRMSE": total / targets if targets else None,
+    }
+
+
+def _notes(samples: Samples, answered: int, rms: Mapping[Key, float], reference: Sequence[Examined]) -> list[str]:
+    """What a reader must see, implausible results first."""
+    targets, notes = len(samples.reference), []
+    if not targets:
+        notes.append("The reference is empty, so nothing is defined.")
+    if not samples.candidates:
+        notes.append("There are no candidates.")
+    if targets and len({target for target, _ in rms}) == targets and max(rms.values()) < EXACT:
+        notes.append("Every reference is matched exactly: the samples look like copies of the reference.")
+    built = [c.structure for c in samples.candidates if c.structure is not None]
+    if len(built) > 1 and all(structure == built[0] for structure in built[1:]):
+        notes.append(f"All {len(built)} structures are the same.")
+    if copies := repeated(reference):
+        notes.append(
+            f"At least {copies} of {targets} references repeat an earlier one; METRe and cRMSE count them again, so do "
+            "not use them here."
+        )
+    if silent := targets - answered:
+        notes.append(f"{silent} of {targets} targets have no candidate; they count as not matched.")
+    return notes

@@ -11,7 +11,6 @@ import numpy.typing as npt
 from kldm.metrics.reduction import ReducedCell
 
 if TYPE_CHECKING:
-    from pymatgen.analysis.structure_matcher import StructureMatcher
     from pymatgen.core.structure import Structure
 
 Float = npt.NDArray[np.float64]
@@ -168,8 +167,8 @@ class _Pair:
         mean = (_parameters(own) + _parameters(self.second[None])) / 2
         average = _matrices(mean)
         reduced, mapping, unsure = _lll(average)
-        normalization = (len(self.candidate.species) / np.abs(np.linalg.det(average))) ** (1 / 3)
-        return _Bases(own, average, reduced, np.linalg.inv(mapping), unsure, normalization)
+        normalization: Float = np.cbrt(len(self.candidate.species) / np.abs(np.linalg.det(average)))
+        return _Bases(own, average, reduced, cast(Float, np.linalg.inv(mapping)), unsure, normalization)
 
     def _mappings(self) -> Float:
         """``Lattice.find_all_mappings``, its last loop aside, without the bases of another volume; the same order."""
@@ -238,9 +237,7 @@ class _Sites:
         mine, theirs = (
             np.argsort([numbers[species] for species in cell.species], kind="stable") for cell in (candidate, target)
         )
-        return cls(
-            mine, theirs, np.concatenate(rows), np.concatenate(columns), tuple(blocks), int(starts[0]), starts
-        )
+        return cls(mine, theirs, np.concatenate(rows), np.concatenate(columns), tuple(blocks), int(starts[0]), starts)
 
 
 @attrs.frozen(eq=False)
@@ -327,7 +324,7 @@ class _Assignments:
             pairs.append(inside.start + np.arange(size) * size + column)
             smallest.append(least)
         least = np.concatenate(smallest, axis=1)
-        feasible = (least < FORBIDDEN).all(-1)
+        feasible = cast(Bool, (least < FORBIDDEN).all(-1))
         return _Nearest(np.concatenate(pairs, axis=1), least, solved & feasible, close, feasible)
 
     def _bound(self, basis: Int, nearest: Float, limit: Float, count: int) -> Float:
@@ -393,7 +390,7 @@ def _assignment(cost: Float) -> tuple[Int, bool, bool]:
 def _outside(shift: Float, tolerance: Float) -> Bool:
     """[K, ..., Q] whether a fractional difference [K, ..., Q, 3] exceeds the tolerance [K, ..., 3] along some axis."""
     x, y, z = (np.abs(shift[..., axis]) > tolerance[..., None, axis] for axis in range(3))
-    return cast(Bool, x | y | z)
+    return x | y | z
 
 
 def _shortest(vectors: Float, cells: Float, wanted: Bool) -> Float:

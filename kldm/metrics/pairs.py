@@ -80,10 +80,10 @@ def match(
             cell = candidates[place].cell
             if cell is None:
                 continue
-            if candidates[place].formula != targets[target].formula:
-                found[target, place] = Found(reason="composition differs from the target's")
-            elif targets[target].cell is None:
+            if targets[target].cell is None:
                 found[target, place] = Found(reason=f"target cannot be compared: {targets[target].fault}")
+            elif candidates[place].formula != targets[target].formula:
+                found[target, place] = Found(reason="composition differs from the target's")
             else:
                 cells[target, place] = cell
     tasks: dict[int, list[tuple[int, int]]] = {}

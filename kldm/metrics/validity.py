@@ -15,7 +15,7 @@ from kldm.metrics.structure import CUTOFF, MINIMUM_VOLUME, structural_rule, stru
 from kldm.registry import metric
 
 if TYPE_CHECKING:
-    from pymatgen.core.structure import Structure
+    from pymatgen.core.composition import Composition
 
 __all__ = ["CUTOFF", "MINIMUM_VOLUME", "Validity", "structural_validity"]
 
@@ -62,16 +62,12 @@ class Validity:
         return Measurement(values, rows, self._definition(judged), _notes(judged))
 
     def _judge(self, candidate: Candidate) -> "_Judged":
-        structure = candidate.structure
-        if structure is None:
-            reason = candidate.reason or "no structure"
-            return _Judged(candidate, "", reason, reason, reason if self.also_icsd24 else None)
         return _Judged(
             candidate,
-            formula(structure),
-            structural_validity(structure, longest_edge=self.longest_edge),
-            _composition_fault(structure, self.states, self.legacy),
-            _composition_fault(structure, "icsd24", False) if self.also_icsd24 else None,
+            formula(candidate),
+            structure_fault(candidate, self.longest_edge),
+            composition_fault(candidate, self.states, self.legacy),
+            composition_fault(candidate, "icsd24") if self.also_icsd24 else None,
         )
 
     def _definition(self, judged: Sequence["_Judged"]) -> Mapping[str, Json]:
@@ -104,12 +100,39 @@ class Validity:
         }
 
 
-def formula(structure: "Structure") -> str:
-    """The reduced formula, as the tables of all metrics have it; ``""`` where pymatgen finds none."""
+def composition_of(candidate: Candidate) -> "Composition | None":
+    """What the candidate consists of, with or without a structure; None where that is not known."""
+    from pymatgen.core.composition import Composition
+    from pymatgen.core.periodic_table import Element
+
     try:
-        return str(structure.composition.reduced_formula)
+        if candidate.structure is not None:
+            return candidate.structure.composition
+        return Composition(Counter(Element.from_Z(number).symbol for number in candidate.species) or None)
+    except Exception:  # a hopeless structure is judged, not raised
+        return None
+
+
+def formula(candidate: Candidate) -> str:
+    """The reduced formula, as the tables of all metrics have it; ``""`` where there is none."""
+    try:
+        found = composition_of(candidate)
+        return str(found.reduced_formula) if found else ""
     except Exception:  # a composition without a formula is still a row of the table
         return ""
+
+
+def structure_fault(candidate: Candidate, longest_edge: float | None = None) -> str:
+    """Why the structure is invalid or absent, or ``""``."""
+    if candidate.structure is None:
+        return candidate.reason or "no structure"
+    return structural_validity(candidate.structure, longest_edge=longest_edge)
+
+
+def composition_fault(candidate: Candidate, states: States, legacy: bool = False) -> str:
+    """Why the composition is invalid, or ``""``. It is judged without a structure too, as in CDVAE's code."""
+    found = composition_of(candidate)
+    return compositional_validity(found, states=states, legacy=legacy) if found else "composition not known"
 
 
 @attrs.frozen(eq=False)
@@ -137,14 +160,6 @@ class _Judged:
             **second,
             "reason": self.structural or self.compositional,
         }
-
-
-def _composition_fault(structure: "Structure", states: States, legacy: bool) -> str:
-    try:
-        composition = structure.composition
-    except Exception as error:  # one hopeless structure must not end the evaluation of the others
-        return f"cannot be examined: {type(error).__name__}"
-    return compositional_validity(composition, states=states, legacy=legacy)
 
 
 def _share(flags: Sequence[bool]) -> float | None:

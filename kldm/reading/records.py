@@ -69,7 +69,24 @@ def _row(record: Any, place: str, name: str = "") -> Row:
         return _built(record, Row(place, None, name=name))
     target, candidate = labels(record, place)
     called = name or next((str(record[key]) for key in NAMES if isinstance(record.get(key), str | int)), "")
-    return _built(record["structure"], Row(place, None, str(record.get("reason") or ""), target, candidate, called))
+    row = Row(place, None, str(record.get("reason") or ""), target, candidate, called, _numbers(record.get("species")))
+    return _built(record["structure"], row)
+
+
+def _numbers(values: Any) -> tuple[int, ...]:
+    """Atomic numbers beside a structure that is null; nothing where they are none."""
+    known = isinstance(values, list) and all(type(value) is int and 1 <= value <= 118 for value in values)
+    return tuple(values) if known else ()
+
+
+def _species(value: Any) -> tuple[int, ...]:
+    """Atomic numbers of the sites of a dict whose cell is none; nothing where they are no elements."""
+    from pymatgen.core.periodic_table import Element
+
+    try:
+        return tuple(Element(site["species"][0]["element"]).Z for site in value["sites"])
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return ()
 
 
 def _built(value: Any, row: Row) -> Row:
@@ -82,9 +99,9 @@ def _built(value: Any, row: Row) -> Row:
     try:
         lattice = value["lattice"]
         if lattice.get("matrix", ()) is None:
-            return attrs.evolve(row, reason=row.reason or "no cell")
+            return attrs.evolve(row, reason=row.reason or "no cell", species=_species(value))
         if any(lattice.get(edge) is not None and lattice[edge] <= 0 for edge in "abc"):
-            return attrs.evolve(row, reason="cell length not positive")
-        return attrs.evolve(row, structure=Structure.from_dict(value))
+            return attrs.evolve(row, reason="cell length not positive", species=_species(value))
+        return attrs.evolve(row, structure=Structure.from_dict(value), species=())
     except Exception as error:  # any nonsense may stand in a dict; it is this candidate's failure
-        return attrs.evolve(row, reason=refusal(error))
+        return attrs.evolve(row, reason=refusal(error), species=_species(value))

@@ -28,6 +28,7 @@ class Row:
         target: row of the reference, where the file says it.
         candidate: number among the answers to the target, where the file says it.
         name: what the file calls it; may be empty.
+        species: atomic numbers, where they are known although there is no structure.
     """
 
     place: str
@@ -36,6 +37,7 @@ class Row:
     target: int | None = None
     candidate: int | None = None
     name: str = ""
+    species: tuple[int, ...] = ()
 
 
 @attrs.frozen(eq=False)
@@ -80,7 +82,7 @@ def numbered(path: Path, rows: Sequence[Row]) -> SampleFile:
         target = position if row.target is None else row.target
         number = answers.get(target, 0) if row.candidate is None else row.candidate
         answers[target] = answers.get(target, 0) + 1
-        candidates.append(Candidate(target, number, row.structure, row.reason))
+        candidates.append(Candidate(target, number, row.structure, row.reason, row.species))
     places, names = tuple(row.place for row in rows), tuple(row.name for row in rows)
     return SampleFile(path, tuple(candidates), places, names, labelled=not without)
 

@@ -5,18 +5,23 @@ import gzip
 import io
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
 
 from kldm.errors import KldmError
 from kldm.interfaces import Candidate, Measurement, Samples
-from kldm.metrics import MatchRate
+from kldm.metrics import MatchRate, full_rule, match_rate, pairs
+from kldm.metrics.matcher import Matcher
+from kldm.metrics.pairs import Examined, Found
 
 
 def crystal(lattice: Lattice, sites: Sequence[tuple[str, Sequence[float]]]) -> Structure:
@@ -97,10 +102,13 @@ def test_other_descriptions_of_a_crystal_match_it(
 def test_other_composition_or_arrangement_does_not_match() -> None:
     assert one(rock_salt("K"), rock_salt()) is None
     assert one(rock_salt("Cl", "Na"), rock_salt()) is not None  # the same crystal, described from the other ion
-    found = measure([Candidate(0, 0, caesium_chloride()), Candidate(1, 0, rock_salt("K"))], [rock_salt(), rock_salt()])
+    found = measure(
+        [Candidate(0, 0, caesium_chloride()), Candidate(1, 0, rock_salt("K"))], [rock_salt(), caesium_chloride()]
+    )
     assert [row["reason"] for row in found.rows] == ["", "composition differs from the target's"]
     assert [row["struct_valid"] for row in found.rows] == [True, True]
-    assert found.values == {"structural.match_rate@1": 0.0, "structural.rmse@1": None}
+    expected = {"structural.match_rate@1": 0.0, "structural.rmse@1": None, "METRe": 0.5, "cRMSE": 0.25}
+    assert {name: found.values[name] for name in expected} == pytest.approx(expected)
 
 
 def test_rms_is_the_matchers_and_without_unit() -> None:
@@ -186,7 +194,8 @@ def test_at_1_is_candidate_0_and_k_the_largest_number() -> None:
 
 def test_one_candidate_each_has_no_spread() -> None:
     found = measure([Candidate(0, 0, rock_salt())], [rock_salt()])
-    assert set(found.values) == {"structural.match_rate@1", "structural.rmse@1"}
+    rates = {f"{rule}.{name}@1" for rule in ("structural", "full") for name in ("match_rate", "rmse")}
+    assert set(found.values) == rates | {"METRe", "cRMSE"}
 
 
 def test_error_bars_are_population_deviations_over_seeds() -> None:
@@ -234,7 +243,7 @@ def test_matcher_exceptions_are_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise np.linalg.LinAlgError("singular")
 
-    monkeypatch.setattr(StructureMatcher, "get_rms_dist", broken)
+    monkeypatch.setattr(Matcher, "distance", broken)
     found = measure([Candidate(0, 0, rock_salt())], [rock_salt()])
     assert found.values["structural.match_rate@1"] == 0.0
     assert found.rows[0]["reason"] == "matcher failed: LinAlgError"
@@ -255,11 +264,153 @@ def test_longest_edge_is_part_of_the_rule() -> None:
     assert "edges <= 40 A" in str(found.definition["rules"])
 
 
-def test_what_is_missing_is_said() -> None:
+def test_the_definition_says_what_was_done() -> None:
     found = measure([Candidate(0, 0, rock_salt())], [rock_salt()])
-    assert not any(name.startswith("full.") for name in found.values)
-    assert any("CrystalNN" in note and "smact" in note for note in found.notes)
-    assert {"ltol", "stol", "angle_tol", "versions", "rules", "counts"} <= set(found.definition)
+    assert {"ltol", "stol", "angle_tol", "versions", "rules", "counts", "METRe", "cRMSE"} <= set(found.definition)
+    assert list(cast(dict[str, str], found.definition["rules"])) == ["structural", "full"]
+    assert {"smact", "matminer"} <= set(cast(dict[str, str], found.definition["versions"]))
+
+
+def test_structural_alone_asks_no_chemistry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(match_rate, "composition_valid", None)
+    monkeypatch.setattr(full_rule, "structure_fingerprint", None)
+    found = MatchRate(rules=("structural",), metre=False).measure(
+        Samples((Candidate(0, 0, rock_salt()),), (rock_salt(),))
+    )
+    assert found.values.keys() == {"structural.match_rate@1", "structural.rmse@1"}
+    assert (found.rows[0]["comp_valid"], found.rows[0]["fingerprint"]) == (None, None)
+
+
+def test_full_rule_refuses_what_smact_refuses() -> None:
+    """NaCl2 has no neutral charges; the structural rule counts it, the full rule cannot."""
+    odd = crystal(Lattice.cubic(5.0), [("Na", (0, 0, 0)), ("Cl", (0.5, 0.5, 0.1)), ("Cl", (0.5, 0.1, 0.5))])
+    candidates = [Candidate(0, 0, rock_salt()), Candidate(1, 0, odd), Candidate(0, 1, None, "failed")]
+    found = measure([*candidates, Candidate(1, 1, moved(odd, 0.05))], [rock_salt(), odd])
+    assert [row["comp_valid"] for row in found.rows] == [True, False, None, False]
+    assert [row["fingerprint"] for row in found.rows] == [True, None, None, None]
+    assert [row["rms"] is not None for row in found.rows] == [True, True, False, True]
+    assert (found.values["structural.match_rate@1"], found.values["full.match_rate@1"]) == (1.0, 0.5)
+    assert (found.values["structural.match_rate@2"], found.values["full.match_rate@2"]) == (1.0, 0.5)
+
+
+class Fingerprints:
+    """Says which structures have one, by where their second site is, and counts the questions."""
+
+    def __init__(self, without: Sequence[Structure]) -> None:
+        self.without = [structure.frac_coords.tobytes() for structure in without]
+        self.asked = 0
+
+    def __call__(self, structure: Structure) -> NDArray[np.float64]:
+        self.asked += 1
+        if structure.frac_coords.tobytes() in self.without:
+            raise ValueError("no neighbours")
+        return np.zeros(61)
+
+
+def displaced() -> list[Structure]:
+    """Candidates of CsCl in the order of their rms 0.02, 0.01, 0.03, 0.04 (over a^3 / 2 = 1)."""
+    edge = 2 ** (1 / 3) * 3
+    return [caesium_chloride(edge, x) for x in (0.02, 0.01, 0.03, 0.04)]
+
+
+def test_full_rule_asks_by_rms_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, some = caesium_chloride(2 ** (1 / 3) * 3), displaced()
+    answers = Fingerprints([some[1]])
+    monkeypatch.setattr(full_rule, "structure_fingerprint", answers)
+    found = measure([Candidate(0, c, one) for c, one in enumerate(some)], [target])
+    rms = [row["rms"] for row in found.rows]
+    assert [row["fingerprint"] for row in found.rows] == [True, False, None, None]
+    assert answers.asked == 3  # the target, the nearest, and candidate 0, which is the second nearest
+    assert (found.values["structural.rmse@4"], found.values["full.rmse@4"]) == (rms[1], rms[0])
+    assert found.values["full.match_rate@1_mean"] is None
+    assert match_rate.SEEDS_NOT_ASKED in found.notes
+
+
+def test_full_rule_over_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, some = caesium_chloride(2 ** (1 / 3) * 3), displaced()
+    monkeypatch.setattr(full_rule, "structure_fingerprint", Fingerprints([some[0], some[3]]))
+    samples = Samples(tuple(Candidate(0, c, one) for c, one in enumerate(some)), (target,))
+    found = MatchRate(full_seeds=True).measure(samples)
+    rms = [row["rms"] for row in found.rows]
+    expected = {
+        "full.match_rate@1": 0.0,
+        "full.rmse@1": None,
+        "full.match_rate@4": 1.0,
+        "full.rmse@4": rms[1],
+        "full.match_rate@1_mean": 0.5,
+        "full.match_rate@1_std": 0.5,
+        "full.rmse@1_mean": (rms[1] + rms[2]) / 2,
+        "full.rmse@1_std": (rms[2] - rms[1]) / 2,
+        "structural.match_rate@1_mean": 1.0,
+    }
+    for name, value in expected.items():
+        assert found.values[name] == (value if value is None else pytest.approx(value)), name
+
+
+def test_a_target_without_fingerprint_matches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, some = caesium_chloride(2 ** (1 / 3) * 3), displaced()
+    monkeypatch.setattr(full_rule, "structure_fingerprint", Fingerprints([target]))
+    found = measure([Candidate(0, c, one) for c, one in enumerate(some)], [target])
+    assert (found.values["structural.match_rate@4"], found.values["full.match_rate@4"]) == (1.0, 0.0)
+    assert any("1 of the matched targets have no fingerprint" in note for note in found.notes)
+
+
+def test_metre_is_that_of_all_pairs() -> None:
+    """Against every pair by pymatgen itself; the answers to three targets are in each other's places."""
+    reference = [caesium_chloride(), rock_salt(), rutile(), perovskite(), moved(rutile(), 0.25, seed=3)]
+    answers = [moved(reference[n], 0.05, seed=n) for n in (1, 0, 4, 2)]
+    candidates = [Candidate(n, 0, one) for n, one in enumerate(answers)]
+    candidates.append(Candidate(3, 1, perovskite()))  # not numbered 0, so not in the set
+    found = measure(candidates, reference)
+    matcher = StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)
+    rms = []
+    for target in reference:
+        pairs = [matcher.get_rms_dist(one, target) for one in answers]  # type: ignore[no-untyped-call]
+        rms.append(min((pair[0] for pair in pairs if pair is not None), default=None))
+    matched = [value for value in rms if value is not None]
+    assert rms[3] is None
+    assert len(matched) == 4
+    assert found.values["METRe"] == 0.8
+    assert found.values["cRMSE"] == pytest.approx((sum(matched) + 0.5) / 5)
+    assert found.values["structural.match_rate@1"] < 0.8  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("broken", [None, caesium_chloride(x=math.nan)])
+def test_references_that_are_none_stay_in_the_denominator(broken: Structure | None) -> None:
+    candidates = [Candidate(row, 0, rock_salt()) for row in range(2)]
+    found = MatchRate().measure(Samples(tuple(candidates), (rock_salt(), broken)))
+    for name in ("structural.match_rate@1", "full.match_rate@1", "METRe"):
+        assert found.values[name] == 0.5
+    assert found.values["cRMSE"] == pytest.approx(0.25, abs=1e-6)
+    assert str(found.rows[1]["reason"]).startswith("target cannot be compared")
+
+
+def test_implausible_results_are_pointed_out() -> None:
+    targets = [rock_salt(), rutile()]
+    copies = measure([Candidate(n, 0, one) for n, one in enumerate(targets)], targets)
+    assert any("matched exactly" in note for note in copies.notes)
+    same = measure([Candidate(n, 0, rock_salt()) for n in range(2)], targets)
+    assert any("All 2 structures are the same" in note for note in same.notes)
+    twice = measure([Candidate(0, 0, rutile())], [rutile(), rutile()])
+    assert any("At least 1 of 2 references repeat" in note for note in twice.notes)
+    assert any("no candidates" in note for note in measure([], targets).notes)
+    honest = measure([Candidate(n, 0, moved(one, 0.1)) for n, one in enumerate(targets)], targets)
+    assert honest.notes == ()
+
+
+def test_a_pair_over_the_time_limit_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(_: Matcher, target: Examined, candidate: Examined) -> Found:
+        if len(candidate.species) == 1:  # type: ignore[attr-defined]
+            time.sleep(2)
+        return Found(0.1, 0.2)
+
+    monkeypatch.setattr(pairs, "_match_one", slow)
+    copper = crystal(Lattice.cubic(2.6), [("Cu", (0, 0, 0))])
+    double = crystal(Lattice.cubic(3.6), [("Cu", (0, 0, 0)), ("Cu", (0.3, 0.5, 0.5))])
+    candidates = (Candidate(0, 0, copper), Candidate(0, 1, double))
+    found = MatchRate(time_limit=0.3, rules=("structural",)).measure(Samples(candidates, (copper,)))
+    assert [row["reason"] for row in found.rows] == ["matcher failed: time limit of 0.3 s", ""]
+    assert [row["rms"] for row in found.rows] == [None, 0.1]
 
 
 def test_users_mistakes() -> None:
@@ -271,6 +422,10 @@ def test_users_mistakes() -> None:
         MatchRate(stol=-1)
     with pytest.raises(KldmError, match="workers is 0"):
         MatchRate(workers=0)
+    with pytest.raises(KldmError, match="rules is"):
+        MatchRate(rules=())
+    with pytest.raises(KldmError, match="time_limit is 0"):
+        MatchRate(time_limit=0)
 
 
 def test_real_perovskites() -> None:

@@ -144,7 +144,7 @@ def test_shares_are_of_all_requested_candidates() -> None:
         "valid": 1,
         "failures": {
             "structure": {"atoms closer than 0.5 A": 2, "no structure": 1},
-            "composition": {"charges cannot be balanced": 2, "no structure": 1},
+            "composition": {"charges cannot be balanced": 2, "composition not known": 1},
         },
     }
 
@@ -213,3 +213,12 @@ def test_users_mistakes() -> None:
         Validity(states="old")  # type: ignore[arg-type]
     with pytest.raises(KldmError, match="legacy has no oxidation states"):
         Validity(states="icsd24", legacy=True)
+
+
+def test_a_composition_is_judged_without_a_structure() -> None:
+    """As in CDVAE's code, where the composition of a cell that cannot be built still counts."""
+    salt, odd = Candidate(0, 0, None, "no cell", (11, 17)), Candidate(1, 0, None, "no cell", (11, 17, 17))
+    found = Validity().measure(Samples((salt, odd), ()))
+    assert found.values == {"struct_valid": 0.0, "comp_valid": 0.5, "valid": 0.0}
+    assert [row["formula"] for row in found.rows] == ["NaCl", "NaCl2"]
+    assert [row["reason"] for row in found.rows] == ["no cell", "no cell"]

@@ -73,6 +73,7 @@ def test_jsonl_contract(tmp_path: Path) -> None:
     assert found.labelled
     assert numbers(found.candidates) == [(3, 1), (3, 0), (0, 0), (0, 1)]
     assert edges(found.candidates) == [3.5, 4.0, None, None]
+    assert [one.species for one in found.candidates] == [(), (), (11, 17), ()]
     assert [structural_validity(c.structure) for c in found.candidates[:2]] == ["", "coordinates not finite"]
     assert [c.reason for c in found.candidates] == ["", "", "no cell", "exploded"]
     assert found.places[2] == f"{path}:3"

@@ -1,0 +1,192 @@
+"""`kldm evaluate` on files of any origin: what is written, and that it agrees with the metrics themselves."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pymatgen.core.lattice import Lattice
+from pymatgen.core.structure import Structure
+
+from kldm.interfaces import Candidate, Samples
+from kldm.metrics import DeNovo, MatchRate
+from tests.small import kldm, refused
+
+CORNERS = np.array([[0, 0, 0], [0.5, 0.5, 0.5]])
+
+
+def salt(cation: str, anion: str, edge: float) -> Structure:
+    return Structure(Lattice.cubic(edge), [cation, anion], CORNERS)
+
+
+REFERENCE = [salt("Cs", "Cl", 4.1), salt("Cs", "Br", 4.3), salt("Rb", "I", 4.4), salt("Al", "N", 3.2)]
+ODD = Structure(Lattice.cubic(4.0), ["Na", "Cl"], np.array([[0, 0, 0], [0.01, 0, 0]]))
+
+
+def lines(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def reference(tmp_path: Path) -> Path:
+    return lines(
+        tmp_path / "reference.jsonl", [{"target": t, "structure": s.as_dict()} for t, s in enumerate(REFERENCE)]
+    )
+
+
+def evaluate(*arguments: str | Path, out: Path) -> dict[str, Any]:
+    result = kldm("evaluate", *arguments, "--out", out)
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return found
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_structure_prediction(tmp_path: Path, reference: Path) -> None:
+    """Target 0 twice right, 1 wrong then right, 2 failed, 3 never answered."""
+    far = salt("Cs", "Br", 4.3)
+    far.translate_sites([1], [0.5, 0.5, 0.0])
+    cell = salt("Rb", "I", 4.4).as_dict()
+    cell["lattice"]["matrix"] = None
+    rows = [
+        {"target": 0, "candidate": 0, "structure": salt("Cs", "Cl", 4.2).as_dict()},
+        {"target": 0, "candidate": 1, "structure": salt("Cs", "Cl", 4.0).as_dict()},
+        {"target": 1, "candidate": 0, "structure": ODD.as_dict()},
+        {"target": 1, "candidate": 1, "structure": salt("Cs", "Br", 4.3).as_dict()},
+        {"target": 2, "candidate": 0, "structure": cell},
+    ]
+    samples = lines(tmp_path / "samples.jsonl", rows)
+    report = evaluate(samples, "--reference", reference, "--task", "csp", out=tmp_path / "out")
+    assert report["task"] == "csp"
+    assert report["reference"] == {"name": str(reference), "rows": 4, "failed": 0, "whole": False}
+    assert (report["requests"], report["not_built"]) == (5, 1)
+    for rule in ("structural", "full"):
+        assert report["csp"][rule]["match_rate@1"] == 0.25
+        assert report["csp"][rule]["match_rate@2"] == 0.5
+        assert report["csp"][rule]["rmse@2"] == pytest.approx(0, abs=1e-6)
+    assert report["csp"]["METRe"] == 0.25
+    assert report["csp"]["cRMSE"] == pytest.approx(0.375, abs=1e-6)
+    found = table(tmp_path / "out")
+    assert [(row["target"], row["candidate"]) for row in found] == [
+        ("0", "0"),
+        ("0", "1"),
+        ("1", "0"),
+        ("1", "1"),
+        ("2", "0"),
+    ]
+    assert {
+        "target",
+        "candidate",
+        "formula",
+        "struct_valid",
+        "comp_valid",
+        "fingerprint",
+        "reason",
+        "rms",
+        "max_dist",
+    } <= set(found[0])
+    assert [bool(row["rms"]) for row in found] == [True, True, False, True, False]
+    assert found[4]["reason"]
+    again = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert [row["rms"] is not None for row in again] == [bool(row["rms"]) for row in found]
+    only = evaluate(samples, "--reference", reference, "--k", "1", out=tmp_path / "first")
+    assert "match_rate@2" not in only["csp"]["structural"]
+    assert only["csp"]["structural"]["match_rate@1"] == 0.25
+    assert any("beyond the first 1" in note for note in only["notes"])
+
+
+def test_rows_without_targets_are_placed_and_lost_ones_are_counted(tmp_path: Path, reference: Path) -> None:
+    made = [salt("Rb", "I", 4.4), salt("Cs", "Cl", 4.1), salt("K", "F", 3.0)]
+    samples = lines(tmp_path / "samples.jsonl", [{"structure": one.as_dict()} for one in made])
+    report = evaluate(samples, "--reference", reference, out=tmp_path / "out")
+    assert "composition" in report["alignment"]
+    assert report["unplaced"] == 1
+    assert report["csp"]["structural"]["match_rate@1"] == 0.5
+    found = table(tmp_path / "out")
+    assert [row["target"] for row in found] == ["0", "2", ""]
+    assert "no row of the reference has its composition" in found[2]["reason"]
+
+
+def test_several_files_are_seeds(tmp_path: Path, reference: Path) -> None:
+    files = []
+    for seed, right in enumerate((4, 2)):
+        made = [one if row < right else ODD for row, one in enumerate(REFERENCE)]
+        rows = [{"target": row, "candidate": 0, "structure": one.as_dict()} for row, one in enumerate(made)]
+        files.append(lines(tmp_path / f"seed{seed}.jsonl", rows))
+    report = evaluate(*files, "--reference", reference, "--rules", "structural", out=tmp_path / "out")
+    found = report["csp"]["structural"]
+    assert found["match_rate@1_mean"] == 0.75
+    assert found["match_rate@1_std"] == 0.25
+    assert "full" not in report["csp"]
+    generated = evaluate(*files, "--reference", reference, "--task", "dng", out=tmp_path / "dng")
+    assert generated["dng"]["struct_valid"] == 0.75
+    assert generated["dng"]["struct_valid_std"] == 0.25
+    assert [one["struct_valid"] for one in generated["seeds"]] == [1.0, 0.5]
+    assert generated["requests"] == 8
+    assert "is given twice" in refused("evaluate", files[0], files[0], "--reference", reference)
+
+
+def test_de_novo_generation(tmp_path: Path, reference: Path) -> None:
+    made = [*REFERENCE[:2], ODD, salt("Na", "Cl", 3.5)]
+    samples = lines(tmp_path / "samples.jsonl", [{"structure": one.as_dict()} for one in made])
+    arguments = ("--reference", reference, "--task", "dng", "--cutoffs", "perov_5", "--draw", "2", "--seed", "5")
+    report = evaluate(samples, *arguments, out=tmp_path / "out")
+    candidates = tuple(Candidate(row, 0, one) for row, one in enumerate(made))
+    own = DeNovo(cutoffs="perov_5", draw=2, seed=5).measure(Samples(candidates, tuple(REFERENCE)))
+    assert report["dng"] == pytest.approx(dict(own.values))
+    assert report["dng"]["struct_valid"] == 0.75
+    assert {"valid", "cov_recall", "cov_precision", "amsd_recall", "wdist_density", "wdist_num_elements"} <= set(
+        report["dng"]
+    )
+    assert report["definitions"]["dng"]["coverage"]["cutoffs"] == "perov_5"
+    assert [row["struct_valid"] for row in table(tmp_path / "out")] == ["True", "True", "False", "True"]
+
+
+def test_a_reference_that_was_trained_on_is_pointed_out(tmp_path: Path, reference: Path) -> None:
+    samples = lines(tmp_path / "samples.jsonl", [{"target": 0, "structure": REFERENCE[0].as_dict()}])
+    train = lines(
+        tmp_path / "train.jsonl", [{"target": t, "structure": s.as_dict()} for t, s in enumerate(REFERENCE[1:3])]
+    )
+    report = evaluate(samples, "--reference", reference, "--train", train, out=tmp_path / "out")
+    assert report["notes"][0].startswith("2 reference structures have the atoms and the cell of one in")
+
+
+def test_a_folder_of_samples_is_a_file_of_samples(tmp_path: Path, reference: Path) -> None:
+    from kldm.results import write_samples
+
+    write_samples(tmp_path / "made", [Candidate(row, 0, one) for row, one in enumerate(REFERENCE)])
+    report = evaluate(tmp_path / "made", "--reference", reference, out=tmp_path / "out")
+    assert report["csp"]["structural"]["match_rate@1"] == 1
+    own = MatchRate().measure(
+        Samples(tuple(Candidate(row, 0, one) for row, one in enumerate(REFERENCE)), tuple(REFERENCE))
+    )
+    assert report["csp"]["full"]["rmse@1"] == own.values["full.rmse@1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--rules", "strict"], "rules"),
+        (["--task", "dng", "--cutoffs", "mp20"], "cutoffs"),
+        (["--task", "dng", "--states", "icsd16"], "states"),
+        (["--workers", "0"], "workers"),
+        (["--time-limit", "0"], "time_limit"),
+        (["--reference", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--reference", "mp_20"], "write it like mp_20/test"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_told_in_a_sentence(tmp_path: Path, reference: Path, arguments: list[str], told: str) -> None:
+    samples = lines(tmp_path / "samples.jsonl", [{"target": 0, "structure": REFERENCE[0].as_dict()}])
+    given = [] if "--reference" in arguments else ["--reference", reference]
+    before = sorted(tmp_path.iterdir())
+    assert told in refused("evaluate", samples, *given, *arguments)
+    assert sorted(tmp_path.iterdir()) == before
