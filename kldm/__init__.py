@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from kldm.errors import KldmError
     from kldm.experiment import Evaluation, Experiment, Validation
     from kldm.interfaces import (
+        Augmentation,
         Candidate,
         Channel,
         Codec,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
         Step,
     )
     from kldm.model import JointModel
-    from kldm.registry import codec, metric, network, process, sampler, schedule
+    from kldm.registry import augmentation, codec, metric, network, process, sampler, schedule
     from kldm.runs import load_run, run
     from kldm.training import Training, fit
 
@@ -42,6 +43,7 @@ _HOME = {
     "kldm.errors": ("KldmError",),
     "kldm.experiment": ("Evaluation", "Experiment", "Validation"),
     "kldm.interfaces": (
+        "Augmentation",
         "Candidate",
         "Channel",
         "Codec",
@@ -60,13 +62,14 @@ _HOME = {
         "Step",
     ),
     "kldm.model": ("JointModel",),
-    "kldm.registry": ("codec", "metric", "network", "process", "sampler", "schedule"),
+    "kldm.registry": ("augmentation", "codec", "metric", "network", "process", "sampler", "schedule"),
     "kldm.runs": ("load_run", "run"),
     "kldm.training": ("Training", "fit"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "Augmentation",
     "Candidate",
     "Channel",
     "Codec",
@@ -94,6 +97,7 @@ __all__ = [
     "Training",
     "Validation",
     "__version__",
+    "augmentation",
     "codec",
     "fit",
     "load_run",

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import catalogue
 
 from kldm.errors import KldmError, nearest
-from kldm.interfaces import Codec, DiffusionProcess, Metric, Sampler, Schedule, ScoreNetwork
+from kldm.interfaces import Augmentation, Codec, DiffusionProcess, Metric, Sampler, Schedule, ScoreNetwork
 
 P = TypeVar("P", bound=Callable[..., DiffusionProcess])
 N = TypeVar("N", bound=Callable[..., ScoreNetwork])
@@ -23,6 +23,7 @@ S = TypeVar("S", bound=Callable[..., Sampler])
 M = TypeVar("M", bound=Callable[..., Metric])
 C = TypeVar("C", bound=Callable[..., Codec])
 H = TypeVar("H", bound=Callable[..., Schedule])
+A = TypeVar("A", bound=Callable[..., Augmentation])
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -74,8 +75,9 @@ samplers = Shelf("samplers", Sampler)
 metrics = Shelf("metrics", Metric)
 codecs = Shelf("codecs", Codec)
 schedules = Shelf("schedules", Schedule)
+augmentations = Shelf("augmentations", Augmentation)
 
-SHELVES = {shelf.kind: shelf for shelf in (processes, networks, samplers, metrics, codecs, schedules)}
+SHELVES = {shelf.kind: shelf for shelf in (processes, networks, samplers, metrics, codecs, schedules, augmentations)}
 
 
 def process(name: str) -> Callable[[P], P]:
@@ -106,3 +108,8 @@ def codec(name: str) -> Callable[[C], C]:
 def schedule(name: str) -> Callable[[H], H]:
     """Register a ``Schedule``."""
     return lambda component: schedules.put(name, component)
+
+
+def augmentation(name: str) -> Callable[[A], A]:
+    """Register an ``Augmentation``."""
+    return lambda component: augmentations.put(name, component)
