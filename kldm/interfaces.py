@@ -212,8 +212,8 @@ class ScoreNetwork(Protocol):
     """Predicts every channel of its ``Interface`` from the noisy channels of all processes.
 
     Must be equivariant to permutations of atoms, unchanged by a common translation of periodic channels, independent
-    of the other crystals of the batch, and, where matrix channels turn, turn its answers to them and nothing else. Registered networks are ``torch.nn.Module`` whose first,
-    positional-only argument is the ``Interface``.
+    of the other crystals of the batch, and, where matrix channels turn, turn its answers to them and nothing else.
+    Registered networks are ``torch.nn.Module`` whose first, positional-only argument is the ``Interface``.
     """
 
     def __call__(self, latent: Latent, s: Tensor, layout: Layout) -> Prediction: ...

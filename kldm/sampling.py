@@ -121,7 +121,5 @@ def candidates(generated: CrystalStore, wanted: Sequence[Request]) -> tuple[Cand
     built = to_structure_or_reason(generated)
     return tuple(
         Candidate(request.target, request.candidate, structure, reason, tuple(numbers.tolist()) if reason else ())
-        for request, (structure, reason), numbers in zip(
-            wanted, to_structure_or_reason(generated), species, strict=True
-        )
+        for request, (structure, reason), numbers in zip(wanted, built, species, strict=True)
     )

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from kldm.reading import read_samples
 from kldm.recipe import read_recipe
 from kldm.registry import SHELVES
-from kldm.reading import read_samples
 from tests.small import OVERRIDES, QUICK, RECIPES, kldm, options, refused
 
 QUICKSTART = RECIPES / "quickstart.cfg"

@@ -12,8 +12,8 @@ from kldm.experiment import assemble_fitted
 from kldm.interfaces import DiffusionProcess
 from kldm.model import JointModel
 from kldm.processes import Absorbing, AnalogBits, OneHot
-from kldm.recipe import read_recipe
 from kldm.reading import read_samples
+from kldm.recipe import read_recipe
 from kldm.runs import evaluate_run, load_run
 from kldm.samplers import PredictorCorrector
 from kldm.sampling import candidates, generate, requests

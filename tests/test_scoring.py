@@ -186,7 +186,7 @@ def test_a_folder_of_samples_is_a_file_of_samples(tmp_path: Path, reference: Pat
 )
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path, reference: Path, arguments: list[str], told: str) -> None:
     samples = lines(tmp_path / "samples.jsonl", [{"target": 0, "structure": REFERENCE[0].as_dict()}])
-    given = [] if "--reference" in arguments else ["--reference", reference]
+    given: list[str | Path] = [] if "--reference" in arguments else ["--reference", reference]
     before = sorted(tmp_path.iterdir())
     assert told in refused("evaluate", samples, *given, *arguments)
     assert sorted(tmp_path.iterdir()) == before

@@ -4,10 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
-import numpy as np
 
 from kldm.metrics.composition import compositional_validity
-from kldm.metrics.fingerprints import structure_fingerprint
+from kldm.metrics.fingerprints import has_structure_fingerprint
 from kldm.metrics.pool import Failure, each
 
 if TYPE_CHECKING:
@@ -62,7 +61,13 @@ def fingerprinted(
     """
 
     def ask(wanted: "Iterable[Structure]") -> list[bool]:
-        found = each(has_fingerprint, list(wanted), workers=workers, time_limit=time_limit, description="fingerprints")
+        found = each(
+            has_structure_fingerprint,
+            list(wanted),
+            workers=workers,
+            time_limit=time_limit,
+            description="fingerprints",
+        )
         return [not isinstance(one, Failure) and one for one in found]
 
     numbers = sorted({target for target, _ in rms})
@@ -80,10 +85,6 @@ def fingerprinted(
         if not following:
             return Fingerprinted(known, asked)
         asked |= zip(following, ask(structures[key] for key in following), strict=True)
-
-
-def has_fingerprint(structure: "Structure") -> bool:
-    return bool(np.isfinite(structure_fingerprint(structure)).all())
 
 
 def _decided(queue: Sequence[Key], asked: Mapping[Key, bool]) -> bool:

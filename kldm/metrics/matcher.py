@@ -288,7 +288,8 @@ class _Assignments:
         left = np.flatnonzero(~choice.solved & (choice.feasible | unsure) & (bound < best + MARGIN))
         doubt = choice.solved & (tied | unsure & ~choice.close)
         if len(left):
-            pair, unique, feasible = self._assigned(np.where(far[left], FORBIDDEN, squares[left]))
+            costs = np.where(far[left], FORBIDDEN, squares[left])
+            pair, unique, feasible = self._assigned(costs, choice.pair[left], choice.blocks[left])
             rms[left], largest[left], tied = _spread(vectors[left], cells[left], pair, scale[left])
             rms[left[~feasible]] = np.inf
             doubt[left] = feasible & (tied | ~unique) | unsure[left]
@@ -313,19 +314,20 @@ class _Assignments:
     def _nearest(self, squares: Float, limit: Float) -> "_Nearest":
         count = len(squares)
         pairs, smallest = [], []
-        solved, close = np.ones((2, count), dtype=bool)
-        for inside, size in self.sites.blocks:
+        solved = np.ones((count, len(self.sites.blocks)), dtype=bool)
+        close = np.ones(count, dtype=bool)
+        for number, (inside, size) in enumerate(self.sites.blocks):
             block = squares[:, inside].reshape(count, size, size)
             column, least = block.argmin(-1), block.min(-1)
             taken = np.zeros((count, size), dtype=bool)
             np.put_along_axis(taken, column, values=True, axis=1)
-            solved &= taken.all(-1) & ((block <= least[..., None] + MARGIN).sum((-1, -2)) == size)
+            solved[:, number] = taken.all(-1) & ((block <= least[..., None] + MARGIN).sum((-1, -2)) == size)
             close &= (least < limit[:, None]).all(-1)
             pairs.append(inside.start + np.arange(size) * size + column)
             smallest.append(least)
         least = np.concatenate(smallest, axis=1)
         feasible = cast(Bool, (least < FORBIDDEN).all(-1))
-        return _Nearest(np.concatenate(pairs, axis=1), least, solved & feasible, close, feasible)
+        return _Nearest(np.concatenate(pairs, axis=1), least, solved, solved.all(-1) & feasible, close, feasible)
 
     def _bound(self, basis: Int, nearest: Float, limit: Float, count: int) -> Float:
         """[K] with any assignment in its basis, n sum_i |v_i - m|^2 is at least the square of this.
@@ -339,18 +341,18 @@ class _Assignments:
         np.minimum.at(least, basis, np.minimum(nearest, limit))
         return np.sqrt(np.maximum(least[basis] - MARGIN, 0))
 
-    def _assigned(self, squares: Float) -> tuple[Int, Bool, Bool]:
-        """The cheapest assignment [K, n], whether it is the only one [K], and whether there is one at all [K]."""
-        pairs = np.zeros((len(squares), len(self.theirs)), dtype=np.int64)
+    def _assigned(self, squares: Float, nearest: Int, known: Bool) -> tuple[Int, Bool, Bool]:
+        """The cheapest assignment [K, n], whether it is the only one [K], and whether there is one at all [K]; the
+        nearest sites where these are ``known`` to be it."""
+        pairs = nearest.copy()
         unique, feasible = np.ones((2, len(squares)), dtype=bool)
-        for entry, costs in enumerate(squares):
-            low = 0
-            for inside, size in self.sites.blocks:
-                column, single, possible = _assignment(costs[inside].reshape(size, size))
+        for number, (inside, size) in enumerate(self.sites.blocks):
+            low = int(self.sites.rows[inside.start])
+            for entry in np.flatnonzero(~known[:, number] & feasible):
+                column, single, possible = _assignment(squares[entry, inside].reshape(size, size))
                 pairs[entry, low : low + size] = inside.start + np.arange(size) * size + column
                 unique[entry] &= single
                 feasible[entry] &= possible
-                low += size
         return pairs, unique, feasible
 
 
@@ -361,13 +363,16 @@ class _Nearest:
     Attributes:
         pair: [K, n] number of the pair.
         smallest: [K, n] its squared length.
-        solved: [K] whether no site is nearest twice, so that this is the cheapest assignment, and the only one.
+        blocks: [K, species] whether no site of a species is nearest twice, so that this is their cheapest
+            assignment, and the only one.
+        solved: [K] whether this holds for all species.
         close: [K] whether all are within the limit.
         feasible: [K] whether every site has one.
     """
 
     pair: Int
     smallest: Float
+    blocks: Bool
     solved: Bool
     close: Bool
     feasible: Bool

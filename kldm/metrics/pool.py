@@ -161,7 +161,8 @@ class _Alarm:
 
     def __init__(self) -> None:
         self._thread = ctypes.c_ulong(threading.get_ident())
-        self._lock, self._wake, self._ended = threading.RLock(), threading.Event(), False
+        self._lock, self._wake = threading.RLock(), threading.Event()
+        self._ended = self._raised = False
 
     def on(self, seconds: float) -> None:
         threading.Thread(target=self._watch, args=(seconds,), daemon=True).start()
@@ -169,7 +170,8 @@ class _Alarm:
     def off(self) -> None:
         with self._lock:
             self._ended = True
-            _raise_in(self._thread, None)
+            if self._raised:  # on Python 3.11 the call itself slows the thread down and stops profilers for good
+                _raise_in(self._thread, None)
         self._wake.set()
 
     def _watch(self, seconds: float) -> None:
@@ -178,6 +180,7 @@ class _Alarm:
             with self._lock:
                 if self._ended:
                     return
+                self._raised = True
                 _raise_in(self._thread, ctypes.py_object(_OutOfTimeError))
             wait = AGAIN
 

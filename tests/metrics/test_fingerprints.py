@@ -6,6 +6,7 @@ import math
 import os
 import threading
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -28,8 +29,10 @@ from kldm.metrics.fingerprints import (
     composition_fingerprint,
     fingerprint,
     fingerprints,
+    has_structure_fingerprint,
     structure_fingerprint,
 )
+from kldm.metrics.structure import structural_validity
 
 Vector = npt.NDArray[np.float64]
 
@@ -279,3 +282,26 @@ def test_small_sets_leave_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setenv("KLDM_CACHE", str(tmp_path))
     assert cached_fingerprints([salt()])[0].exists
     assert not list(tmp_path.iterdir())
+
+
+def test_existence_is_told_without_the_fingerprint() -> None:
+    """On real cells and on random ones that are structurally valid, whichever of them have a fingerprint."""
+    rng = np.random.default_rng(0)
+    made = list(prototypes())
+    for one in list(made):
+        lattice = Lattice.from_parameters(*rng.uniform(1.0, 9.0, 3), *rng.uniform(50, 130, 3))
+        if np.isfinite(lattice.matrix).all() and lattice.volume > 0.5:
+            made.append(Structure(lattice, one.species, rng.random(one.frac_coords.shape)))
+    valid = [one for one in made if not structural_validity(one)]
+    assert len(valid) > 12
+    for one in valid:
+        assert answer(has_structure_fingerprint, one) == answer(
+            lambda structure: bool(np.isfinite(structure_fingerprint(structure)).all()), one
+        )
+
+
+def answer(asked: Callable[[Structure], bool], structure: Structure) -> bool:
+    try:
+        return asked(structure)
+    except Exception:
+        return False

@@ -182,6 +182,23 @@ def test_the_quick_look_for_a_smaller_cell_misses_none(monkeypatch: pytest.Monke
         np.testing.assert_allclose(mine.fractional, full.fractional, atol=1e-10)
 
 
+@pytest.mark.parametrize(
+    ("cost", "columns", "only", "possible"),
+    [
+        ([[1.0, 2.0], [1.5, 9.0]], [1, 0], True, True),
+        ([[1.0, 1.0], [1.0, 1.0 + 1e-12]], None, False, True),
+        ([[1.0, matcher.FORBIDDEN], [1.0, matcher.FORBIDDEN]], None, True, False),
+        ([[matcher.FORBIDDEN]], None, True, False),
+    ],
+)
+def test_assignments_that_are_not_the_only_cheapest_are_told(
+    cost: list[list[float]], columns: list[int] | None, only: bool, possible: bool
+) -> None:
+    found, single, feasible = matcher._assignment(np.array(cost))
+    assert (single, feasible) == (only, possible)
+    assert columns is None or found.tolist() == columns
+
+
 def test_lll_is_pymatgens() -> None:
     rng = np.random.default_rng(2)
     skew: NDArray[np.float64] = rng.normal(0, 1, (300, 3, 3)) + np.array([[4, 0, 0], [3, 4, 0], [0, 5, 3]])
