@@ -137,6 +137,7 @@ def takes_compositions(model: JointModel) -> bool:
 
 def load_components() -> None:
     """Put kldm's own components on their shelves."""
+    import kldm.augmentations
     import kldm.metrics
     import kldm.networks
     import kldm.processes

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import attrs
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -23,11 +24,40 @@ from kldm.checkpoint import Checkpoint
 from kldm.crystals import CrystalStore
 from kldm.errors import KldmError
 from kldm.files import atomic_write
+from kldm.interfaces import Augmentation
 from kldm.interruption import Interruption
 from kldm.model import JointModel
 from kldm.seeding import seeded
 
 Precision = Literal["fp32", "tf32", "bf16"]
+
+_PLATEAU_STATE = ("best", "last_epoch")  # what ReduceLROnPlateau changes; the rest is settings
+
+
+@attrs.frozen(kw_only=True)
+class Plateau:
+    """A learning rate that falls when the training loss stops falling. The defaults are DiffCSP's.
+
+    After more than ``patience`` epochs in a row without a mean training loss 0.01 % below the best one, the learning
+    rate is multiplied by ``factor``. DiffCSP watches its validation loss (Jiao et al. 2023, their public code); here
+    validation judges samples and happens seldom, so the loss of every epoch is watched.
+
+    Args:
+        factor: in (0, 1).
+        patience: epochs without progress that are endured.
+        minimum: the learning rate falls no lower.
+    """
+
+    factor: float = 0.6
+    patience: int = 30
+    minimum: float = 1e-4
+
+    def __attrs_post_init__(self) -> None:
+        if not 0 < self.factor < 1:
+            raise KldmError(f"must be between 0 and 1, got {self.factor}", place="factor")
+        for name in ("patience", "minimum"):
+            if not getattr(self, name) >= 0:
+                raise KldmError(f"must be at least 0, got {getattr(self, name)}", place=name)
 
 
 @attrs.frozen(kw_only=True)
@@ -37,11 +67,15 @@ class Training:
     Args:
         epochs: passes over the training split.
         batch_size: crystals per step.
-        learning_rate, weight_decay: of AdamW with amsgrad.
+        learning_rate, weight_decay: of AdamW, which without weight decay is Adam.
+        amsgrad: whether AdamW keeps the largest second moment (Reddi et al. 2018).
         ema_decay: decay of the moving average of the weights, per step.
         ema_start: epoch at which the average starts; before it, the weights in training are used.
         s_min: training times are uniform on (s_min, 1].
+        clip_value: largest entry of the gradient, by absolute value, before ``clip_norm``; none by default.
         clip_norm: largest gradient norm; none by default.
+        plateau: when and how the learning rate falls; it stays by default.
+        augmentation: another description of the crystals, drawn for every batch before its noise; none by default.
         precision: ``fp32``; ``tf32`` for the matrix products of a GPU; ``bf16`` autocast of the network.
         validate_every: epochs between validations; 0 never validates, and the last weights are the best.
         checkpoint_every: epochs between checkpoints (the end of training and an interruption save one anyway).
@@ -52,17 +86,21 @@ class Training:
     batch_size: int = 256
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
+    amsgrad: bool = True
     ema_decay: float = 0.999
     ema_start: int = 500
     s_min: float = 1e-3
+    clip_value: float | None = None
     clip_norm: float | None = None
+    plateau: Plateau | None = None
+    augmentation: Augmentation | None = None
     precision: Precision = "tf32"
     validate_every: int = 100
     checkpoint_every: int = 10
     seed: int = 0
 
     def __attrs_post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "checkpoint_every", "clip_norm"):
+        for name in ("epochs", "batch_size", "learning_rate", "checkpoint_every", "clip_value", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise KldmError(f"must be above 0, got {value}", place=name)
@@ -76,6 +114,11 @@ class Training:
         if self.precision not in get_args(Precision):
             raise KldmError(
                 f"must be one of {', '.join(get_args(Precision))}, got {self.precision!r}", place="precision"
+            )
+        if self.plateau is not None and self.plateau.minimum > self.learning_rate:
+            raise KldmError(
+                f"must be at most the learning_rate of {self.learning_rate}, got {self.plateau.minimum}",
+                place="plateau.minimum",
             )
 
 
@@ -133,9 +176,14 @@ class _Trainer:
             model.parameters(),
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
-            amsgrad=True,
+            amsgrad=settings.amsgrad,
             fused=self.device.type == "cuda",
         )
+        self.plateau: ReduceLROnPlateau | None = None
+        if (plateau := settings.plateau) is not None:
+            self.plateau = ReduceLROnPlateau(
+                self.optimizer, factor=plateau.factor, patience=plateau.patience, min_lr=plateau.minimum
+            )
         averaging = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
         self.average = AveragedModel(model, multi_avg_fn=averaging)
         self.progress = _Progress()
@@ -147,6 +195,10 @@ class _Trainer:
     @property
     def epoch(self) -> int:
         return self.progress.step // self.steps_per_epoch
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def run(self, validate: Callable[[JointModel], Mapping[str, float]] | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -188,12 +240,16 @@ class _Trainer:
         settings, step = self.settings, self.progress.step
         rng = seeded(self.device, settings.seed, "noise", step)
         clean = self.train.batch(self._rows(step))
+        if settings.augmentation is not None:
+            clean = settings.augmentation.augmented(clean, rng)
         uniform = torch.rand(len(clean), generator=rng, device=self.device)
         s = 1.0 - (1.0 - settings.s_min) * uniform
         losses = self.model.losses(clean, s, rng)
         loss = self.model.total(losses)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        if settings.clip_value is not None:
+            torch.nn.utils.clip_grad_value_(self.model.parameters(), settings.clip_value)
         if settings.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
         self.optimizer.step()
@@ -216,6 +272,9 @@ class _Trainer:
         self._check_finite()
         row = {name: (value / self.steps_per_epoch).item() for name, value in self.sums.items()}
         self.sums = {}
+        if self.plateau is not None:
+            row["learning_rate"] = self.learning_rate
+            self.plateau.step(row["loss"])
         last = epoch == settings.epochs
         if validate is not None and settings.validate_every and (epoch % settings.validate_every == 0 or last):
             values = validate(self._evaluated())
@@ -266,6 +325,9 @@ class _Trainer:
             "averaged": int(self.average.n_averaged),
             "crystals": len(self.train),
         }
+        if self.plateau is not None and self.plateau.last_epoch:  # before it has seen one, JSON cannot say its best
+            state["plateau"] = {name: getattr(self.plateau, name) for name in _PLATEAU_STATE}
+            state["learning_rate"] = self.learning_rate
         checkpoints.save(self.folder / "checkpoints" / f"{name}.safetensors", Checkpoint(self.recipe, tensors, state))
 
     def _resume(self) -> None:
@@ -291,6 +353,10 @@ class _Trainer:
             self.average.module.load_state_dict(record.part("average"))
             self.average.n_averaged.fill_(record.state["averaged"])
         checkpoints.load_optimizer(self.optimizer, record.part("optimizer"))
+        if self.plateau is not None and "plateau" in record.state:
+            self.plateau.load_state_dict(record.state["plateau"])
+            for group in self.optimizer.param_groups:
+                group["lr"] = record.state["learning_rate"]
         self.sums = {name: value.to(self.device) for name, value in record.part("sums").items()}
         self.progress = _Progress(**{field.name: record.state[field.name] for field in attrs.fields(_Progress)})
         _truncate_log(self.folder / "train.jsonl", self.progress.step)

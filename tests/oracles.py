@@ -9,9 +9,9 @@ from torch import Tensor
 
 from kldm.crystals import Crystals, Layout
 from kldm.interfaces import DiffusionProcess, Latent, Prediction
-from kldm.processes import Absorbing, TrivializedTorus, VPEuclidean
+from kldm.processes import Absorbing, TrivializedTorus, VPEuclidean, WrappedVE
 from kldm.processes.kinetic import Kernel
-from kldm.torus import score_mean_square, wrap
+from kldm.torus import score_mean_square, wrap, wrapped_normal_score
 
 TURN = 2 * pi
 IMPOSSIBLE = -1e4  # logit of a type, or log density of an atom, that cannot be
@@ -71,7 +71,7 @@ class Oracle:
         guesses = {
             name: [self._guess(process, latents[name], s, truth, layout) for truth in self.candidates]
             for name, process in self.processes.items()
-            if isinstance(process, TrivializedTorus | VPEuclidean | Absorbing)
+            if isinstance(process, TrivializedTorus | WrappedVE | VPEuclidean | Absorbing)
         }
         density = sum(
             (torch.stack([guess.log_density for guess in each], -1) for each in guesses.values()),
@@ -90,7 +90,7 @@ class Oracle:
 
     def _guess(
         self,
-        process: TrivializedTorus | VPEuclidean | Absorbing,
+        process: TrivializedTorus | WrappedVE | VPEuclidean | Absorbing,
         latent: Latent,
         s: Tensor,
         truth: Crystals,
@@ -109,32 +109,46 @@ class Oracle:
             possible = (seen == types) | (seen == truth.species - 1)
             density = torch.where(possible, 0.0, IMPOSSIBLE).to(s.dtype)
             return _Guess(layout.sum(density), torch.nn.functional.one_hot(truth.species - 1, types).to(s.dtype))
-        kernel = _kernel(process, s, layout)
-        mean = kernel.gain * latent["velocity"] * TURN
-        state = latent["fractional"] * TURN - mean
+        state, variance = latent["fractional"] * TURN, _position_variance(process, s, layout)
+        if isinstance(process, TrivializedTorus):
+            state = state - _kernel(process, s, layout).gain * latent["velocity"] * TURN
         if len(self.candidates) == 1:
-            g = kernel.displacement_score(aligned_residual(state, truth.fractional * TURN, layout))
+            g = wrapped_normal_score(aligned_residual(state, truth.fractional * TURN, layout), variance)
             return _Guess(torch.zeros_like(s), layout.centred(g))
-        return _translated(state, truth.fractional * TURN, kernel.position_variance, layout)
+        images = 1 if isinstance(process, TrivializedTorus) else 3
+        return _translated(state, truth.fractional * TURN, variance, layout, images)
 
 
-def _translated(state: Tensor, truth: Tensor, variance: Tensor, layout: Layout, points: int = 32) -> _Guess:
+def _translated(
+    state: Tensor, truth: Tensor, variance: Tensor, layout: Layout, images: int, points: int = 32
+) -> _Guess:
     """log density and g for a truth translated uniformly along each axis, by the trapezoidal rule over the translation.
 
     The nodes span the circle where the posterior of the translation is wide, else 8 of its standard deviations on
-    either side of the circular mean. Three images are exact to 1e-12 for the default horizon.
+    either side of the circular mean. One image on either side is exact to 1e-12 for the default horizon of
+    ``TrivializedTorus``, three to 1e-10 for a standard deviation of half a turn.
     """
     spread = (layout.mean(variance) / layout.num_atoms.unsqueeze(-1)).sqrt()
     spacing = (0.5 * spread).clamp(max=TURN / points)
     nodes = layout.per_atom(spacing) * (torch.arange(points, dtype=state.dtype, device=state.device) - (points - 1) / 2)
     x = wrap(aligned_residual(state, truth, layout).unsqueeze(-1) - nodes.unsqueeze(1))
     wide = variance.unsqueeze(-1)
-    right, left = torch.exp(-TURN * (x + pi) / wide), torch.exp(TURN * (x - pi) / wide)
-    joint = layout.sum(torch.log1p(right + left) - x.square() / (2 * wide))
+    others, moment = torch.zeros_like(x), torch.zeros_like(x)  # relative to the image k = 0
+    for k in range(1, images + 1):
+        right, left = torch.exp(-TURN * k * (x + pi * k) / wide), torch.exp(TURN * k * (x - pi * k) / wide)
+        others, moment = others + right + left, moment + k * (right - left)
+    joint = layout.sum(torch.log1p(others) - x.square() / (2 * wide))
     posterior = layout.per_atom(torch.softmax(joint, -1))
-    mean_image = x + TURN * (right - left) / (1 + right + left)
+    mean_image = x + TURN * moment / (1 + others)
     g = (posterior * mean_image).sum(-1) / variance
     return _Guess((torch.logsumexp(joint, -1) + spacing.log()).sum(-1), layout.centred(g))
+
+
+def _position_variance(process: TrivializedTorus | WrappedVE, s: Tensor, layout: Layout) -> Tensor:
+    """Of the wrapped normal noise of the positions, [N, 1] in radians squared."""
+    if isinstance(process, TrivializedTorus):
+        return _kernel(process, s, layout).position_variance
+    return (TURN * layout.per_atom(process.sigma(s)).unsqueeze(-1)).square()
 
 
 def _kernel(process: TrivializedTorus, s: Tensor, layout: Layout) -> Kernel:
@@ -155,7 +169,9 @@ def _output(process: DiffusionProcess, value: Tensor, latent: Latent, s: Tensor,
         time = _column(process, s, layout)
         x = latent[process.codec.channel.name]
         return (x - process.schedule.alpha(time) * value) / process.schedule.sigma(time).clamp(min=1e-5)
-    assert isinstance(process, TrivializedTorus)
+    assert isinstance(process, TrivializedTorus | WrappedVE)
+    if isinstance(process, WrappedVE):  # the score by the state is minus that by the mean
+        return -value / score_mean_square(_position_variance(process, s, layout).sqrt()).sqrt()
     kernel = _kernel(process, s, layout)
     if process.parameterization == "simplified":
         return value / score_mean_square(kernel.position_variance.sqrt()).sqrt()

@@ -1,6 +1,8 @@
 """The recipes that come with kldm: all of them assemble, and the paper's are the paper's."""
 
+from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,7 +10,7 @@ from kldm.experiment import assemble
 from kldm.recipe import read_recipe
 from tests.small import OVERRIDES, RECIPES
 
-ALL = sorted(RECIPES.glob("*.cfg"))
+ALL = sorted(path for path in RECIPES.rglob("*.cfg") if path.parent.name != "parts")
 PAPER = [
     f"kldm_{parameterization}_{sampler}_{data}"
     for parameterization in ("eps", "x0")
@@ -16,10 +18,25 @@ PAPER = [
     for data in ("perov5", "carbon24", "mp20", "mpts52")
 ]
 DATA = {"perov5": "perov_5", "carbon24": "carbon_24", "mp20": "mp_20", "mpts52": "mpts_52"}
+ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {  # the recipe each one changes, and what it changes
+    "tdm_translating_mp20": ("kldm_eps_em_mp20", {"zero_net_translation": False}),
+    **{
+        f"tdm_direct_{case}": (f"kldm_eps_{case}", {"parameterization": "direct"})
+        for case in ("em_mp20", "pc_mp20", "em_mpts52", "pc_mpts52")
+    },
+    **{
+        f"tdm_velocity_variance_{variance}{suffix}_mp20": (
+            "kldm_eps_em_mp20",
+            {"parameterization": "direct", "initial_velocity_std": sqrt(variance), **change},
+        )
+        for variance in (0.1, 0.5, 1.0)
+        for suffix, change in (("", {}), ("_translating", {"zero_net_translation": False}))
+    },
+}
 SAMPLERS = {"em": "euler_maruyama.v1", "pc": "predictor_corrector.v1"}
 
 
-@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.relative_to(RECIPES).with_suffix("").as_posix())
 def test_assembles(path: Path) -> None:
     experiment, tree = assemble(read_recipe(path, OVERRIDES))
     assert experiment.metrics
@@ -58,3 +75,17 @@ def test_the_paper_s_settings(name: str) -> None:
     assert (evaluation.splits, evaluation.limit, evaluation.candidates) == (("test",), None, 20)
     assert experiment.validation is not None
     assert experiment.validation.split == "val"
+
+
+def test_the_ablations_are_all_there() -> None:
+    assert set(ABLATIONS) == {path.stem for path in ALL if path.parent.name == "ablations"}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_changes_nothing_else(name: str) -> None:
+    base, changes = ABLATIONS[name]
+    _, expected = assemble(read_recipe(RECIPES / f"{base}.cfg", OVERRIDES))
+    _, found = assemble(read_recipe(RECIPES / "ablations" / f"{name}.cfg", OVERRIDES))
+    assert expected["model"]["coordinates"] | changes != expected["model"]["coordinates"]
+    expected["model"]["coordinates"] |= changes
+    assert found == expected

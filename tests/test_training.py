@@ -16,18 +16,21 @@ import torch
 from torch import Tensor
 
 from kldm import checkpoint as checkpoints
+from kldm.augmentations import AxisPermutations
 from kldm.convert import from_structures
 from kldm.crystals import Crystals, CrystalStore
 from kldm.data import Data
 from kldm.errors import KldmError
+from kldm.experiment import load_components
 from kldm.interfaces import Samples
 from kldm.metrics import MatchRate
 from kldm.model import JointModel
 from kldm.networks import CSPVNet
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
+from kldm.recipe import build, read_recipe
 from kldm.samplers import EulerMaruyama
 from kldm.sampling import candidates, generate, requests
-from kldm.training import Training, fit
+from kldm.training import Plateau, Training, fit
 from tests.small import losses, random_store, rows, small_model
 
 STORE = random_store((3, 2, 4, 1, 5))
@@ -370,6 +373,152 @@ def test_clipping_bounds_the_gradient_and_bf16_stays_finite(tmp_path: Path) -> N
     assert norms == pytest.approx([1e-3] * len(norms), rel=1e-3)
 
 
+def test_clipping_by_value_comes_before_clipping_by_norm(tmp_path: Path) -> None:
+    """Oracle: the gradient of the first step without either, clipped by hand."""
+
+    def gradient(folder: str, clip_value: float | None = None, clip_norm: float | None = None) -> Tensor:
+        model = small_model()
+        seen: list[Tensor] = []
+
+        def keep() -> None:
+            seen.append(torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None]))
+
+        clipped = attrs.evolve(SETTINGS, epochs=1, clip_value=clip_value, clip_norm=clip_norm)
+        fit(Acting(model, 2, keep).install(), STORE, clipped, tmp_path / folder, {})
+        return seen[0]
+
+    free = gradient("free")
+    limit = float(free.abs().max()) / 10
+    clipped = free.clamp(-limit, limit)
+    torch.testing.assert_close(gradient("value", clip_value=limit), clipped)
+    norm = float(clipped.norm()) / 2
+    torch.testing.assert_close(gradient("both", clip_value=limit, clip_norm=norm), clipped / 2, rtol=1e-4, atol=1e-8)
+
+
+def test_without_amsgrad_and_weight_decay_it_is_adam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = attrs.evolve(SETTINGS, epochs=3, amsgrad=False)
+    trained(tmp_path / "amsgrad", attrs.evolve(SETTINGS, epochs=3))
+    trained(tmp_path / "adamw", plain)
+    monkeypatch.setattr(torch.optim, "AdamW", torch.optim.Adam)
+    trained(tmp_path / "adam", plain)
+    assert same_weights(tmp_path / "adamw", tmp_path / "adam")
+    assert losses(tmp_path / "adamw") != losses(tmp_path / "amsgrad")
+
+
+FALLING = attrs.evolve(SETTINGS, epochs=8, plateau=Plateau(factor=0.5, patience=1, minimum=2e-4))
+
+
+def rates(folder: Path) -> list[float]:
+    return [row["learning_rate"] for row in rows(folder)]
+
+
+def plateau_by_hand(watched: list[float], settings: Training) -> list[float]:
+    """The learning rate of every epoch, by the rule in words."""
+    assert settings.plateau is not None
+    rate, best, bad, found = settings.learning_rate, math.inf, 0, []
+    for loss in watched:
+        found.append(rate)
+        bad = 0 if loss < best * (1 - 1e-4) else bad + 1
+        best = loss if bad == 0 else best
+        if bad > settings.plateau.patience:
+            rate, bad = max(rate * settings.plateau.factor, settings.plateau.minimum), 0
+    return found
+
+
+def test_the_learning_rate_falls_on_a_plateau_and_no_lower_than_its_minimum(tmp_path: Path) -> None:
+    trained(tmp_path, attrs.evolve(FALLING, epochs=16))
+    found = [row["loss"] for row in rows(tmp_path)]
+    assert rates(tmp_path) == pytest.approx(plateau_by_hand(found, FALLING))
+    assert rates(tmp_path)[0] == SETTINGS.learning_rate
+    assert rates(tmp_path)[-1] == 2e-4
+
+
+def test_training_follows_the_learning_rate_that_it_tells(tmp_path: Path) -> None:
+    """As without a plateau until the learning rate falls, and otherwise from the next epoch on."""
+    trained(tmp_path / "falling", FALLING)
+    trained(tmp_path / "constant", attrs.evolve(FALLING, plateau=None))
+    fallen = next(number for number, rate in enumerate(rates(tmp_path / "falling")) if rate < FALLING.learning_rate)
+    one, other = ([row["loss"] for row in rows(tmp_path / name)] for name in ("falling", "constant"))
+    assert one[:fallen] == other[:fallen]
+    assert all(left != right for left, right in zip(one[fallen:], other[fallen:], strict=True))
+
+
+@pytest.mark.parametrize("call", [2, *range(4, 8 * STEPS, STEPS)])
+def test_a_plateau_is_resumed_to_the_bit(tmp_path: Path, call: int) -> None:
+    """In every epoch: before anything was watched, while bad epochs are counted, and after the learning rate fell."""
+    trained(tmp_path / "whole", FALLING, validate=zero)
+    assert len(set(rates(tmp_path / "whole"))) > 1
+    model = Acting(small_model(), call, lambda: signal.raise_signal(signal.SIGINT)).install()
+    with pytest.raises(KldmError, match="interrupted"):
+        fit(model, STORE, FALLING, tmp_path / "cut", {"a": 1}, zero)
+    trained(tmp_path / "cut", FALLING, validate=zero)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert same_weights(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_without_a_plateau_no_learning_rate_is_logged(uninterrupted: Path) -> None:
+    assert all("learning_rate" not in row for row in rows(uninterrupted))
+
+
+@attrs.frozen
+class Nudge:
+    """Moves every crystal by a drawn step, and keeps what it was given and what it gave."""
+
+    seen: list[tuple[Crystals, Crystals]] = attrs.field(factory=list)
+
+    def augmented(self, crystals: Crystals, rng: torch.Generator) -> Crystals:
+        step = torch.rand(3, generator=rng)
+        made = attrs.evolve(crystals, fractional=(crystals.fractional + step) % 1)
+        self.seen.append((crystals, made))
+        return made
+
+
+def test_every_batch_is_augmented_anew_before_its_noise(tmp_path: Path) -> None:
+    nudge, model, noised = Nudge(), small_model(), []
+    usual = model.losses
+
+    def watched(clean: Crystals, s: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        noised.append(clean)
+        return usual(clean, s, rng)
+
+    model.losses = watched  # type: ignore[method-assign]
+    fit(model, STORE, attrs.evolve(SETTINGS, epochs=2, augmentation=nudge), tmp_path, {})
+    assert len(noised) == 2 * STEPS
+    assert all(one is made for one, (_, made) in zip(noised, nudge.seen, strict=True))
+    steps = [(made.fractional - given.fractional)[0] % 1 for given, made in nudge.seen]
+    assert len({tuple(step.tolist()) for step in steps}) == 2 * STEPS
+
+
+def test_augmentation_is_resumed_to_the_bit(tmp_path: Path) -> None:
+    settings = attrs.evolve(SETTINGS, augmentation=AxisPermutations())
+    trained(tmp_path / "whole", settings, validate=zero)
+    model = Acting(small_model(), 8, lambda: signal.raise_signal(signal.SIGINT)).install()
+    with pytest.raises(KldmError, match="interrupted"):
+        fit(model, STORE, settings, tmp_path / "cut", {"a": 1}, zero)
+    trained(tmp_path / "cut", settings, validate=zero)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert same_weights(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_plateau_and_augmentation_are_sections_of_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "recipe.cfg").write_text(
+        "[training]\namsgrad = false\nclip_value = 0.5\n\n[training.plateau]\nfactor = 0.7\n\n"
+        '[training.augmentation]\n@augmentations = "axis_permutations.v1"\n'
+    )
+    load_components()
+    tree = read_recipe(tmp_path / "recipe.cfg", {"training.plateau.patience": 5})["training"]
+    built, complete = build(tree, Training)
+    assert built == Training(
+        amsgrad=False, clip_value=0.5, plateau=Plateau(factor=0.7, patience=5), augmentation=AxisPermutations()
+    )
+    assert complete["plateau"] == {"factor": 0.7, "patience": 5, "minimum": 1e-4}
+    assert build(complete, Training) == (built, complete)
+    with pytest.raises(KldmError, match=r"plateau\.patiense: unknown key; did you mean 'patience'"):
+        build({"plateau": {"patiense": 3}}, Training)
+    with pytest.raises(KldmError, match=r"plateau\.factor: must be between"):
+        build({"plateau": {"factor": 2.0}}, Training)
+
+
 def rows_of_two_epochs(folder: Path) -> list[dict[str, Any]]:
     trained(folder, attrs.evolve(SETTINGS, epochs=2, precision="fp32"))
     return rows(folder)
@@ -387,6 +536,8 @@ def rows_of_two_epochs(folder: Path) -> list[dict[str, Any]]:
         {"s_min": 0.0},
         {"s_min": 1.0},
         {"clip_norm": 0.0},
+        {"clip_value": 0.0},
+        {"clip_value": math.nan},
         {"precision": "fp64"},
         {"validate_every": -1},
         {"checkpoint_every": 0},
@@ -397,6 +548,18 @@ def test_impossible_settings(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(KldmError, match=f"{name}: must be"):
         Training(**options)
+
+
+@pytest.mark.parametrize("options", [{"factor": 1.0}, {"factor": 0.0}, {"patience": -1}, {"minimum": -1e-5}], ids=str)
+def test_impossible_plateaus(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(KldmError, match=f"{name}: must be"):
+        Plateau(**options)
+
+
+def test_a_plateau_above_the_learning_rate_is_refused() -> None:
+    with pytest.raises(KldmError, match=r"plateau\.minimum: must be at most the learning_rate of 0\.001, got 0\.01"):
+        Training(plateau=Plateau(minimum=1e-2))
 
 
 def test_every_crystal_once_an_epoch_in_a_new_order_each_time(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Score networks. Importing this package puts them on the ``networks`` shelf."""
 
-from kldm.networks.cspvnet import CSPVNet
-from kldm.networks.cspvnet_plain import CSPVNetPlain
+from kldm.networks.cspnet import CSPNet, CSPNetPlain
+from kldm.networks.cspvnet import CSPVNet, CSPVNetPlain
 
-__all__ = ["CSPVNet", "CSPVNetPlain"]
+__all__ = ["CSPNet", "CSPNetPlain", "CSPVNet", "CSPVNetPlain"]

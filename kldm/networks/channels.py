@@ -1,9 +1,10 @@
 """Which channel plays which part in a network over pairs of atoms: found by kind, never by name."""
 
 import attrs
+from torch import Tensor
 
 from kldm.errors import KldmError
-from kldm.interfaces import Channel, Interface
+from kldm.interfaces import Channel, Interface, Latent
 
 
 @attrs.frozen
@@ -14,8 +15,8 @@ class Roles:
         fractional: the periodic channel [N, 3], seen through differences between atoms.
         velocity: the tangent channel [N, 3], seen through differences too; None where none is read.
         atoms: token [N] and real [N, C] channels per atom, inputs of the nodes.
-        crystals: real channels [B, C], inputs of every edge.
-        predicts: what the heads answer.
+        crystals: real [B, C] and matrix [B, 9] channels, whose ``invariants`` are inputs of every edge.
+        predicts: what the heads answer; a matrix channel is read under the same name.
     """
 
     fractional: Channel
@@ -45,6 +46,12 @@ class Roles:
                     f"the network cannot predict the periodic channel {channel.name!r}",
                     remedy="let the process ask for a tangent channel (a velocity or score)",
                 )
+            if channel.kind == "matrix" and channel not in reads:
+                raise KldmError(
+                    f"the network predicts the matrix channel {channel.name!r} as a multiple of the one that it reads "
+                    "under that name, and it reads none",
+                    remedy="let the process read it too",
+                )
         return cls(
             fractional=periodic[0],
             velocity=tangent[0] if tangent else None,
@@ -54,10 +61,39 @@ class Roles:
         )
 
 
+def invariants(channel: Channel, values: Tensor) -> Tensor:
+    """What does not turn with a crystal in a channel of it, [B, C] to [B, C].
+
+    Of a matrix L the nine scalar products of its rows, L L^T (DiffCSP, section 4.2); real numbers as they are.
+    """
+    if channel.kind != "matrix":
+        return values
+    rows = values.reshape(-1, 3, 3)
+    # No matmul: autocast would round it to bfloat16.
+    return (rows.unsqueeze(-2) * rows.unsqueeze(-3)).sum(-1).flatten(1)
+
+
+def answer(channel: Channel, output: Tensor, latent: Latent) -> Tensor:
+    """The prediction for a channel from the output of its head, which knows invariants alone.
+
+    For a matrix channel M L, with the 3 x 3 output M and the matrix L that is read under the same name: it turns with
+    L. For any other the output as it is.
+    """
+    if channel.kind != "matrix":
+        return output
+    factor, rows = output.reshape(-1, 3, 3), latent[channel.name].to(output.dtype).reshape(-1, 3, 3)
+    return (factor.unsqueeze(-1) * rows.unsqueeze(-3)).sum(-2).flatten(1)
+
+
 def _check(channel: Channel) -> None:
     if channel.kind in ("periodic", "tangent") and (channel.per, channel.width) != ("atom", 3):
         raise KldmError(
             f"the network takes {channel.kind} channels of width 3 per atom and "
+            f"{channel.name!r} has width {channel.width} per {channel.per}"
+        )
+    if channel.kind == "matrix" and (channel.per, channel.width) != ("crystal", 9):
+        raise KldmError(
+            f"the network takes matrix channels of width 9 per crystal and "
             f"{channel.name!r} has width {channel.width} per {channel.per}"
         )
     if channel.kind == "token" and channel.per == "crystal":

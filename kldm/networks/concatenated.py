@@ -1,4 +1,4 @@
-"""The message part of a layer of CSPVNet as a torch-geometric convolution."""
+"""The message part of a layer as a torch-geometric convolution."""
 
 import torch
 from torch import Tensor

@@ -1,10 +1,15 @@
-"""The message part of a layer of CSPVNet over unordered pairs of atoms."""
+"""The message part of a layer over unordered pairs of atoms."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
 from kldm.crystals import Pairs
+
+
+def message(first: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """silu(W silu(a) + b) of what the first linear map gave, a [..., H]."""
+    return silu(linear(silu(first), weight, bias))
 
 
 def message_block(
@@ -27,8 +32,7 @@ def message_block(
     i, j = pairs.i, pairs.j
     to_i = receiver.index_select(0, i).add_(sender.index_select(0, j)).add_(even).add_(odd)
     to_j = receiver.index_select(0, j).add_(sender.index_select(0, i)).add_(even).sub_(odd)
-    to_i = silu(linear(silu(to_i), weight, bias))
-    to_j = silu(linear(silu(to_j), weight, bias))
+    to_i, to_j = message(to_i, weight, bias), message(to_j, weight, bias)
     # Under autocast the messages may be bfloat16; they are summed in float32 all the same.
     dtype = torch.promote_types(to_i.dtype, torch.float32)
     zero = to_i.new_zeros(receiver.shape, dtype=dtype)

@@ -1,83 +1,16 @@
-"""All of CSPVNet but the evaluation of its layers: parameters, inputs, heads.
+"""The parameters of a network over pairs of atoms: its input, its layers, its heads."""
 
-The readable and the fast network derive from ``CSPVNetBase``; having every parameter here, they share checkpoints.
-"""
-
-from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from kldm.crystals import Layout
-from kldm.errors import KldmError
-from kldm.interfaces import Channel, Interface, Latent
-from kldm.networks.channels import Roles
+from kldm.interfaces import Channel, Latent
 from kldm.networks.features import TimeEmbedding, TimeFeatures
 
-
-class CSPVNetBase(nn.Module, ABC):
-    """Inputs, layers and heads around ``evaluate``, which the two networks implement.
-
-    Args:
-        interface: the channels to read and to predict.
-        hidden: width of nodes and messages.
-        layers: number of rounds of messages.
-        time_features: numbers that describe the time.
-        frequencies: multiples of 2 pi in the sinusoids of coordinate differences, 0 included.
-        time_embedding: see ``TimeFeatures``.
-
-    Raises:
-        KldmError: the interface or a size is one that the network cannot have.
-    """
-
-    def __init__(
-        self,
-        interface: Interface,
-        hidden: int,
-        layers: int,
-        time_features: int,
-        frequencies: int,
-        time_embedding: TimeEmbedding,
-    ) -> None:
-        super().__init__()
-        for name, value in (("hidden", hidden), ("layers", layers), ("frequencies", frequencies)):
-            if value < 1:
-                raise KldmError(f"{name} is {value}", remedy="give a whole number, at least 1")
-        self.roles = roles = Roles.of(interface)
-        self.frequencies = frequencies
-        crystal_width = sum(channel.width for channel in roles.crystals)
-        self.nodes = NodeInput(roles.atoms, hidden, time_features, time_embedding)
-        self.layers = nn.ModuleList(
-            Layer(hidden, crystal_width, frequencies, roles.velocity is not None) for _ in range(layers)
-        )
-        self.norm = nn.LayerNorm(hidden)
-        self.heads = nn.ModuleList(head(channel, hidden) for channel in roles.predicts)
-
-    def forward(self, latent: Latent, s: Tensor, layout: Layout) -> dict[str, Tensor]:
-        """Predictions by channel name at unit time ``s`` [B]."""
-        roles, dtype = self.roles, self.norm.weight.dtype
-        nodes = self.nodes(latent, s, layout)
-        # Phases reach 2 pi * 127: below float32 they would be noise.
-        fractional = latent[roles.fractional.name].to(torch.promote_types(dtype, torch.float32))
-        velocity = nodes.new_zeros(layout.total, 0) if roles.velocity is None else latent[roles.velocity.name].to(dtype)
-        crystal = torch.cat([nodes.new_zeros(len(layout), 0), *(latent[c.name] for c in roles.crystals)], -1).to(dtype)
-        nodes = self.norm(self.evaluate(nodes, fractional, velocity, crystal, layout))
-        means = layout.mean(nodes)
-        return {
-            channel.name: answer(means if channel.per == "crystal" else nodes)
-            for channel, answer in zip(roles.predicts, self.heads, strict=True)
-        }
-
-    @abstractmethod
-    def evaluate(self, nodes: Tensor, fractional: Tensor, velocity: Tensor, crystal: Tensor, layout: Layout) -> Tensor:
-        """All layers: nodes [N, H] in, nodes out.
-
-        Args:
-            fractional: [N, 3], at least float32.
-            velocity: [N, 3], or [N, 0] where none is read.
-            crystal: [B, C], all real channels per crystal.
-        """
+TangentHead = Literal["mlp", "linear"]
 
 
 class NodeInput(nn.Module):
@@ -139,12 +72,12 @@ class Layer(nn.Module):
         return nodes + functional.silu(self.update_out(inner))
 
 
-def head(channel: Channel, hidden: int) -> nn.Module:
-    """What answers for one channel: an MLP for velocities and scores, else one linear map.
+def head(channel: Channel, hidden: int, tangent: TangentHead) -> nn.Module:
+    """What answers for one channel: for velocities and scores as ``tangent`` says, else one linear map.
 
     No output bias where the answer should carry no constant of its own: tangent channels (whose mean over the atoms
     the process removes anyway) and channels of the crystal.
     """
-    if channel.kind == "tangent":
+    if channel.kind == "tangent" and tangent == "mlp":
         return nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, channel.width, bias=False))
-    return nn.Linear(hidden, channel.width, bias=channel.per == "atom")
+    return nn.Linear(hidden, channel.width, bias=channel.per == "atom" and channel.kind != "tangent")

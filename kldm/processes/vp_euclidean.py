@@ -47,8 +47,8 @@ class VPEuclidean:
             raise KldmError(problem, place="parameterization")
         if not 0 <= self.eta <= 1:
             raise KldmError(f"eta must lie in [0, 1], not {self.eta}", place="eta")
-        if self.codec.channel.kind != "real":
-            raise KldmError(f"the codec's channel must be real, not {self.codec.channel.kind}", place="codec")
+        if self.codec.channel.kind not in ("real", "matrix"):
+            raise KldmError(f"the codec's channel must be real or matrix, not {self.codec.channel.kind}", place="codec")
 
     @property
     def reads(self) -> tuple[Channel, ...]:

@@ -1,8 +1,9 @@
 """Samplers: how the processes are stepped from noise to crystals."""
 
+from kldm.samplers.annealed_langevin import AnnealedLangevin
 from kldm.samplers.euler_maruyama import EulerMaruyama
 from kldm.samplers.predictor_corrector import PredictorCorrector
 from kldm.samplers.probability_flow import ProbabilityFlow
 from kldm.samplers.stages import Stage, integrate
 
-__all__ = ["EulerMaruyama", "PredictorCorrector", "ProbabilityFlow", "Stage", "integrate"]
+__all__ = ["AnnealedLangevin", "EulerMaruyama", "PredictorCorrector", "ProbabilityFlow", "Stage", "integrate"]

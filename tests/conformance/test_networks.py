@@ -1,21 +1,23 @@
 """What every registered network must do, whatever its architecture."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import kldm.networks  # noqa: F401  (fills the shelf)
 from kldm.crystals import Layout
 from kldm.errors import KldmError
-from kldm.interfaces import Interface
+from kldm.interfaces import Channel, Interface
 from kldm.registry import networks
 from tests.networks.cases import INTERFACES, MIXED, case
 
 # Options that make a network small enough for tests; a network that is not here is built with its defaults.
+OVER_PAIRS = {"hidden": 24, "layers": 2, "time_features": 8, "frequencies": 6}
 SMALL: dict[str, dict[str, Any]] = {
-    "cspvnet.v1": {"hidden": 24, "layers": 2, "time_features": 8, "frequencies": 6},
-    "cspvnet_plain.v1": {"hidden": 24, "layers": 2, "time_features": 8, "frequencies": 6},
+    f"{name}.v1": OVER_PAIRS for name in ("cspvnet", "cspvnet_plain", "cspnet", "cspnet_plain")
 }
 OURS = [name for name in networks.names() if networks.get(name).__module__.startswith("kldm.")]
 
@@ -70,6 +72,25 @@ def test_translation_of_each_crystal(built: tuple[torch.nn.Module, Interface]) -
             moved[channel.name] = (latent[channel.name] + layout.per_atom(shift)) % 1
     before, after = network(latent, s, layout), network(moved, s, layout)
     for name, value in before.items():
+        torch.testing.assert_close(after[name], value, atol=1e-10, rtol=1e-10)
+
+
+def test_rotation_of_matrices(built: tuple[torch.nn.Module, Interface]) -> None:
+    """Rotated crystal: matrices turn, in what is read and in what is predicted, and nothing else does."""
+    network, interface = built
+    latent, s, layout = case(interface, MIXED)
+    by = torch.linalg.qr(torch.randn(len(layout), 3, 3, dtype=torch.float64)).Q
+    by[::2] *= -1  # a reflection is no less a change of axes
+
+    def turned(channels: tuple[Channel, ...], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        kinds = {channel.name: channel.kind for channel in channels}
+        return {
+            name: (value.reshape(-1, 3, 3) @ by).flatten(1) if kinds[name] == "matrix" else value
+            for name, value in values.items()
+        }
+
+    before, after = network(latent, s, layout), network(turned(interface.reads, latent), s, layout)
+    for name, value in turned(interface.predicts, before).items():
         torch.testing.assert_close(after[name], value, atol=1e-10, rtol=1e-10)
 
 

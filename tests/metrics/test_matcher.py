@@ -15,6 +15,8 @@ from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import IStructure, Structure
 
 from kldm.metrics import matcher, reduction
+from kldm.metrics.assignments import FORBIDDEN, assignment
+from kldm.metrics.lll import lll
 from kldm.metrics.matcher import Matcher
 from kldm.metrics.reduction import ReducedCell
 
@@ -187,14 +189,14 @@ def test_the_quick_look_for_a_smaller_cell_misses_none(monkeypatch: pytest.Monke
     [
         ([[1.0, 2.0], [1.5, 9.0]], [1, 0], True, True),
         ([[1.0, 1.0], [1.0, 1.0 + 1e-12]], None, False, True),
-        ([[1.0, matcher.FORBIDDEN], [1.0, matcher.FORBIDDEN]], None, True, False),
-        ([[matcher.FORBIDDEN]], None, True, False),
+        ([[1.0, FORBIDDEN], [1.0, FORBIDDEN]], None, True, False),
+        ([[FORBIDDEN]], None, True, False),
     ],
 )
 def test_assignments_that_are_not_the_only_cheapest_are_told(
     cost: list[list[float]], columns: list[int] | None, only: bool, possible: bool
 ) -> None:
-    found, single, feasible = matcher._assignment(np.array(cost))
+    found, single, feasible = assignment(np.array(cost))
     assert (single, feasible) == (only, possible)
     assert columns is None or found.tolist() == columns
 
@@ -202,13 +204,13 @@ def test_assignments_that_are_not_the_only_cheapest_are_told(
 def test_lll_is_pymatgens() -> None:
     rng = np.random.default_rng(2)
     skew: NDArray[np.float64] = rng.normal(0, 1, (300, 3, 3)) + np.array([[4, 0, 0], [3, 4, 0], [0, 5, 3]])
-    reduced, mapping, unsure = matcher._lll(skew)
+    reduced, mapping, unsure = lll(skew)
     assert not unsure.any()
     assert (mapping != np.eye(3)).any((1, 2)).sum() > 100
     for matrix, mine, steps in zip(skew, reduced, mapping, strict=True):
         np.testing.assert_allclose(mine, Lattice(matrix).lll_matrix, atol=1e-9)
         np.testing.assert_allclose(steps, Lattice(matrix).lll_mapping, atol=1e-9)
-    assert matcher._lll(Lattice.hexagonal(3, 5).matrix[None])[2].all()
+    assert lll(Lattice.hexagonal(3, 5).matrix[None])[2].all()
 
 
 def real(dataset: str, count: int) -> Iterator[Structure]:

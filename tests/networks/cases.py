@@ -17,6 +17,8 @@ MASKED = Channel("species", 101, "atom", "token")
 SCORE = Channel("score", 3, "atom", "tangent")
 VOLUME = Channel("volume", 1, "crystal", "real")
 CHARGE = Channel("charge", 9, "atom", "token")
+MATRIX = Channel("lattice", 9, "crystal", "matrix")
+STRAIN = Channel("strain", 9, "crystal", "matrix")
 
 INTERFACES = {
     "structure prediction": Interface((SPECIES, FRACTIONAL, VELOCITY, LATTICE), (VELOCITY, LATTICE)),
@@ -27,6 +29,9 @@ INTERFACES = {
     "several of each": Interface(
         (VOLUME, CHARGE, SPECIES, FRACTIONAL, VELOCITY, LATTICE), (LATTICE, SCORE, VELOCITY, CHARGE, VOLUME)
     ),
+    "diffcsp": Interface((FRACTIONAL, MATRIX, SPECIES), (SCORE, MATRIX)),
+    "diffcsp dng": Interface((FRACTIONAL, MATRIX, ONE_HOT), (SCORE, MATRIX, ONE_HOT)),
+    "several matrices": Interface((VOLUME, STRAIN, FRACTIONAL, VELOCITY, MATRIX), (MATRIX, VOLUME, VELOCITY)),
 }
 
 MIXED = (1, 52, 3, 20, 1, 2, 7)

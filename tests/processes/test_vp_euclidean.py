@@ -7,7 +7,7 @@ from torch import Tensor
 from kldm.crystals import Crystals, CrystalStore
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, Correction, Noised, Schedule, Step
-from kldm.processes import Cosine, Linear, LogTan, VPEuclidean
+from kldm.processes import Cosine, Linear, LogTan, Matrix, VPEuclidean
 from tests.oracles import Oracle, random_crystals
 
 Moves = Literal["denoise", "flow", "exponential", "predict"]
@@ -155,3 +155,14 @@ def test_statistics_are_the_codecs() -> None:
 def test_options_out_of_range_are_refused() -> None:
     with pytest.raises(KldmError, match="eta must lie in"):
         VPEuclidean(codec=RAW, eta=1.5)
+
+
+def test_only_numbers_and_matrices_are_diffused() -> None:
+    class Tokens(Matrix):
+        @property
+        def channel(self) -> Channel:
+            return Channel("lattice", 9, "crystal", "token")
+
+    assert VPEuclidean(codec=Matrix()).reads == (Matrix().channel,)
+    with pytest.raises(KldmError, match="codec: the codec's channel must be real or matrix, not token"):
+        VPEuclidean(codec=Tokens())

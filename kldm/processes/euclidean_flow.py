@@ -1,0 +1,117 @@
+"""Flow matching of real numbers: straight lines from noise to a codec's numbers."""
+
+from collections.abc import Mapping
+from typing import Literal, Self
+
+import attrs
+import torch
+from torch import Tensor
+
+from kldm.crystals import Crystals, CrystalStore, Layout
+from kldm.errors import KldmError
+from kldm.interfaces import Channel, Codec, Fits, Json, Latent, Noised, Prediction, Step
+from kldm.processes.euler import not_negative, stride
+from kldm.registry import process
+
+
+@process("euclidean_flow.v1")
+@attrs.frozen(kw_only=True)
+class EuclideanFlow:
+    """Conditional flow matching along straight lines (Lipman et al., 2023) on a codec's numbers.
+
+    With the flow time t = 1 - s and noise z, here N(0, I), x_s = s z + (1 - s) x_0. The velocity is dx/dt = x_0 - z,
+    which is (x_0 - x_s) / s as well: a network that predicts x_0 gives it too, with a loss that weighs late times
+    (small s) less. The answer goes by the name of the channel that the network reads.
+
+    The sampler is plain Euler along the velocity, on the uniform grid: ``probability_flow.v1`` with ``flow``.
+    ``denoise`` is the same deterministic step, so that ``euler_maruyama.v1`` does the same.
+
+    Args:
+        codec: which numbers of a crystal, and how they become real ones.
+        parameterization: what the network predicts.
+        anti_annealing: a of the step x <- x + (s - r) (1 + a t) v; 0 is Euler's method. See ``stride``.
+
+    Raises:
+        KldmError: an option out of range.
+    """
+
+    codec: Codec
+    parameterization: Literal["velocity", "x0"] = "velocity"
+    anti_annealing: float = attrs.field(default=0.0, validator=not_negative)
+
+    def __attrs_post_init__(self) -> None:
+        if self.parameterization not in ("velocity", "x0"):
+            problem = f"parameterization must be 'velocity' or 'x0', not {self.parameterization!r}"
+            raise KldmError(problem, place="parameterization")
+        if self.codec.channel.kind not in ("real", "matrix"):
+            raise KldmError(f"the codec's channel must be real or matrix, not {self.codec.channel.kind}", place="codec")
+
+    @property
+    def reads(self) -> tuple[Channel, ...]:
+        return (self.codec.channel,)
+
+    @property
+    def predicts(self) -> tuple[Channel, ...]:
+        return (self.codec.channel,)
+
+    def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
+        """x = z."""
+        return {self._name: self._draw(given, rng)}
+
+    def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
+        start, noise = self.codec.encode(clean), self._draw(clean, rng)
+        s = self._rows(s, clean.layout, start)
+        target = start if self.parameterization == "x0" else start - noise
+        return Noised({self._name: s * noise + (1 - s) * start}, {self._name: target})
+
+    def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
+        """Mean square error over all numbers."""
+        return (prediction[self._name] - noised.target[self._name]).square().mean()
+
+    def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
+        """``flow``: nothing is random but the prior."""
+        return self.flow(latent, prediction, step)
+
+    def flow(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
+        """Euler's step x <- x + (s - r) (1 + a t) v."""
+        x = latent[self._name]
+        velocity = self._velocity(x, prediction[self._name], self._rows(step.s, step.layout, x))
+        return {self._name: x + self._rows(stride(step, self.anti_annealing), step.layout, x) * velocity}
+
+    def decode(self, latent: Latent, into: Crystals) -> Crystals:
+        return self.codec.decode(latent[self._name], into)
+
+    def fitted(self, train: CrystalStore) -> Self:
+        return attrs.evolve(self, codec=self.codec.fitted(train)) if isinstance(self.codec, Fits) else self
+
+    def statistics(self) -> Mapping[str, Json]:
+        found = self.codec.statistics() if isinstance(self.codec, Fits) else {}
+        return {"codec": found} if found else {}
+
+    @property
+    def _name(self) -> str:
+        return self.codec.channel.name
+
+    def _draw(self, like: Crystals, rng: torch.Generator) -> Tensor:
+        """z for crystals of this layout, [B, C] or [N, C]: N(0, I). A subclass may draw from another law."""
+        rows = len(like) if self.codec.channel.per == "crystal" else like.layout.total
+        shape, values = (rows, self.codec.channel.width), like.lattice
+        return torch.randn(shape, generator=rng, dtype=values.dtype, device=values.device)
+
+    def _rows(self, values: Tensor, layout: Layout, like: Tensor) -> Tensor:
+        """Values of crystals [B] as a column that goes with the channel's rows."""
+        values = values.to(like.dtype)
+        return (values if self.codec.channel.per == "crystal" else layout.per_atom(values)).unsqueeze(-1)
+
+    def _velocity(self, x: Tensor, output: Tensor, s: Tensor) -> Tensor:
+        """The velocity from the network's output at time s > 0, towards an x_0 that ``_clean`` has seen."""
+        if self.parameterization == "x0":
+            return (self._clean(output) - x) / s
+        estimate = x + s * output
+        start = self._clean(estimate)
+        # What ``_clean`` left alone keeps the network's velocity to the last digit.
+        return torch.where(start == estimate, output, (start - x) / s)
+
+    def _clean(self, start: Tensor) -> Tensor:
+        """The estimate of x_0 as all moves take it: as it is. A subclass puts in what it knows of the data."""
+        return start

@@ -1,0 +1,152 @@
+"""DiffCSP's diffusion of fractional coordinates: variance-exploding noise, wrapped onto the torus."""
+
+from math import log, pi
+
+import attrs
+import torch
+from torch import Tensor
+
+from kldm.crystals import Crystals, Layout
+from kldm.errors import KldmError
+from kldm.interfaces import Channel, Correction, Latent, Noised, Prediction, Step
+from kldm.registry import process
+from kldm.torus import score_mean_square, unit, wrap, wrapped_normal_score
+
+_TURN = 2 * pi  # inside: angles, and standard deviations in radians; in the latent: fractions of a turn
+
+
+@process("wrapped_ve.v1")
+@attrs.frozen(kw_only=True)
+class WrappedVE:
+    """f_s = f_0 + sigma(s) eps mod 1, sigma(s) = sigma_min^(1-s) sigma_max^s (Jiao et al., 2023: DiffCSP).
+
+    The network predicts S / sqrt(n(sigma)), where S = d/df_s log WN(f_s | f_0, sigma^2) on the torus of period 1 and
+    n = E[S^2]. That quotient is the same in any unit, so that it is computed in angles.
+
+    The law at s = 1 is taken for uniform: at sigma_max = 0.5 its first Fourier coefficient is 0.007. As s goes to 0 the
+    noise falls to sigma_min, not to 0; the reverse step that ends at r = 0 takes it away, as DiffCSP's last level does.
+
+    Args:
+        sigma_min, sigma_max: standard deviations at s = 0 and s = 1, in fractions of the cell.
+        step_lr: length of a correction at sigma_min, in fractions of the cell squared; the paper's 5e-7 for Perov-5,
+            5e-6 for Carbon-24, 1e-5 for MP-20 and MPTS-52. step_lr / sigma_min^2 must stay below 2 for it to converge.
+        zero_net_translation: project noise, target and prediction to zero mean over the atoms of each crystal, as KLDM
+            does (its section 3.2); DiffCSP does not.
+
+    Raises:
+        KldmError: an option out of range.
+    """
+
+    sigma_min: float = 0.005
+    sigma_max: float = 0.5
+    step_lr: float = 1e-5
+    zero_net_translation: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        # Above 1 the score is below 1e-8 of its size at 0.1: nothing is left to learn.
+        if not 0 < self.sigma_min < self.sigma_max <= 1:
+            problem = f"wants 0 < sigma_min < sigma_max <= 1, not {self.sigma_min} and {self.sigma_max}"
+            raise KldmError(problem, place="wrapped_ve")
+        if not 0 < self.step_lr < 2 * self.sigma_min**2:
+            problem = f"step_lr must lie between 0 and 2 sigma_min^2 = {2 * self.sigma_min**2:g}, not {self.step_lr}"
+            raise KldmError(problem, place="wrapped_ve", remedy="a longer correction diverges at the last levels")
+
+    @property
+    def reads(self) -> tuple[Channel, ...]:
+        return (Channel("fractional", 3, "atom", "periodic"),)
+
+    @property
+    def predicts(self) -> tuple[Channel, ...]:
+        return (Channel("displacement", 3, "atom", "tangent"),)
+
+    def sigma(self, s: Tensor) -> Tensor:
+        """Standard deviation of the noise at unit times s of any shape, in fractions of the cell."""
+        return self.sigma_min * torch.exp(log(self.sigma_max / self.sigma_min) * s)
+
+    def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
+        """f ~ U[0, 1)."""
+        like = given.fractional
+        return {"fractional": torch.rand(like.shape, generator=rng, dtype=like.dtype, device=like.device)}
+
+    def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
+        like, layout = clean.fractional, clean.layout
+        sigma = self._angle(s, layout, like)
+        displacement = self._displacement(sigma * self._normal(like, layout, rng), layout)
+        # The score by f_s is minus that by the mean.
+        score = self._free(-wrapped_normal_score(displacement, sigma.square()), layout)
+        latent = {"fractional": unit(like + wrap(displacement) / _TURN)}
+        return Noised(latent, {"displacement": score / score_mean_square(sigma).sqrt()})
+
+    def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
+        """Mean square error over atoms and axes."""
+        return (self._free(prediction["displacement"], layout) - noised.target["displacement"]).square().mean()
+
+    def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
+        """Ancestral step: f <- f + d S + sqrt(sigma_r^2 d / sigma_s^2) eps, d = sigma_s^2 - sigma_r^2 (Algorithm 2).
+
+        sigma_r counts as 0 at r = 0, so that the last step adds no noise.
+        """
+        before, after = self._sigmas(step, latent)
+        spread = before.square() - after.square()
+        noise = after / before * spread.sqrt() * self._normal(latent["fractional"], step.layout, step.rng)
+        return self._moved(latent, spread * self._score(prediction, step.s, step.layout) + noise)
+
+    def flow(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
+        """Probability flow df = -sigma S dsigma, one step: f <- f + (sigma_s - sigma_r) sigma_s S, sigma_r = 0 at 0.
+
+        Exact for a normal law, where S = -(f - f_0) / sigma^2.
+        """
+        before, after = self._sigmas(step, latent)
+        return self._moved(latent, (before - after) * before * self._score(prediction, step.s, step.layout))
+
+    def predict(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
+        """``flow``: the predictor of KLDM's Algorithm 4, c = (rho sigma_s - sigma_r) sigma_s, with rho = 1.
+
+        DiffCSP's own predictor is stochastic; it is ``denoise``.
+        """
+        return self.flow(latent, prediction, step)
+
+    def correct(self, latent: Latent, prediction: Prediction, step: Step, correction: Correction) -> Latent:
+        """Langevin move f <- f + e S + sqrt(2 e) eps, e = step_lr (sigma / sigma_min)^2 (Algorithm 2).
+
+        No noise in the step that ends at r = 0. The length is the process's own: ``correction`` has no part in it.
+        """
+        layout = step.layout
+        sigma = self._angle(step.now, layout, latent["fractional"])
+        length = self.step_lr * (sigma / self.sigma_min).square()
+        last = layout.per_atom(step.r <= 0).unsqueeze(-1)
+        noise = (2 * length).sqrt().masked_fill(last, 0.0) * self._normal(latent["fractional"], layout, step.rng)
+        return self._moved(latent, length * self._score(prediction, step.now, layout) + noise)
+
+    def decode(self, latent: Latent, into: Crystals) -> Crystals:
+        return attrs.evolve(into, fractional=unit(latent["fractional"]))
+
+    def _displacement(self, noise: Tensor, layout: Layout) -> Tensor:
+        """f_s - f_0 from the noise, [N, 3] both, in radians."""
+        return noise
+
+    def _score(self, prediction: Prediction, s: Tensor, layout: Layout) -> Tensor:
+        """S [N, 3] per radian, from the network's output at time s."""
+        output = self._free(prediction["displacement"], layout)
+        return output * score_mean_square(self._angle(s, layout, output)).sqrt()
+
+    def _moved(self, latent: Latent, angle: Tensor) -> Latent:
+        return {"fractional": unit(latent["fractional"] + angle / _TURN)}
+
+    def _sigmas(self, step: Step, latent: Latent) -> tuple[Tensor, Tensor]:
+        """sigma at s and at r, [N, 1] in radians; 0 at r = 0."""
+        like, layout = latent["fractional"], step.layout
+        last = layout.per_atom(step.r <= 0).unsqueeze(-1)
+        return self._angle(step.s, layout, like), self._angle(step.r, layout, like).masked_fill(last, 0.0)
+
+    def _angle(self, s: Tensor, layout: Layout, like: Tensor) -> Tensor:
+        """sigma in radians at times s [B], [N, 1]."""
+        return _TURN * layout.per_atom(self.sigma(s.to(like.dtype))).unsqueeze(-1)
+
+    def _normal(self, like: Tensor, layout: Layout, rng: torch.Generator) -> Tensor:
+        draw = torch.randn(like.shape, generator=rng, dtype=like.dtype, device=like.device)
+        return self._free(draw, layout)
+
+    def _free(self, values: Tensor, layout: Layout) -> Tensor:
+        """Values without net translation, where that is asked for."""
+        return layout.centred(values) if self.zero_net_translation else values

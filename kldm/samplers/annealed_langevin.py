@@ -1,0 +1,59 @@
+"""Annealed Langevin corrections between ancestral steps: the sampler of DiffCSP (Jiao et al., 2023, Algorithm 2)."""
+
+from collections.abc import Callable, Mapping
+
+import attrs
+import torch
+
+from kldm.crystals import Crystals
+from kldm.interfaces import DiffusionProcess, GenerativeModel
+from kldm.registry import sampler
+from kldm.samplers.settings import below_one, positive
+from kldm.samplers.stages import Stage, able, integrate, require, time_grid
+
+
+@sampler("annealed_langevin.v1")
+@attrs.frozen(kw_only=True)
+class AnnealedLangevin:
+    """At every level s: a Langevin move of the coordinates at s, then the ancestral step of every modality from s to r
+    (the predictor-corrector of Song et al., 2021, with the corrector first).
+
+    The ancestral step is a draw from p(x_r | x_s, x_0): ``exponential`` where a process has it, which for a
+    variance-preserving one (eta = 1) is the step of DDPM, and ``denoise`` elsewhere. Unlike in ``PredictorCorrector``
+    the predictor is stochastic and each process knows the length of its own correction; a process that goes by a
+    signal-to-noise ratio takes the default one of ``Correction``.
+
+    Args:
+        steps: number of levels, on the uniform grid from s = 1; 1 + ``corrections`` network calls each.
+        s_min: unit time at which to stop.
+        corrections: Langevin moves at each level.
+        corrected: modalities that make them.
+    """
+
+    steps: int = attrs.field(default=1000, validator=positive)
+    s_min: float = attrs.field(default=0.0, validator=below_one)
+    corrections: int = attrs.field(default=1, validator=positive)
+    corrected: tuple[str, ...] = ("coordinates",)
+
+    def check(self, processes: Mapping[str, DiffusionProcess]) -> None:
+        """Every corrected modality needs ``correct``."""
+        for name in self.corrected:
+            require(processes, name, "correct")
+
+    def stages(self, processes: Mapping[str, DiffusionProcess]) -> tuple[Stage, ...]:
+        correct = Stage("start", dict.fromkeys(self.corrected, "correct"))
+        step = Stage(
+            "start",
+            {name: "exponential" if able(process, "exponential") else "denoise" for name, process in processes.items()},
+        )
+        return (*[correct] * self.corrections, step)
+
+    def sample(
+        self,
+        model: GenerativeModel,
+        given: Crystals,
+        rng: torch.Generator,
+        progress: Callable[[int], None] | None = None,
+    ) -> Crystals:
+        times = time_grid(self.steps, self.s_min, given.fractional)
+        return integrate(self.stages(model.processes), times, model, given, rng, progress=progress)
