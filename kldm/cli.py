@@ -2,11 +2,12 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from kldm.errors import KldmError
 from kldm.version import __version__
@@ -196,6 +197,13 @@ def sample(
             click.echo(f"{number} structures violate the constraint on {name}", err=True)
 
 
+_OF_TASK: Mapping[str, Collection[str]] = {
+    "csp": ("k", "rules", "full_seeds", "longest_edge"),
+    "dng": ("cutoffs", "draw", "seed", "states", "legacy"),
+}
+"""Options of ``kldm evaluate`` that one task alone has."""
+
+
 @main.command()
 @click.argument("samples", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--reference", help="DATASET/SPLIT, e.g. mp_20/test, or a file; not needed for a run folder.")
@@ -256,8 +264,9 @@ def evaluate(
 
     _load(code)
     if len(samples) == 1 and (samples[0] / "recipe.cfg").exists():
-        if reference or task:
-            raise KldmError("a run folder has its own reference and metrics", remedy="leave --reference and --task out")
+        if asked_for := _given({"reference", "task", "train", "workers", "time_limit"}.union(*_OF_TASK.values())):
+            remedy = f"leave {' and '.join(asked_for)} out, or judge its file of samples"
+            raise KldmError("a run folder has its own reference and metrics", place=str(samples[0]), remedy=remedy)
         folder = out or samples[0]
         judged = runs.evaluate_run(samples[0], out)["evaluation"]
     else:
@@ -267,6 +276,10 @@ def evaluate(
             )
         folder = out or (samples[0] if samples[0].is_dir() else samples[0].parent)
         asked: Task = "dng" if task == "dng" else "csp"
+        other: Task = "csp" if asked == "dng" else "dng"
+        if foreign := _given(_OF_TASK[other]):
+            remedy = f"leave it out, or say --task {other}"
+            raise KldmError(f"says nothing with --task {asked}", place=foreign[0], remedy=remedy)
         options: dict[str, Any] = {"workers": workers, "time_limit": time_limit}
         if asked == "csp":
             named = [rule for rule in (word.strip() for word in rules.split(",")) if rule]
@@ -284,7 +297,7 @@ def evaluate(
 
 @main.command()
 @click.argument("paths", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
-@_out("Folder for comparison.json and comparison.csv as well.")
+@_out("Folder for comparison.json, comparison.csv and published.csv as well.")
 def compare(paths: tuple[Path, ...], out: Path | None) -> None:
     """Put the reports of RUN ... side by side (run folders, folders of `kldm evaluate`, report.json files), and
     published numbers beside them where the definitions agree."""
@@ -331,6 +344,16 @@ def components(code: tuple[Path, ...]) -> None:
             click.echo(f"  {name}: {summary(component)}")
             for parameter, kind, default in describe(component):
                 click.echo(f"      {parameter}: {kind}" + (f" = {default}" if default else ""))
+
+
+def _given(options: Collection[str]) -> list[str]:
+    """Those of the options that stand on the command line, as they are written there, in the command's order."""
+    context = click.get_current_context()
+    return [
+        f"--{name.replace('_', '-')}"
+        for parameter in context.command.params
+        if (name := parameter.name) in options and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
 
 
 def _load(code: tuple[Path, ...]) -> None:

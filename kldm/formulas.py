@@ -1,6 +1,7 @@
-"""Formulas to the atoms of a cell."""
+"""Formulas to the atoms of a cell, and back."""
 
 import re
+import warnings
 from collections.abc import Sequence
 from math import gcd
 from typing import TYPE_CHECKING
@@ -21,6 +22,17 @@ class Cell:
 
     name: str
     numbers: tuple[int, ...]
+
+
+def reduced_formula(composition: "Composition") -> str:
+    """pymatgen's, without its remark on elements that have no electronegativity to sort by.
+
+    Raises:
+        Exception: of any kind, where pymatgen has none.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return str(composition.reduced_formula)
 
 
 def cells(formulas: Sequence[str], units: str | None = None) -> tuple[Cell, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kldm.files import atomic_write
+from kldm.formulas import reduced_formula
 from kldm.interfaces import Candidate, Json
 
 if TYPE_CHECKING:
@@ -128,4 +129,4 @@ def _write_zip(path: Path, structures: Iterable[tuple[Candidate, "Structure"]]) 
 
 
 def _formula(structure: "Structure") -> str:
-    return str(structure.composition.reduced_formula)
+    return reduced_formula(structure.composition)

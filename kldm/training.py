@@ -31,7 +31,7 @@ from kldm.seeding import seeded
 
 Precision = Literal["fp32", "tf32", "bf16"]
 
-_PLATEAU_STATE = ("best", "last_epoch")  # what ReduceLROnPlateau changes; the rest is settings
+_PLATEAU_STATE = ("best", "num_bad_epochs", "last_epoch")  # what ReduceLROnPlateau changes; the rest is settings
 
 
 @attrs.frozen(kw_only=True)

@@ -11,7 +11,7 @@ from kldm.registry import SHELVES
 from tests.small import OVERRIDES, QUICK, RECIPES, kldm, options, refused
 
 QUICKSTART = RECIPES / "quickstart.cfg"
-COMMANDS = ("run", "train", "sample", "evaluate", "check", "components")
+COMMANDS = ("run", "train", "sample", "evaluate", "compare", "check", "components")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -19,7 +19,7 @@ def test_help_of_each_command(command: str) -> None:
     result = kldm(command, "--help")
     assert result.exit_code == 0
     assert f"{command} [OPTIONS]" in result.output
-    assert "--code" in result.output
+    assert ("--code" in result.output) == (command != "compare")
     overview = kldm("--help").output
     assert f"\n  {command} " in overview
 
@@ -122,10 +122,18 @@ def test_evaluate_a_file_beside_a_reference(finished: Path, tmp_path: Path, name
     result = kldm("evaluate", samples / name, *reference)
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["reference"] == "aflow_prototypes/test"
-    (found,) = report["evaluation"].values()
-    assert found["targets"] > found["requests"] > 0  # the others count as targets without a candidate
-    assert (tmp_path / "out" / "results.csv").read_text().count("\n") == 1 + found["requests"]
+    assert report["reference"]["name"] == "aflow_prototypes/test"
+    assert report["reference"]["whole"]
+    assert report["reference"]["rows"] > report["requests"] > 0  # the others count as targets without a candidate
+    assert (tmp_path / "out" / "results.csv").read_text().count("\n") == 1 + report["requests"]
+
+
+def test_compare_runs_side_by_side(finished: Path, finished_dng: Path, tmp_path: Path) -> None:
+    result = kldm("compare", finished, finished_dng, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "structural match_rate@1" in result.output
+    assert "struct_valid" in result.output
+    assert {"comparison.json", "comparison.csv"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_check_prints_a_complete_recipe_and_does_no_work(
@@ -176,7 +184,6 @@ def test_components_lists_all_with_a_line_and_parameters() -> None:
         (["sample", QUICKSTART], "the file is broken"),
         (["evaluate", "nowhere"], "needs a reference"),
         (["evaluate", "nowhere.jsonl", "--reference", "mp_20/test"], "nowhere.jsonl: cannot read the file"),
-        (["evaluate", "nowhere.jsonl", "--reference", "mp_20"], "wants DATASET/SPLIT"),
     ],
     ids=lambda value: " ".join(Path(str(part)).name for part in value[:2]) if isinstance(value, list) else "",
 )
@@ -207,7 +214,8 @@ def test_mistakes_in_sampling(finished: Path, arguments: list[str], told: str) -
 
 
 def test_a_run_folder_has_its_own_reference(finished: Path) -> None:
-    assert "leave --reference out" in refused("evaluate", finished, "--reference", "mp_20/test")
+    told = refused("evaluate", finished, "--reference", "mp_20/test", "--workers", "2")
+    assert "leave --reference and --workers out" in told
 
 
 def test_a_run_without_samples_cannot_be_evaluated(tmp_path: Path) -> None:

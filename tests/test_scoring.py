@@ -181,6 +181,11 @@ def test_a_folder_of_samples_is_a_file_of_samples(tmp_path: Path, reference: Pat
         (["--time-limit", "0"], "time_limit"),
         (["--reference", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--reference", "mp_20"], "write it like mp_20/test"),
+        (["--reference", "mp_21/test"], "reference mp_21/test: 'mp_21' is neither"),
+        (["--task", "dng", "--draw", "2", "--seed", "-1"], "seed is -1; give a whole number from 0"),
+        (["--task", "dng", "--k", "2"], "--k: says nothing with --task dng; leave it out, or say --task csp"),
+        (["--draw", "1000"], "--draw: says nothing with --task csp; leave it out, or say --task dng"),
+        (["--task", "csp", "--seed", "0"], "--seed: says nothing with --task csp"),
     ],
     ids=str,
 )
@@ -190,3 +195,15 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path, reference: Path, argume
     before = sorted(tmp_path.iterdir())
     assert told in refused("evaluate", samples, *given, *arguments)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("task", ["csp", "dng"])
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(
+    tmp_path: Path, reference: Path, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for metric in (MatchRate, DeNovo):
+        monkeypatch.setattr(metric, "measure", lambda *_: pytest.fail("there was work"))
+    samples = lines(tmp_path / "samples.jsonl", [{"target": 0, "structure": REFERENCE[0].as_dict()}])
+    told = refused("evaluate", samples, "--reference", reference, "--task", task, "--out", samples / "out")
+    assert f"{samples / 'out'}: no folder can be made here" in told
+    assert "choose another folder with --out" in told

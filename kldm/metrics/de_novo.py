@@ -72,6 +72,8 @@ class DeNovo:
             raise KldmError(f"there are no cutoffs {self.cutoffs!r}", place=PLACE, remedy=remedy)
         if self.draw is not None and self.draw < 1:
             raise KldmError(f"draw is {self.draw}", place=PLACE, remedy="give a positive number, or leave it out")
+        if self.seed < 0:
+            raise KldmError(f"seed is {self.seed}", place=PLACE, remedy="give a whole number from 0")
         if self.workers < 1 and self.workers != -1:
             remedy = "give a number of processes, or -1 for all cores"
             raise KldmError(f"workers is {self.workers}", place=PLACE, remedy=remedy)
@@ -80,7 +82,8 @@ class DeNovo:
 
     def measure(self, samples: Samples) -> Measurement:
         """The values; one row per candidate with target, candidate, formula, struct_valid, comp_valid, fingerprint and
-        the first reason that was found against it (structure, composition, fingerprint)."""
+        the first reason that was found against it (structure, composition, fingerprint). rms and max_dist, which
+        crystal structure prediction has, are None."""
         rows, made = self._rows(samples.candidates)
         known, covered = None, None
         if self.coverage:
@@ -230,7 +233,7 @@ class _Row:
         return self.both and self.fingerprint is not False
 
     def public(self) -> dict[str, Json]:
-        """The row of the per-structure table."""
+        """The row of the per-structure table, with the columns that crystal structure prediction fills."""
         return {
             "target": self.target,
             "candidate": self.candidate,
@@ -239,6 +242,8 @@ class _Row:
             "comp_valid": self.comp_valid,
             "fingerprint": self.fingerprint,
             "reason": self.reason,
+            "rms": None,
+            "max_dist": None,
         }
 
 

@@ -11,12 +11,13 @@ import numpy as np
 
 from kldm.errors import KldmError
 from kldm.interfaces import Candidate, Json, Measurement, Samples
-from kldm.metrics.composition import compositional_rule
+from kldm.metrics.composition import compositional_rule, compositional_validity
 from kldm.metrics.full_rule import Fingerprinted, composition_valid, fingerprinted
 from kldm.metrics.matcher import Matcher
 from kldm.metrics.metre import Everywhere, everywhere, repeated
 from kldm.metrics.pairs import Examined, examine, match
 from kldm.metrics.structure import structural_rule, structural_validity
+from kldm.metrics.validity import composition_of, formula
 from kldm.registry import metric
 
 Rule = Literal["structural", "full"]
@@ -107,7 +108,8 @@ class MatchRate:
         reason, rms, max_dist.
 
         rms is that of every structurally valid candidate that matches, whatever its composition. comp_valid is None
-        without a structure or the full rule, fingerprint where none was asked for.
+        where the composition is not known (a candidate without structure may have one), fingerprint where none was
+        asked for.
 
         Raises:
             KldmError: a candidate answers a target that the reference lacks, or two answers bear the same numbers.
@@ -125,7 +127,9 @@ class MatchRate:
             answer = found.get((candidate.target, place))
             reason = _reason(candidate, one) or (answer.reason if answer else "")
             valid = candidate.structure is not None and not one.invalid and not one.fault.startswith("time limit")
-            row = _Row(candidate.target, candidate.candidate, _formula(candidate), valid, reason)
+            row = _Row(
+                candidate.target, candidate.candidate, formula(candidate), valid, reason, _composition_valid(candidate)
+            )
             if answer is not None:
                 row = attrs.evolve(row, rms=answer.rms, max_dist=answer.max_dist)
             rows[candidate.target, candidate.candidate] = row
@@ -133,7 +137,7 @@ class MatchRate:
         seeds = {c.candidate for c in samples.candidates}
         k = max((len(group) for group in groups.values()), default=0)
         values: dict[str, float | None] = {}
-        notes = _notes(samples, len(groups), rms, reference)
+        notes = _notes(samples, len(groups), rms, reference) + _ions(groups, given, reference)
         if "structural" in self.rules:
             added, remarks = _values("structural", rms, seeds if k > 1 else set(), targets, k)
             values, notes = values | added, notes + remarks
@@ -170,7 +174,6 @@ class MatchRate:
 
         The smallest rms of each target and candidate 0 are among them wherever the rule allows any."""
         structures = {(c.target, c.candidate): c.structure for c in samples.candidates if c.structure is not None}
-        valid = {key: composition_valid(structure) for key, structure in structures.items()}
         reference = {
             target: structure
             for target in {target for target, _ in rms}
@@ -181,15 +184,12 @@ class MatchRate:
         asked = fingerprinted(
             reference,
             structures,
-            {key: value for key, value in rms.items() if valid[key] and key[0] in reference},
+            {key: value for key, value in rms.items() if rows[key].comp_valid and key[0] in reference},
             everyone=self.full_seeds,
             workers=self.workers,
             time_limit=self.time_limit,
         )
-        judged = {
-            key: attrs.evolve(row, comp_valid=valid.get(key), fingerprint=asked.candidates.get(key))
-            for key, row in rows.items()
-        }
+        judged = {key: attrs.evolve(row, fingerprint=asked.candidates.get(key)) for key, row in rows.items()}
         return {key: value for key, value in rms.items() if asked.passes(key)}, asked, judged
 
     def _definition(self, counts: Mapping[str, Json]) -> Mapping[str, Json]:
@@ -198,7 +198,7 @@ class MatchRate:
             "asked of the target",
             "full": FULL_RULE.format(composition=compositional_rule()) if "full" in self.rules else "",
         }
-        libraries = ("pymatgen", *(("smact", "matminer") if "full" in self.rules else ()))
+        libraries = ("pymatgen", "smact", *(("matminer",) if "full" in self.rules else ()))
         return {
             "rules": {rule: words[rule] for rule in self.rules},
             "matcher": "pymatgen StructureMatcher.get_rms_dist(candidate, target), other arguments at their defaults",
@@ -226,7 +226,7 @@ class _Row:
     formula: str
     struct_valid: bool
     reason: str
-    comp_valid: bool | None = None
+    comp_valid: bool | None
     fingerprint: bool | None = None
     rms: float | None = None
     max_dist: float | None = None
@@ -255,11 +255,25 @@ def _reason(candidate: Candidate, examined: Examined) -> str:
     return examined.invalid or (f"matcher failed: {examined.fault}" if examined.fault else "")
 
 
-def _formula(candidate: Candidate) -> str:
-    try:
-        return str(candidate.structure.composition.reduced_formula) if candidate.structure is not None else ""
-    except Exception:  # a composition without a formula is still a row of the table
-        return ""
+def _composition_valid(candidate: Candidate) -> bool | None:
+    """None where the composition is not known."""
+    known = composition_of(candidate)
+    return not compositional_validity(known) if known else None
+
+
+def _ions(groups: Mapping[int, Sequence[int]], given: Sequence[Examined], reference: Sequence[Examined]) -> list[str]:
+    """A note on candidates of the target's elements in other oxidation states."""
+    count = 0
+    for target, places in groups.items():
+        cell = reference[target].cell
+        same = [given[place].cell for place in places if given[place].formula == reference[target].formula]
+        count += sum(cell is not None and one is not None and set(one.counts) != set(cell.counts) for one in same)
+    if not count:
+        return []
+    return [
+        f"{count} candidates cannot match because their sites carry other oxidation states (or isotopes) than the "
+        "target's; leave them out of both."
+    ]
 
 
 def _values(

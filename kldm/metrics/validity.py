@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kldm.errors import KldmError
+from kldm.formulas import reduced_formula
 from kldm.interfaces import Candidate, Json, Measurement, Samples
 from kldm.metrics.composition import MOST_COMBINATIONS, States, check_states, compositional_rule, compositional_validity
 from kldm.metrics.structure import CUTOFF, MINIMUM_VOLUME, structural_rule, structural_validity
@@ -117,7 +118,7 @@ def formula(candidate: Candidate) -> str:
     """The reduced formula, as the tables of all metrics have it; ``""`` where there is none."""
     try:
         found = composition_of(candidate)
-        return str(found.reduced_formula) if found else ""
+        return reduced_formula(found) if found else ""
     except Exception:  # a composition without a formula is still a row of the table
         return ""
 

@@ -60,7 +60,12 @@ def read_reference(source: str | Path) -> Reference:
     if not name or split not in SPLITS:
         remedy = f"write it like mp_20/test, with one of {', '.join(SPLITS)}"
         raise KldmError("neither a file nor DATASET/SPLIT", place=f"reference {source}", remedy=remedy)
-    return _of_data(str(source), Data(name=name), split)
+    try:
+        return _of_data(str(source), Data(name=name), split)
+    except KldmError as error:
+        if error.place != "data.name":
+            raise
+        raise KldmError(error.problem, place=f"reference {source}", remedy=error.remedy) from None
 
 
 def _of_data(source: str, data: Data, split: str) -> Reference:

@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import attrs
 
 from kldm.errors import KldmError
+from kldm.formulas import reduced_formula
 from kldm.interfaces import Candidate
 
 if TYPE_CHECKING:
@@ -118,13 +118,11 @@ def refusal(error: Exception) -> str:
 
 def formulas(structures: "Iterable[Structure | None]") -> tuple[str | None, ...]:
     """The reduced formula of each, oxidation states dropped; None where there is none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # elements without an electronegativity, by which formulas are sorted
-        return tuple(map(_formula, structures))
+    return tuple(map(_formula, structures))
 
 
 def _formula(structure: "Structure | None") -> str | None:
     try:
-        return None if structure is None else str(structure.composition.element_composition.reduced_formula)
+        return None if structure is None else reduced_formula(structure.composition.element_composition)
     except Exception:  # a composition without a formula answers no target
         return None

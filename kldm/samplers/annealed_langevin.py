@@ -1,20 +1,18 @@
 """Annealed Langevin corrections between ancestral steps: the sampler of DiffCSP (Jiao et al., 2023, Algorithm 2)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import attrs
-import torch
 
-from kldm.crystals import Crystals
-from kldm.interfaces import DiffusionProcess, GenerativeModel
+from kldm.interfaces import DiffusionProcess
 from kldm.registry import sampler
-from kldm.samplers.settings import below_one, positive
-from kldm.samplers.stages import Stage, able, integrate, require, time_grid
+from kldm.samplers.settings import positive
+from kldm.samplers.stages import Stage, StagedSampler, able, require
 
 
 @sampler("annealed_langevin.v1")
 @attrs.frozen(kw_only=True)
-class AnnealedLangevin:
+class AnnealedLangevin(StagedSampler):
     """At every level s: a Langevin move of the coordinates at s, then the ancestral step of every modality from s to r
     (the predictor-corrector of Song et al., 2021, with the corrector first).
 
@@ -30,8 +28,6 @@ class AnnealedLangevin:
         corrected: modalities that make them.
     """
 
-    steps: int = attrs.field(default=1000, validator=positive)
-    s_min: float = attrs.field(default=0.0, validator=below_one)
     corrections: int = attrs.field(default=1, validator=positive)
     corrected: tuple[str, ...] = ("coordinates",)
 
@@ -47,13 +43,3 @@ class AnnealedLangevin:
             {name: "exponential" if able(process, "exponential") else "denoise" for name, process in processes.items()},
         )
         return (*[correct] * self.corrections, step)
-
-    def sample(
-        self,
-        model: GenerativeModel,
-        given: Crystals,
-        rng: torch.Generator,
-        progress: Callable[[int], None] | None = None,
-    ) -> Crystals:
-        times = time_grid(self.steps, self.s_min, given.fractional)
-        return integrate(self.stages(model.processes), times, model, given, rng, progress=progress)

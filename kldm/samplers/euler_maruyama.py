@@ -1,21 +1,19 @@
 """Euler-Maruyama sampling: one network call and one stochastic step per modality (KLDM, Algorithm 3)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import attrs
-import torch
 
-from kldm.crystals import Crystals
-from kldm.interfaces import DiffusionProcess, GenerativeModel
+from kldm.interfaces import DiffusionProcess
 from kldm.registry import sampler
-from kldm.samplers.settings import below_one, one_of, positive
-from kldm.samplers.stages import Stage, able, integrate, time_grid
+from kldm.samplers.settings import one_of
+from kldm.samplers.stages import Stage, StagedSampler, able
 
 
 @sampler("euler_maruyama.v1")
 @attrs.frozen(kw_only=True)
-class EulerMaruyama:
+class EulerMaruyama(StagedSampler):
     """Every modality takes its stochastic reverse step from the same network call at time s.
 
     The torus always takes the exponential integrator that Algorithm 3 spells out; for the other modalities the
@@ -27,8 +25,6 @@ class EulerMaruyama:
         euclidean: ``euler_maruyama`` as in the paper, or the ``exponential`` integrator where a process has one.
     """
 
-    steps: int = attrs.field(default=1000, validator=positive)
-    s_min: float = attrs.field(default=0.0, validator=below_one)
     euclidean: Literal["euler_maruyama", "exponential"] = attrs.field(
         default="euler_maruyama", validator=one_of("euler_maruyama", "exponential")
     )
@@ -47,13 +43,3 @@ class EulerMaruyama:
                 },
             ),
         )
-
-    def sample(
-        self,
-        model: GenerativeModel,
-        given: Crystals,
-        rng: torch.Generator,
-        progress: Callable[[int], None] | None = None,
-    ) -> Crystals:
-        times = time_grid(self.steps, self.s_min, given.fractional)
-        return integrate(self.stages(model.processes), times, model, given, rng, progress=progress)

@@ -1,21 +1,19 @@
 """Predictor-corrector sampling (KLDM, Algorithm 4, after Rozet & Louppe 2023), in both published orders."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import attrs
-import torch
 
-from kldm.crystals import Crystals
-from kldm.interfaces import Correction, DiffusionProcess, GenerativeModel
+from kldm.interfaces import Correction, DiffusionProcess
 from kldm.registry import sampler
-from kldm.samplers.settings import below_one, one_of, positive
-from kldm.samplers.stages import Move, Stage, able, integrate, require, time_grid
+from kldm.samplers.settings import one_of, positive
+from kldm.samplers.stages import Move, Stage, StagedSampler, able, require
 
 
 @sampler("predictor_corrector.v1")
 @attrs.frozen(kw_only=True)
-class PredictorCorrector:
+class PredictorCorrector(StagedSampler):
     """A deterministic predictor from s to r and Langevin corrections at a fixed time.
 
     ``correct_then_predict`` is what the authors' code does, and so what the published numbers come from: correct
@@ -35,8 +33,6 @@ class PredictorCorrector:
             the coordinates alone (``predict_then_correct``). Those not corrected take a stochastic step.
     """
 
-    steps: int = attrs.field(default=1000, validator=positive)
-    s_min: float = attrs.field(default=0.0, validator=below_one)
     order: Literal["correct_then_predict", "predict_then_correct"] = attrs.field(
         default="correct_then_predict", validator=one_of("correct_then_predict", "predict_then_correct")
     )
@@ -60,16 +56,9 @@ class PredictorCorrector:
             return (*[Stage("start", correct)] * self.corrections, Stage("start", {**predict, **others}))
         return (Stage("start", {**predict, **others}), *[Stage("end", correct)] * self.corrections)
 
-    def sample(
-        self,
-        model: GenerativeModel,
-        given: Crystals,
-        rng: torch.Generator,
-        progress: Callable[[int], None] | None = None,
-    ) -> Crystals:
-        times = time_grid(self.steps, self.s_min, given.fractional)
-        correction = Correction(tau=self.tau, positions=self.correct_positions)
-        return integrate(self.stages(model.processes), times, model, given, rng, correction, progress)
+    @property
+    def correction(self) -> Correction:
+        return Correction(tau=self.tau, positions=self.correct_positions)
 
     def _corrected(self, processes: Mapping[str, DiffusionProcess]) -> tuple[str, ...]:
         if self.corrected is not None:

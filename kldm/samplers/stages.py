@@ -1,5 +1,6 @@
 """The one loop behind every sampler: a list of stages, each one network call followed by one move per modality."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
@@ -22,6 +23,7 @@ from kldm.interfaces import (
     Predicts,
     Step,
 )
+from kldm.samplers.settings import below_one, positive
 
 Move = Literal["denoise", "exponential", "flow", "predict", "correct"]
 
@@ -109,6 +111,42 @@ def integrate(
     for name, process in processes.items():
         crystals = process.decode(latents[name], crystals)
     return crystals
+
+
+@attrs.frozen(kw_only=True)
+class StagedSampler(ABC):
+    """A sampler that is a list of stages on the uniform grid from s = 1.
+
+    Args:
+        steps: number of steps.
+        s_min: unit time at which to stop.
+    """
+
+    steps: int = attrs.field(default=1000, validator=positive)
+    s_min: float = attrs.field(default=0.0, validator=below_one)
+
+    @abstractmethod
+    def check(self, processes: Mapping[str, DiffusionProcess]) -> None:
+        """Raises ``KldmError`` where a process lacks a move."""
+
+    @abstractmethod
+    def stages(self, processes: Mapping[str, DiffusionProcess]) -> tuple[Stage, ...]:
+        """What is done in every step."""
+
+    @property
+    def correction(self) -> Correction:
+        """Options of the ``correct`` moves."""
+        return Correction()
+
+    def sample(
+        self,
+        model: GenerativeModel,
+        given: Crystals,
+        rng: torch.Generator,
+        progress: Callable[[int], None] | None = None,
+    ) -> Crystals:
+        times = time_grid(self.steps, self.s_min, given.fractional)
+        return integrate(self.stages(model.processes), times, model, given, rng, self.correction, progress)
 
 
 def _moved(

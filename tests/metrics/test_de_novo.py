@@ -140,7 +140,7 @@ def test_one_good_among_the_hopeless() -> None:
     assert found.values["wdist_density"] == 0.0
     assert found.rows[0]["formula"] == "CsCl"
     assert set(found.rows[0]) == {
-        *("target", "candidate", "formula", "struct_valid", "comp_valid", "fingerprint", "reason")
+        *("target", "candidate", "formula", "struct_valid", "comp_valid", "fingerprint", "reason", "rms", "max_dist")
     }
     failures = found.definition["counts"]["failures"]  # type: ignore[index, call-overload]
     assert failures == dict.fromkeys(sorted(hopeless()), 1)

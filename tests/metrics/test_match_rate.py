@@ -270,14 +270,40 @@ def test_the_definition_says_what_was_done() -> None:
     assert {"smact", "matminer"} <= set(cast(dict[str, str], found.definition["versions"]))
 
 
-def test_structural_alone_asks_no_chemistry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(match_rate, "composition_valid", None)
+def test_structural_alone_asks_no_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(full_rule, "has_structure_fingerprint", None)
     found = MatchRate(rules=("structural",), metre=False).measure(
         Samples((Candidate(0, 0, rock_salt()),), (rock_salt(),))
     )
     assert found.values.keys() == {"structural.match_rate@1", "structural.rmse@1"}
-    assert (found.rows[0]["comp_valid"], found.rows[0]["fingerprint"]) == (None, None)
+    assert (found.rows[0]["comp_valid"], found.rows[0]["fingerprint"]) == (True, None)
+
+
+def test_a_composition_is_judged_without_a_structure() -> None:
+    """What could not be built may still have known atoms: two of them neutral, two not, and a row without any."""
+    failed = [Candidate(0, n, None, "no cell", species) for n, species in enumerate([(11, 17), (11, 17, 17), ()])]
+    found = measure([*failed, Candidate(0, 3, rock_salt())], [rock_salt()])
+    assert [row["comp_valid"] for row in found.rows] == [True, False, None, True]
+    assert [row["formula"] for row in found.rows] == ["NaCl", "NaCl2", "", "NaCl"]
+    assert [row["fingerprint"] for row in found.rows] == [None, None, None, True]
+
+
+def test_other_oxidation_states_are_pointed_out() -> None:
+    charged = rock_salt()
+    charged.add_oxidation_state_by_element({"Na": 1, "Cl": -1})
+    told = "1 candidates cannot match because their sites carry other oxidation states"
+    found = measure([Candidate(0, 0, charged), Candidate(1, 0, charged)], [rock_salt(), charged])
+    assert found.values["structural.match_rate@1"] == 0.5
+    assert sum(note.startswith(told) for note in found.notes) == 1
+    plain = measure([Candidate(0, 0, rock_salt()), Candidate(1, 0, charged)], [rock_salt(), charged])
+    assert not any("oxidation" in note for note in plain.notes)
+
+
+def test_isotopes_count_as_their_element_whatever_their_order() -> None:
+    sites = [("H", (0.0, 0.0, 0.0)), ("D", (0.5, 0.0, 0.0)), ("D", (0.0, 0.5, 0.0)), ("O", (0.5, 0.5, 0.5))]
+    heavy, same = (crystal(Lattice.cubic(4.0), order) for order in (sites, sites[::-1]))
+    assert pairs.reduced_formula(heavy) == pairs.reduced_formula(same) == ((1, 3.0), (8, 1.0))
+    assert measure([Candidate(0, 0, same)], [heavy]).values["structural.match_rate@1"] == 1.0
 
 
 def test_full_rule_refuses_what_smact_refuses() -> None:

@@ -1,5 +1,6 @@
 from math import log, pi
 
+import attrs
 import pytest
 import torch
 from torch import Tensor
@@ -109,6 +110,7 @@ def test_the_step_that_ends_at_zero_takes_all_noise_away() -> None:
 def test_correction_is_a_langevin_move_of_the_length_that_step_lr_gives(s: float) -> None:
     """x <- (1 - a) x + sqrt(2 a) sigma eps, a = step_lr / sigma_min^2: the same share at every level."""
     process, x, step, output = _widened(s, 0.1, 8, 1.0)
+    step = attrs.evolve(step, s=_time(s + 0.2))  # the time of the call counts, not the start of the step
     share, sigma = 1e-5 / 0.005**2, 0.005 * 100**s
     moved = process.correct({"fractional": (x + 0.3) % 1}, output, step, Correction(tau=1e9))["fractional"]
     noise = _displacement(moved, torch.tensor(0.3, dtype=x.dtype)) - (1 - share) * x

@@ -91,5 +91,5 @@ def test_two_crystals_come_in_equal_parts(coordinates: str) -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("coordinates", ["wrapped", "com_free"])
 def test_two_crystals_come_in_equal_parts_from_every_sampler(coordinates: str, name: str) -> None:
-    """Three standard deviations of 800 draws."""
-    assert_halves(SAMPLERS[name], COORDINATES[coordinates], 800, 0.053)
+    """Three standard deviations of 400 draws."""
+    assert_halves(SAMPLERS[name], COORDINATES[coordinates], 400, 0.075)
