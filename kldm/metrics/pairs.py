@@ -112,9 +112,7 @@ def match(
 
 def reduced_formula(structure: "Structure") -> Formula:
     """Counts by atomic number over their greatest common divisor; shares where they are not whole."""
-    amounts: dict[int, float] = {}
-    for element, count in structure.composition.element_composition.items():
-        amounts[element.Z] = amounts.get(element.Z, 0.0) + float(count)  # D is hydrogen too
+    amounts = {element.Z: float(n) for element, n in structure.composition.element_composition.items()}
     whole = all(amount == round(amount) for amount in amounts.values())
     unit = gcd(*(round(amount) for amount in amounts.values())) if whole else math.fsum(amounts.values())
     return tuple(sorted((number, round(amount / unit, 6)) for number, amount in amounts.items()))

@@ -299,13 +299,6 @@ def test_other_oxidation_states_are_pointed_out() -> None:
     assert not any("oxidation" in note for note in plain.notes)
 
 
-def test_isotopes_count_as_their_element_whatever_their_order() -> None:
-    sites = [("H", (0.0, 0.0, 0.0)), ("D", (0.5, 0.0, 0.0)), ("D", (0.0, 0.5, 0.0)), ("O", (0.5, 0.5, 0.5))]
-    heavy, same = (crystal(Lattice.cubic(4.0), order) for order in (sites, sites[::-1]))
-    assert pairs.reduced_formula(heavy) == pairs.reduced_formula(same) == ((1, 3.0), (8, 1.0))
-    assert measure([Candidate(0, 0, same)], [heavy]).values["structural.match_rate@1"] == 1.0
-
-
 def test_full_rule_refuses_what_smact_refuses() -> None:
     """NaCl2 has no neutral charges; the structural rule counts it, the full rule cannot."""
     odd = crystal(Lattice.cubic(5.0), [("Na", (0, 0, 0)), ("Cl", (0.5, 0.5, 0.1)), ("Cl", (0.5, 0.1, 0.5))])
