@@ -18,7 +18,7 @@ install-test: .venv/installed-test
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
-# One thread: the quickstart's tensors are too small for two to pay.
+# One thread: the tensors of the quickstart and of the tests are too small for two to pay.
 run: install
 	OMP_NUM_THREADS=1 $(BIN)/kldm run recipes/quickstart.cfg
 
@@ -26,10 +26,10 @@ test: install-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test-slow: install-test
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 clean:
 	rm -rf .venv
