@@ -175,7 +175,7 @@ def _claim(folder: Path, tree: Tree) -> None:
     """Take the folder for this recipe: a new one, or one that holds the same run."""
     path = folder / "recipe.cfg"
     if path.exists():
-        difference = _difference(_bound(read_recipe(path)), _bound(tree))
+        difference = _difference(_bound(_complete(read_recipe(path))), _bound(tree))
         if difference:
             raise KldmError(
                 f"the folder holds a run of another recipe ({difference} differs)",
@@ -192,6 +192,14 @@ def _claim(folder: Path, tree: Tree) -> None:
             f"cannot be made ({error.strerror})", place=str(folder), remedy="choose another --out"
         ) from error
     write_recipe(tree, path)
+
+
+def _complete(tree: Tree) -> Tree:
+    """The recipe of a run with the defaults of keys that are newer than the run."""
+    try:
+        return assemble(tree)[1]
+    except KldmError:  # of parts that are gone: another recipe than any that can be run now
+        return tree
 
 
 def _bound(tree: Tree) -> Tree:

@@ -231,3 +231,16 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     told = refused("run", RECIPES / "quickstart.cfg", "--out", tmp_path / "file" / "run", *options(QUICK))
     assert str(tmp_path / "file") in told
+
+
+def test_a_run_older_than_a_key_goes_on_with_its_default(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    lines = (folder / "recipe.cfg").read_text().splitlines()
+    kept = [line for line in lines if not line.startswith("amsgrad")]
+    assert len(kept) == len(lines) - 1
+    (folder / "recipe.cfg").write_text("\n".join(kept) + "\n")
+    run(RECIPES / "quickstart.cfg", folder, overrides=QUICK)
+    assert "amsgrad = true" in (folder / "recipe.cfg").read_text()
+    with pytest.raises(KldmError, match=r"training\.amsgrad differs"):
+        run(RECIPES / "quickstart.cfg", folder, overrides={**QUICK, "training.amsgrad": False})
