@@ -1,22 +1,22 @@
 """Flow matching of real numbers: straight lines from noise to a codec's numbers."""
 
-from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Literal
 
 import attrs
 import torch
 from torch import Tensor
 
-from kldm.crystals import Crystals, CrystalStore, Layout
+from kldm.crystals import Crystals
 from kldm.errors import KldmError
-from kldm.interfaces import Channel, Codec, Fits, Json, Latent, Noised, Prediction, Step
+from kldm.interfaces import Latent, Noised, Prediction, Step
+from kldm.processes.coded import CodedProcess
 from kldm.processes.euler import not_negative, stride
 from kldm.registry import process
 
 
 @process("euclidean_flow.v1")
 @attrs.frozen(kw_only=True)
-class EuclideanFlow:
+class EuclideanFlow(CodedProcess):
     """Conditional flow matching along straight lines (Lipman et al., 2023) on a codec's numbers.
 
     With the flow time t = 1 - s and noise z, here N(0, I), x_s = s z + (1 - s) x_0. The velocity is dx/dt = x_0 - z,
@@ -35,7 +35,6 @@ class EuclideanFlow:
         KldmError: an option out of range.
     """
 
-    codec: Codec
     parameterization: Literal["velocity", "x0"] = "velocity"
     anti_annealing: float = attrs.field(default=0.0, validator=not_negative)
 
@@ -43,30 +42,13 @@ class EuclideanFlow:
         if self.parameterization not in ("velocity", "x0"):
             problem = f"parameterization must be 'velocity' or 'x0', not {self.parameterization!r}"
             raise KldmError(problem, place="parameterization")
-        if self.codec.channel.kind not in ("real", "matrix"):
-            raise KldmError(f"the codec's channel must be real or matrix, not {self.codec.channel.kind}", place="codec")
-
-    @property
-    def reads(self) -> tuple[Channel, ...]:
-        return (self.codec.channel,)
-
-    @property
-    def predicts(self) -> tuple[Channel, ...]:
-        return (self.codec.channel,)
-
-    def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
-        """x = z."""
-        return {self._name: self._draw(given, rng)}
+        super().__attrs_post_init__()
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
         start, noise = self.codec.encode(clean), self._draw(clean, rng)
         s = self._rows(s, clean.layout, start)
         target = start if self.parameterization == "x0" else start - noise
         return Noised({self._name: s * noise + (1 - s) * start}, {self._name: target})
-
-    def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
-        """Mean square error over all numbers."""
-        return (prediction[self._name] - noised.target[self._name]).square().mean()
 
     def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """``flow``: nothing is random but the prior."""
@@ -78,31 +60,6 @@ class EuclideanFlow:
         velocity = self._velocity(x, prediction[self._name], self._rows(step.s, step.layout, x))
         return {self._name: x + self._rows(stride(step, self.anti_annealing), step.layout, x) * velocity}
 
-    def decode(self, latent: Latent, into: Crystals) -> Crystals:
-        return self.codec.decode(latent[self._name], into)
-
-    def fitted(self, train: CrystalStore) -> Self:
-        return attrs.evolve(self, codec=self.codec.fitted(train)) if isinstance(self.codec, Fits) else self
-
-    def statistics(self) -> Mapping[str, Json]:
-        found = self.codec.statistics() if isinstance(self.codec, Fits) else {}
-        return {"codec": found} if found else {}
-
-    @property
-    def _name(self) -> str:
-        return self.codec.channel.name
-
-    def _draw(self, like: Crystals, rng: torch.Generator) -> Tensor:
-        """z for crystals of this layout, [B, C] or [N, C]: N(0, I). A subclass may draw from another law."""
-        rows = len(like) if self.codec.channel.per == "crystal" else like.layout.total
-        shape, values = (rows, self.codec.channel.width), like.lattice
-        return torch.randn(shape, generator=rng, dtype=values.dtype, device=values.device)
-
-    def _rows(self, values: Tensor, layout: Layout, like: Tensor) -> Tensor:
-        """Values of crystals [B] as a column that goes with the channel's rows."""
-        values = values.to(like.dtype)
-        return (values if self.codec.channel.per == "crystal" else layout.per_atom(values)).unsqueeze(-1)
-
     def _velocity(self, x: Tensor, output: Tensor, s: Tensor) -> Tensor:
         """The velocity from the network's output at time s > 0, towards an x_0 that ``_clean`` has seen."""
         if self.parameterization == "x0":
@@ -111,7 +68,3 @@ class EuclideanFlow:
         start = self._clean(estimate)
         # What ``_clean`` left alone keeps the network's velocity to the last digit.
         return torch.where(start == estimate, output, (start - x) / s)
-
-    def _clean(self, start: Tensor) -> Tensor:
-        """The estimate of x_0 as all moves take it: as it is. A subclass puts in what it knows of the data."""
-        return start

@@ -1,15 +1,15 @@
 """Variance-preserving diffusion of real numbers: the lattice, and anything else that a codec makes Euclidean."""
 
-from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Literal
 
 import attrs
 import torch
 from torch import Tensor
 
-from kldm.crystals import Crystals, CrystalStore, Layout
+from kldm.crystals import Crystals
 from kldm.errors import KldmError
-from kldm.interfaces import Channel, Codec, Correction, Fits, Json, Latent, Noised, Prediction, Schedule, Step
+from kldm.interfaces import Correction, Latent, Noised, Prediction, Schedule, Step
+from kldm.processes.coded import CodedProcess
 from kldm.processes.langevin import langevin_size
 from kldm.processes.schedules import Linear
 from kldm.registry import process
@@ -20,7 +20,7 @@ _SMALLEST_SIGMA = 1e-5  # divides instead of the sigma that vanishes at s = 0
 
 @process("vp_euclidean.v1")
 @attrs.frozen(kw_only=True)
-class VPEuclidean:
+class VPEuclidean(CodedProcess):
     """The VP-SDE dx = -beta x / 2 ds + sqrt(beta) dw of Song et al. (2021) on a codec's numbers (sections 2.2, 3.3).
 
     x_s = alpha x_0 + sigma eps. The network predicts x_0 or eps under the name of the channel that it reads, and the
@@ -36,7 +36,6 @@ class VPEuclidean:
         KldmError: an option out of range.
     """
 
-    codec: Codec
     schedule: Schedule = _LINEAR
     parameterization: Literal["x0", "eps"] = "x0"
     eta: float = 1.0
@@ -47,23 +46,7 @@ class VPEuclidean:
             raise KldmError(problem, place="parameterization")
         if not 0 <= self.eta <= 1:
             raise KldmError(f"eta must lie in [0, 1], not {self.eta}", place="eta")
-        if self.codec.channel.kind not in ("real", "matrix"):
-            raise KldmError(f"the codec's channel must be real or matrix, not {self.codec.channel.kind}", place="codec")
-
-    @property
-    def reads(self) -> tuple[Channel, ...]:
-        return (self.codec.channel,)
-
-    @property
-    def predicts(self) -> tuple[Channel, ...]:
-        return (self.codec.channel,)
-
-    def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
-        """x ~ N(0, I)."""
-        rows = len(given) if self.codec.channel.per == "crystal" else given.layout.total
-        like = given.lattice
-        shape = (rows, self.codec.channel.width)
-        return {self._name: torch.randn(shape, generator=rng, dtype=like.dtype, device=like.device)}
+        super().__attrs_post_init__()
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
         start = self.codec.encode(clean)
@@ -71,10 +54,6 @@ class VPEuclidean:
         noise = _normal(start, rng)
         noisy = self.schedule.alpha(s) * start + self.schedule.sigma(s) * noise
         return Noised({self._name: noisy}, {self._name: start if self.parameterization == "x0" else noise})
-
-    def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
-        """Mean square error over all numbers."""
-        return (prediction[self._name] - noised.target[self._name]).square().mean()
 
     def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Euler-Maruyama: x <- x + (x / 2 + score) beta h + sqrt(beta h) eps; the step that ends at 0 adds no noise.
@@ -128,25 +107,6 @@ class VPEuclidean:
         delta = self._rows(langevin_size(per_crystal.mean(-1), correction.tau), layout, x)
         return {self._name: x + delta * score + (2 * delta).sqrt() * _normal(x, step.rng)}
 
-    def decode(self, latent: Latent, into: Crystals) -> Crystals:
-        return self.codec.decode(latent[self._name], into)
-
-    def fitted(self, train: CrystalStore) -> Self:
-        return attrs.evolve(self, codec=self.codec.fitted(train)) if isinstance(self.codec, Fits) else self
-
-    def statistics(self) -> Mapping[str, Json]:
-        found = self.codec.statistics() if isinstance(self.codec, Fits) else {}
-        return {"codec": found} if found else {}
-
-    @property
-    def _name(self) -> str:
-        return self.codec.channel.name
-
-    def _rows(self, values: Tensor, layout: Layout, like: Tensor) -> Tensor:
-        """Values of crystals [B] as a column that goes with the channel's rows."""
-        values = values.to(like.dtype)
-        return (values if self.codec.channel.per == "crystal" else layout.per_atom(values)).unsqueeze(-1)
-
     def _sigma(self, s: Tensor) -> Tensor:
         return self.schedule.sigma(s).clamp(min=_SMALLEST_SIGMA)
 
@@ -160,10 +120,6 @@ class VPEuclidean:
         start = self._clean(estimate)
         # What ``_clean`` left alone keeps the network's eps to the last digit.
         return start, output + alpha * (estimate - start) / sigma
-
-    def _clean(self, start: Tensor) -> Tensor:
-        """The estimate of x_0 as all moves take it: as it is. A subclass puts in what it knows of the data."""
-        return start
 
 
 def _normal(like: Tensor, rng: torch.Generator) -> Tensor:

@@ -1,0 +1,75 @@
+"""What processes over a codec's numbers share, whether they diffuse them or let them flow."""
+
+from collections.abc import Mapping
+from typing import Self
+
+import attrs
+import torch
+from torch import Tensor
+
+from kldm.crystals import Crystals, CrystalStore, Layout
+from kldm.errors import KldmError
+from kldm.interfaces import Channel, Codec, Fits, Json, Latent, Noised, Prediction
+
+
+@attrs.frozen(kw_only=True)
+class CodedProcess:
+    """A process whose latent is what a codec makes of a crystal, under the codec's channel.
+
+    Args:
+        codec: which numbers of a crystal, and how they become real ones.
+
+    Raises:
+        KldmError: the codec's channel holds no numbers.
+    """
+
+    codec: Codec
+
+    def __attrs_post_init__(self) -> None:
+        if self.codec.channel.kind not in ("real", "matrix"):
+            raise KldmError(f"the codec's channel must be real or matrix, not {self.codec.channel.kind}", place="codec")
+
+    @property
+    def reads(self) -> tuple[Channel, ...]:
+        return (self.codec.channel,)
+
+    @property
+    def predicts(self) -> tuple[Channel, ...]:
+        return (self.codec.channel,)
+
+    def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
+        """x = z."""
+        return {self._name: self._draw(given, rng)}
+
+    def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
+        """Mean square error over all numbers."""
+        return (prediction[self._name] - noised.target[self._name]).square().mean()
+
+    def decode(self, latent: Latent, into: Crystals) -> Crystals:
+        return self.codec.decode(latent[self._name], into)
+
+    def fitted(self, train: CrystalStore) -> Self:
+        return attrs.evolve(self, codec=self.codec.fitted(train)) if isinstance(self.codec, Fits) else self
+
+    def statistics(self) -> Mapping[str, Json]:
+        found = self.codec.statistics() if isinstance(self.codec, Fits) else {}
+        return {"codec": found} if found else {}
+
+    @property
+    def _name(self) -> str:
+        return self.codec.channel.name
+
+    def _draw(self, like: Crystals, rng: torch.Generator) -> Tensor:
+        """z for crystals of this layout, [B, C] or [N, C]: N(0, I). A subclass may draw from another law."""
+        rows = len(like) if self.codec.channel.per == "crystal" else like.layout.total
+        shape, values = (rows, self.codec.channel.width), like.lattice
+        return torch.randn(shape, generator=rng, dtype=values.dtype, device=values.device)
+
+    def _rows(self, values: Tensor, layout: Layout, like: Tensor) -> Tensor:
+        """Values of crystals [B] as a column that goes with the channel's rows."""
+        values = values.to(like.dtype)
+        return (values if self.codec.channel.per == "crystal" else layout.per_atom(values)).unsqueeze(-1)
+
+    def _clean(self, start: Tensor) -> Tensor:
+        """The estimate of x_0 as all moves take it: as it is. A subclass puts in what it knows of the data."""
+        return start
