@@ -31,6 +31,18 @@ QUICK: dict[str, Any] = {
     "evaluation.limit": 5,
 }
 
+BRIEF: dict[str, Any] = {
+    "model.network.hidden": 8,
+    "model.network.layers": 1,
+    "training.epochs": 2,
+    "training.validate_every": 2,
+    "validation.size": 3,
+    "validation.sampler.steps": 2,
+    "sampler.steps": 2,
+    "evaluation.limit": 3,
+}
+"""A recipe for a GPU and days, with validation, in a second."""
+
 
 def small_model(seed: int = 0, hidden: int = 8, layers: int = 1) -> JointModel:
     """KLDM-x0 for crystal structure prediction with a tiny network."""

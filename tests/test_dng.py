@@ -19,7 +19,7 @@ from kldm.samplers import PredictorCorrector
 from kldm.sampling import candidates, generate, requests
 from kldm.targets import de_novo, drawn_sizes
 from kldm.training import Training, fit
-from tests.small import RECIPES, kldm, options, real, refused, small_dng_model
+from tests.small import BRIEF, RECIPES, kldm, options, real, refused, small_dng_model
 
 SPECIES: list[DiffusionProcess] = [OneHot(), OneHot(parameterization="eps"), AnalogBits(), Absorbing()]
 RECIPES_DNG = sorted(path.stem for path in RECIPES.glob("kldm_*_dng.cfg"))
@@ -120,15 +120,8 @@ def test_the_recipes_run_on_real_data(recipe: str, tmp_path: Path, monkeypatch: 
     name = {"mp20": "mp_20", "perov5": "perov_5", "carbon24": "carbon_24"}[recipe.split("_")[3]]
     overrides = {
         "data.name": str(real(name, 30, tmp_path, monkeypatch)),
-        "model.network.hidden": 8,
-        "model.network.layers": 1,
-        "training.epochs": 2,
-        "training.validate_every": 2,
-        "validation.size": 3,
-        "validation.sampler.steps": 2,
-        "sampler.steps": 2,
+        **BRIEF,
         "evaluation.count": 4,
-        "evaluation.limit": 3,
         "metrics.dng.workers": 1,
     }
     result = kldm("run", RECIPES / f"{recipe}.cfg", "--out", tmp_path / "run", "--device", "cpu", *options(overrides))

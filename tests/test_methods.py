@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.small import RECIPES, kldm, options, real
+from tests.small import BRIEF, RECIPES, kldm, options, real
 
 METHODS = (
     "diffcsp_mp20",
@@ -20,14 +20,7 @@ METHODS = (
 def test_trains_validates_samples_and_judges(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = {
         "data.name": str(real("mp_20", 30, tmp_path, monkeypatch)),
-        "model.network.hidden": 8,
-        "model.network.layers": 1,
-        "training.epochs": 2,
-        "training.validate_every": 2,
-        "validation.size": 3,
-        "validation.sampler.steps": 2,
-        "sampler.steps": 2,
-        "evaluation.limit": 3,
+        **BRIEF,
         **({"evaluation.count": 4} if recipe.endswith("_dng") else {"evaluation.candidates": 2}),
     }
     arguments: tuple[str | Path, ...] = (

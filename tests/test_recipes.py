@@ -89,3 +89,27 @@ def test_an_ablation_changes_nothing_else(name: str) -> None:
     assert expected["model"]["coordinates"] | changes != expected["model"]["coordinates"]
     expected["model"]["coordinates"] |= changes
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "process", "weight"),
+    [
+        ("kldm_x0_onehot_mp20_dng", "one_hot.v1", 20.0),
+        ("kldm_x0_bits_mp20_dng", "analog_bits.v1", 1.0),
+        ("kldm_x0_absorbing_mp20_dng", "absorbing.v1", 0.33),
+        ("kldm_eps_onehot_perov5_dng", "one_hot.v1", 20.0),
+        ("kldm_eps_onehot_carbon24_dng", "one_hot.v1", 20.0),
+        ("kldm_eps_onehot_mp20_dng", "one_hot.v1", 20.0),
+        ("diffcsp_mp20_dng", "one_hot.v1", 20.0),
+    ],
+)
+def test_the_paper_s_settings_of_de_novo_generation(name: str, process: str, weight: float) -> None:
+    experiment, tree = assemble(read_recipe(RECIPES / f"{name}.cfg", OVERRIDES))
+    model = tree["model"]
+    assert model["species"]["@processes"] == process
+    assert model["weights"] == {"coordinates": 1.0, "lattice": 1.0, "species": weight}
+    assert (experiment.evaluation.count, experiment.evaluation.atoms) == (10_000, "empirical")
+    assert experiment.validation is not None
+    assert experiment.validation.score == "valid"
+    if name.startswith("kldm_eps"):
+        assert model["species"]["parameterization"] == model["lattice"]["parameterization"] == "eps"
