@@ -18,14 +18,26 @@ _NARROW = 32  # numbers per atom up to which torch's means of segments are the f
 class Pairs:
     """All unordered pairs ``i < j`` of atoms that share a crystal, in lexicographic order.
 
+    Each is two directed edges. The edges of a batch, [2 P], are first those from j to i, then those from i to j.
+
     Attributes:
         i, j: int64 [P], atoms of the batch.
-        crystal: int64 [P], the crystal that the pair lies in.
+        degree: int64 [N], the other atoms of the crystal that an atom is in.
     """
 
     i: Tensor
     j: Tensor
-    crystal: Tensor
+    degree: Tensor
+
+    @cached_property
+    def by_receiver(self) -> Tensor:
+        """int64 [2 P]: the edges in the order of their receivers, ``degree`` of each."""
+        return torch.cat([self.i, self.j]).argsort(stable=True)
+
+    @cached_property
+    def by_sender(self) -> Tensor:
+        """int64 [2 P]: the edges in the order of their senders."""
+        return torch.cat([self.j, self.i]).argsort(stable=True)
 
 
 @attrs.frozen(slots=False, eq=False)
@@ -82,7 +94,7 @@ class Layout:
         i = atom.repeat_interleave(partners, output_size=count)
         first = partners.cumsum(0) - partners
         j = torch.arange(count, device=self.device) - first[i] + i + 1
-        return Pairs(i, j, self.owner[i])
+        return Pairs(i, j, self.per_atom(self.num_atoms) - 1)
 
     @cached_property
     def edge_index(self) -> Tensor:

@@ -49,10 +49,16 @@ def test_owner_and_ptr(sizes: list[int]) -> None:
 def test_pairs_are_all_pairs_in_order(sizes: list[int]) -> None:
     layout = Layout.of(sizes)
     groups = atoms_by_crystal(sizes)
-    expected = [(i, j, b) for b, group in enumerate(groups) for i, j in combinations(group, 2)]
+    expected = [(i, j) for group in groups for i, j in combinations(group, 2)]
     pairs = layout.pairs
-    assert list(zip(pairs.i.tolist(), pairs.j.tolist(), pairs.crystal.tolist(), strict=True)) == expected
-    assert pairs.i.dtype == pairs.j.dtype == pairs.crystal.dtype == torch.int64
+    assert list(zip(pairs.i.tolist(), pairs.j.tolist(), strict=True)) == expected
+    assert pairs.i.dtype == pairs.j.dtype == pairs.degree.dtype == torch.int64
+    receivers = [i for i, _ in expected] + [j for _, j in expected]
+    senders = [j for _, j in expected] + [i for i, _ in expected]
+    for order, ends in ((pairs.by_receiver, receivers), (pairs.by_sender, senders)):
+        assert sorted(order.tolist()) == list(range(2 * len(expected)))
+        by_atom = [ends[edge] for edge in order.tolist()]
+        assert by_atom == [atom for atom, count in enumerate(pairs.degree.tolist()) for _ in range(count)]
 
 
 @given(some_sizes)

@@ -1,10 +1,44 @@
-"""The message part of a layer over unordered pairs of atoms."""
+"""The message part of a layer over unordered pairs of atoms: one function, interchangeable ways to compute it."""
+
+from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
 from kldm.crystals import Pairs
+from kldm.execution import Messages
+from kldm.networks.manual import ManualMessageBlock
+
+
+class MessageBlock(Protocol):
+    """Sum of the messages that an atom gets from the other atoms of its crystal.
+
+    The message that atom i gets from atom j is silu(W silu(a_ij) + b) with a_ij = receiver_i + sender_j + even_ij +
+    odd_ij. For a pair i < j the message from i to j has the same even part and the opposite odd one. The second product
+    of an edge has factors of the type of ``weight``; messages are summed in the type of ``receiver``, at least float32.
+    """
+
+    def __call__(
+        self,
+        receiver: Tensor,
+        sender: Tensor,
+        even: Tensor,
+        odd: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        pairs: Pairs,
+    ) -> Tensor:
+        """[N, H]; zero for an atom alone in its crystal.
+
+        Args:
+            receiver, sender: [N, H], what the two ends of an edge contribute.
+            even, odd: [P, H], what the pair contributes; of the type of ``weight``.
+            weight, bias: [H, H] and [H] of the second linear map; of bfloat16 to round the products.
+            pairs: of the batch; may be empty.
+        """
+        ...
 
 
 def message(first: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -12,28 +46,31 @@ def message(first: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return silu(linear(silu(first), weight, bias))
 
 
-def message_block(
+def autograd_messages(
     receiver: Tensor, sender: Tensor, even: Tensor, odd: Tensor, weight: Tensor, bias: Tensor, pairs: Pairs
 ) -> Tensor:
-    """Sum of the messages that an atom gets from the other atoms of its crystal.
+    """The block in plain torch: to be read, and to be differentiated twice."""
+    return messages_of_tensors(receiver, sender, even, odd, weight, bias, pairs.i, pairs.j)
 
-    The message that atom i gets from atom j is silu(W silu(a_ij) + b) with a_ij = receiver_i + sender_j + even_ij +
-    odd_ij. For a pair i < j the message from i to j has the same even part and the opposite odd one.
 
-    Args:
-        receiver, sender: [N, H], what the two ends of an edge contribute.
-        even, odd: [P, H], what the pair contributes.
-        weight, bias: [H, H] and [H] of the second linear map.
-        pairs: of the batch; may be empty.
+def messages_of_tensors(
+    receiver: Tensor, sender: Tensor, even: Tensor, odd: Tensor, weight: Tensor, bias: Tensor, i: Tensor, j: Tensor
+) -> Tensor:
+    """``autograd_messages`` of the pairs i, j: to be fused by a compiler, which knows no record of them."""
+    to_i = receiver.index_select(0, i) + sender.index_select(0, j) + even + odd
+    to_j = receiver.index_select(0, j) + sender.index_select(0, i) + even - odd
+    to_i, to_j = (message(first.to(weight.dtype), weight, bias) for first in (to_i, to_j))
+    wide = torch.promote_types(receiver.dtype, torch.float32)
+    zero = receiver.new_zeros(receiver.shape, dtype=wide)
+    return zero.index_add(0, i, to_i.to(wide)).index_add(0, j, to_j.to(wide))
 
-    Returns:
-        [N, H]; zero for an atom alone in its crystal.
-    """
-    i, j = pairs.i, pairs.j
-    to_i = receiver.index_select(0, i).add_(sender.index_select(0, j)).add_(even).add_(odd)
-    to_j = receiver.index_select(0, j).add_(sender.index_select(0, i)).add_(even).sub_(odd)
-    to_i, to_j = message(to_i, weight, bias), message(to_j, weight, bias)
-    # Under autocast the messages may be bfloat16; they are summed in float32 all the same.
-    dtype = torch.promote_types(to_i.dtype, torch.float32)
-    zero = to_i.new_zeros(receiver.shape, dtype=dtype)
-    return zero.index_add(0, i, to_i.to(dtype)).index_add(0, j, to_j.to(dtype))
+
+def manual_messages(
+    receiver: Tensor, sender: Tensor, even: Tensor, odd: Tensor, weight: Tensor, bias: Tensor, pairs: Pairs
+) -> Tensor:
+    """The block with a backward pass written by hand, which keeps the two pre-activations of an edge alone."""
+    result: Tensor = ManualMessageBlock.apply(receiver, sender, even, odd, weight, bias, pairs)  # type: ignore[no-untyped-call]
+    return result
+
+
+MESSAGE_BLOCKS: Mapping[Messages, MessageBlock] = {"autograd": autograd_messages, "manual": manual_messages}

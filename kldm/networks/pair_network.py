@@ -1,31 +1,28 @@
 """A network over all pairs of atoms of a crystal: what CSPVNet and CSPNet share, the fast evaluation included."""
 
+from functools import partial
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn, split
-from torch.nn.functional import linear
+from torch import Tensor, nn
 
 from kldm.crystals import Layout
 from kldm.errors import KldmError
+from kldm.execution import Execution
 from kldm.interfaces import Interface, Latent
 from kldm.networks.channels import Roles, answer, invariants
-from kldm.networks.features import TimeEmbedding, sinusoids
-from kldm.networks.message import message, message_block
+from kldm.networks.features import TimeEmbedding
+from kldm.networks.message import MESSAGE_BLOCKS
 from kldm.networks.parts import Layer, NodeInput, TangentHead, head
+from kldm.networks.rounds import compiled_rounds, rounds
 
 
 class PairNetwork(nn.Module):
     """Inputs, layers and heads; a family of networks sets the class attributes and the defaults of the arguments.
 
-    ``evaluate`` computes the layers with about a third of the arithmetic of the readable form, ``PlainEvaluation``;
-    the two are the same function of the same parameters, to rounding. The first linear map of the messages is
-    the dear one; its input [h_i, h_j, crystal, Linear(v_j - v_i), sin, cos] is never built. Instead
-    - the parts of h_i, h_j, crystal and v are mapped once per atom or crystal and then gathered,
-    - the two linear maps that v_j - v_i goes through are multiplied into one,
-    - sin and cos of the coordinate differences are computed once per call, and for i < j alone: for the other
-      direction the cosine is the same and the sine changes its sign,
-    - the message of an atom to itself has sin = 0 and cos = 1 and is made once per atom.
+    ``evaluate`` computes the layers with about a third of the arithmetic of the readable form, ``PlainEvaluation``
+    (see ``rounds``); the two are the same function of the same parameters, to rounding. Under autocast the products
+    of an edge alone are rounded, as nine tenths of the time goes there.
 
     Args:
         interface: exactly one periodic channel and at most one tangent channel of width 3 per atom; token and real
@@ -63,6 +60,7 @@ class PairNetwork(nn.Module):
                 raise KldmError(f"{name} is {value}", remedy="give a whole number, at least 1")
         self.roles = roles = Roles.of(interface)
         self.frequencies = frequencies
+        self.execution = Execution()
         crystal_width = sum(channel.width for channel in roles.crystals)
         self.nodes = NodeInput(roles.atoms, hidden, time_features, time_embedding)
         self.layers = nn.ModuleList(
@@ -73,6 +71,12 @@ class PairNetwork(nn.Module):
 
     def forward(self, latent: Latent, s: Tensor, layout: Layout) -> dict[str, Tensor]:
         """Predictions by channel name at unit time ``s`` [B]."""
+        kind = s.device.type
+        product = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.norm.weight.dtype
+        with torch.autocast(kind, enabled=False):
+            return self._predict(latent, s, layout, product)
+
+    def _predict(self, latent: Latent, s: Tensor, layout: Layout, product: torch.dtype) -> dict[str, Tensor]:
         roles, dtype = self.roles, self.norm.weight.dtype
         nodes = self.nodes(latent, s, layout)
         # Phases reach 2 pi * 127: below float32 they would be noise.
@@ -80,41 +84,36 @@ class PairNetwork(nn.Module):
         velocity = nodes.new_zeros(layout.total, 0) if roles.velocity is None else latent[roles.velocity.name].to(dtype)
         numbers = [invariants(channel, latent[channel.name]) for channel in roles.crystals]
         crystal = torch.cat([nodes.new_zeros(len(layout), 0), *numbers], -1).to(dtype)
-        nodes = self.norm(self.evaluate(nodes, fractional, velocity, crystal, layout))
+        nodes = self.norm(self.evaluate(nodes, fractional, velocity, crystal, layout, product))
         means = layout.mean(nodes)
         return {
             channel.name: answer(channel, found(means if channel.per == "crystal" else nodes), latent)
             for channel, found in zip(roles.predicts, self.heads, strict=True)
         }
 
-    def evaluate(self, nodes: Tensor, fractional: Tensor, velocity: Tensor, crystal: Tensor, layout: Layout) -> Tensor:
+    def evaluate(
+        self,
+        nodes: Tensor,
+        fractional: Tensor,
+        velocity: Tensor,
+        crystal: Tensor,
+        layout: Layout,
+        product: torch.dtype,
+    ) -> Tensor:
         """All layers: nodes [N, H] in, nodes out.
 
         Args:
             fractional: [N, 3], at least float32.
             velocity: [N, 3], or [N, 0] where none is read.
             crystal: [B, C], the invariants of all channels per crystal.
+            layout: of the batch.
+            product: type that the factors of the products of an edge are rounded to.
         """
-        pairs = layout.pairs
-        # Without self-edges the sum of an atom alone is zero, and may be divided by one.
-        senders = layout.num_atoms if self.self_edges else (layout.num_atoms - 1).clamp(min=1)
-        count = layout.per_atom(senders).unsqueeze(-1)
-        difference = fractional.index_select(0, pairs.j) - fractional.index_select(0, pairs.i)
-        sin, cos = (wave.to(nodes.dtype) for wave in sinusoids(difference, self.frequencies))
-        for layer in self.layers:
-            assert isinstance(layer, Layer)
-            normed = layer.norm(nodes)
-            to, of, per_crystal, moving, odd, even = split(layer.message_in.weight, layer.widths, 1)
-            common = linear(crystal, per_crystal, layer.message_in.bias)
-            receiver, sender = linear(normed, to), linear(normed, of)
-            if layer.velocity is not None:
-                drift = linear(velocity, moving @ layer.velocity.weight)
-                receiver, sender = receiver - drift, sender + drift
-                common = common + moving @ layer.velocity.bias
-            receiver = receiver + layout.per_atom(common)
-            out = layer.message_out
-            total = message_block(receiver, sender, linear(cos, even), linear(sin, odd), out.weight, out.bias, pairs)
-            if self.self_edges:
-                total = total + message(receiver + sender + even.sum(1), out.weight, out.bias)
-            nodes = layer.update(nodes, normed, total / count)
-        return nodes
+        pairs, kind = layout.pairs, (self.frequencies, self.self_edges, product)
+        if self.execution.compile:
+            return compiled_rounds(self.layers, nodes, fractional, velocity, crystal, layout.owner, pairs, *kind)
+        tensors = (nodes, fractional, velocity, crystal, layout.owner, pairs.i, pairs.j, pairs.degree)
+        return rounds(self.layers, *tensors, *kind, partial(MESSAGE_BLOCKS[self.execution.messages], pairs=pairs))
+
+    def execute(self, execution: Execution) -> None:
+        self.execution = execution

@@ -27,7 +27,15 @@ class PlainEvaluation(PairNetwork):
 
         return ConcatenatedMessages(self.frequencies)
 
-    def evaluate(self, nodes: Tensor, fractional: Tensor, velocity: Tensor, crystal: Tensor, layout: Layout) -> Tensor:
+    def evaluate(
+        self,
+        nodes: Tensor,
+        fractional: Tensor,
+        velocity: Tensor,
+        crystal: Tensor,
+        layout: Layout,
+        product: torch.dtype,
+    ) -> Tensor:
         edges, crystal = layout.edge_index, layout.per_atom(crystal)
         if self.self_edges:
             atoms = torch.arange(layout.total, device=layout.device)
@@ -35,6 +43,7 @@ class PlainEvaluation(PairNetwork):
         for layer in self.layers:
             assert isinstance(layer, Layer)
             normed = layer.norm(nodes)
-            mean = self.messages(layer, normed, fractional, velocity, crystal, edges)
+            with torch.autocast(nodes.device.type, dtype=product, enabled=product != nodes.dtype):
+                mean = self.messages(layer, normed, fractional, velocity, crystal, edges)
             nodes = layer.update(nodes, normed, mean)
         return nodes

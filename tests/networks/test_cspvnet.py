@@ -1,15 +1,16 @@
 """CSPVNet: its inputs and settings, and how it fares in low precision. Its two forms: ``test_twins``."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from kldm.crystals import Layout
+from kldm.execution import Execution, Messages
 from kldm.interfaces import Channel, Interface
 from kldm.networks import CSPVNet, CSPVNetPlain
 from kldm.networks.features import TimeFeatures, sinusoids
-from kldm.networks.message import message_block
 from tests.networks.cases import CHARGE, FRACTIONAL, INTERFACES, MIXED, SCORE, SPECIES, case, generator
 from tests.networks.twins import relative, twins
 
@@ -62,6 +63,30 @@ def test_phases_keep_float32_under_autocast() -> None:
         assert 1e-5 < relative(rounded[name].float(), value) < 3e-2
 
 
+@pytest.mark.parametrize("messages", ["autograd", "manual"])
+def test_autocast_rounds_the_products_of_edges_alone(messages: Messages) -> None:
+    """Rows of every product with bfloat16 factors: pairs, or edges, of which there are two a pair."""
+    rows: set[int] = set()
+
+    class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm) and args[-1].dtype == torch.bfloat16:
+                rows.add(len(args[-2]))
+            return func(*args, **(kwargs or {}))
+
+    fast, _ = twins("cspvnet", PREDICTION)
+    fast.execute(Execution(messages=messages))
+    latent, s, layout = case(PREDICTION, MIXED, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16), Products():  # type: ignore[no-untyped-call]
+        prediction = fast(latent, s, layout)
+    pairs = len(layout.pairs.i)
+    assert pairs in rows
+    assert rows <= {pairs, 2 * pairs}
+    assert all(value.dtype == torch.float32 for value in prediction.values())
+
+
 def test_phases_keep_float32_with_weights_of_less() -> None:
     fast, _ = twins("cspvnet", PREDICTION)
     with torch.no_grad():  # let the sinusoids speak louder than the rounding of everything else
@@ -89,13 +114,6 @@ def test_time_features() -> None:
     angles = [300.0, 3.0, 0.03]
     expected = torch.tensor([math.sin(a) for a in angles] + [math.cos(a) for a in angles])
     torch.testing.assert_close(sinusoidal.float(), expected, atol=1e-4, rtol=1e-4)
-
-
-def test_message_block_of_lone_atoms_is_zero() -> None:
-    pairs = Layout.of((1, 1)).pairs
-    nodes, none = torch.randn(2, 4), torch.zeros(0, 4)
-    total = message_block(nodes, nodes, none, none, torch.randn(4, 4), torch.randn(4), pairs)
-    assert torch.equal(total, torch.zeros(2, 4))
 
 
 def test_velocities_count_through_differences_alone() -> None:

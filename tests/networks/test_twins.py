@@ -114,7 +114,8 @@ def test_plain_layer_by_loops(family: str) -> None:
         mean = torch.stack(messages).mean(0) if messages else torch.zeros(8, dtype=torch.float64)
         update = torch.cat([normed[i], mean])
         expected.append(nodes[i] + silu(layer.update_out(silu(layer.update_in(update)))))
-    found = plain.evaluate(nodes, latent["fractional"], latent["velocity"], latent["lattice"], layout)
+    tensors = (nodes, latent["fractional"], latent["velocity"], latent["lattice"])
+    found = plain.evaluate(*tensors, layout, torch.float64)
     torch.testing.assert_close(found, torch.stack(expected), atol=1e-11, rtol=1e-9)
 
 

@@ -1,0 +1,151 @@
+"""The layers of a network over pairs of atoms with about a third of the arithmetic of their readable form."""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor, nn, split
+from torch.nn.functional import linear, pad
+
+from kldm.crystals import Pairs
+from kldm.networks.features import sinusoids
+from kldm.networks.message import message, messages_of_tensors
+from kldm.networks.parts import Layer
+
+PAIRS, ATOMS, CRYSTALS = 1024, 512, 64
+"""Multiples that a compiled batch is padded to: a training run on MP-20 then has about ten shapes, 3 % larger."""
+
+SHAPES = 64
+"""Largest number of shapes that are compiled."""
+
+
+def rounds(
+    layers: nn.ModuleList,
+    nodes: Tensor,
+    fractional: Tensor,
+    velocity: Tensor,
+    crystal: Tensor,
+    owner: Tensor,
+    i: Tensor,
+    j: Tensor,
+    degree: Tensor,
+    frequencies: int,
+    self_edges: bool,
+    product: torch.dtype,
+    block: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """All layers: nodes [N, H] in, nodes out.
+
+    The first linear map of the messages is the dear one; its input [h_i, h_j, crystal, Linear(v_j - v_i), sin, cos] is
+    never built. Instead
+    - the parts of h_i, h_j, crystal and v are mapped once per atom or crystal and then gathered,
+    - the two linear maps that v_j - v_i goes through are multiplied into one,
+    - sin and cos of the coordinate differences are computed once per call, and for i < j alone: for the other
+      direction the cosine is the same and the sine changes its sign,
+    - the message of an atom to itself has sin = 0 and cos = 1 and is made once per atom.
+
+    Args:
+        layers: of ``Layer``.
+        nodes: [N, H].
+        fractional: [N, 3], at least float32.
+        velocity: [N, 3], or [N, 0] where none is read.
+        crystal: [B, C], the invariants of all channels per crystal.
+        owner: int64 [N], the crystal of each atom.
+        i, j, degree: see ``Pairs``.
+        frequencies: see ``sinusoids``.
+        self_edges: whether an atom is among those that it gets messages from.
+        product: type that the factors of the two products of an edge are rounded to.
+        block: a ``MessageBlock`` that knows the pairs.
+    """
+    # Without self-edges the sum of an atom alone is zero, and may be divided by one.
+    senders = (degree + 1 if self_edges else degree.clamp(min=1)).unsqueeze(-1)
+    difference = fractional.index_select(0, j) - fractional.index_select(0, i)
+    sin, cos = (wave.to(product) for wave in sinusoids(difference, frequencies))
+    for layer in layers:
+        assert isinstance(layer, Layer)
+        normed = layer.norm(nodes)
+        to, of, per_crystal, moving, odd, even = split(layer.message_in.weight, layer.widths, 1)
+        common = linear(crystal, per_crystal, layer.message_in.bias)
+        receiver, sender = linear(normed, to), linear(normed, of)
+        if layer.velocity is not None:
+            drift = linear(velocity, moving @ layer.velocity.weight)
+            receiver, sender = receiver - drift, sender + drift
+            common = common + moving @ layer.velocity.bias
+        receiver = receiver + common.index_select(0, owner)
+        weight, bias = layer.message_out.weight, layer.message_out.bias
+        rounded = weight.to(product), bias.to(product)
+        total = block(receiver, sender, linear(cos, even.to(product)), linear(sin, odd.to(product)), *rounded)
+        if self_edges:
+            total = total + message(receiver + sender + even.sum(1), weight, bias)
+        nodes = layer.update(nodes, normed, total / senders)
+    return nodes
+
+
+def compiled_rounds(
+    layers: nn.ModuleList,
+    nodes: Tensor,
+    fractional: Tensor,
+    velocity: Tensor,
+    crystal: Tensor,
+    owner: Tensor,
+    pairs: Pairs,
+    frequencies: int,
+    self_edges: bool,
+    product: torch.dtype,
+) -> Tensor:
+    """``rounds`` through ``torch.compile``, the batch padded to few shapes.
+
+    Added atoms belong to a crystal of their own, and added pairs are of the first of them with itself: nothing of them
+    reaches the others, nor, as their nodes are cut off, the gradient.
+    """
+    atoms = len(nodes)
+    more = -(atoms + 1) % ATOMS + 1  # at least one, which the added pairs are of
+    crystals = -(len(crystal) + 1) % CRYSTALS + 1
+    beyond = -len(pairs.i) % PAIRS
+    found = _compiled()(
+        layers,
+        pad(nodes, (0, 0, 0, more)),
+        pad(fractional, (0, 0, 0, more)),
+        pad(velocity, (0, 0, 0, more)),
+        pad(crystal, (0, 0, 0, crystals)),
+        pad(owner, (0, more), value=len(crystal)),
+        pad(pairs.i, (0, beyond), value=atoms),
+        pad(pairs.j, (0, beyond), value=atoms),
+        pad(pairs.degree, (0, more)),
+        frequencies,
+        self_edges,
+        product,
+    )
+    return found[:atoms]
+
+
+def _fused(
+    layers: nn.ModuleList,
+    nodes: Tensor,
+    fractional: Tensor,
+    velocity: Tensor,
+    crystal: Tensor,
+    owner: Tensor,
+    i: Tensor,
+    j: Tensor,
+    degree: Tensor,
+    frequencies: int,
+    self_edges: bool,
+    product: torch.dtype,
+) -> Tensor:
+    def block(receiver: Tensor, sender: Tensor, even: Tensor, odd: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        # A compiler makes one kernel of what the hand-written block does in several passes.
+        return messages_of_tensors(receiver, sender, even, odd, weight, bias, i, j)
+
+    tensors = (nodes, fractional, velocity, crystal, owner, i, j, degree)
+    return rounds(layers, *tensors, frequencies, self_edges, product, block)
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    """Made once for all networks: the weights are arguments, so that a copy of a network shares what was compiled."""
+    import torch._dynamo.config
+
+    # Past its limit of 8 shapes torch would silently go on without what was compiled.
+    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, SHAPES)
+    return torch.compile(_fused, dynamic=False)

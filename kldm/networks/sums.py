@@ -1,0 +1,38 @@
+"""Sums of what edges bring to atoms, in the order that the device is fast or reproducible with."""
+
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from kldm.crystals import Pairs
+
+
+class Ends(Enum):
+    """The two ends of a directed edge. Edges of a batch are its pairs twice, [2 P]: first j to i, then i to j."""
+
+    RECEIVER = "receiver"
+    SENDER = "sender"
+
+
+def sum_at(end: Ends, values: Tensor, pairs: Pairs, atoms: int) -> Tensor:
+    """[2 P, H] to [atoms, H]: sum of the values of the edges that have the atom at this end.
+
+    Adding rows one after the other is fastest; on a GPU it uses atomics, whose order changes from run to run. Where
+    torch is asked for deterministic algorithms there, the rows are put in order and summed by segments.
+    """
+    if values.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return sum_by_segments(end, values, pairs)
+    half = len(pairs.i)
+    first, second = (pairs.i, pairs.j) if end is Ends.RECEIVER else (pairs.j, pairs.i)
+    total = values.new_zeros(atoms, values.shape[1])
+    return total.index_add_(0, first, values[:half]).index_add_(0, second, values[half:])
+
+
+def sum_by_segments(end: Ends, values: Tensor, pairs: Pairs) -> Tensor:
+    """``sum_at`` with an order of additions that depends on the layout alone."""
+    order = pairs.by_receiver if end is Ends.RECEIVER else pairs.by_sender
+    # Lengths are right by construction; torch's check of them would wait for the device.
+    return torch.segment_reduce(
+        values.index_select(0, order), "sum", lengths=pairs.degree, axis=0, unsafe=True, initial=0.0
+    )
