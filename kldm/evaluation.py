@@ -12,6 +12,7 @@ import torch
 
 from kldm.crystals import CrystalStore
 from kldm.errors import KldmError
+from kldm.execution import set_execution
 from kldm.experiment import Experiment, assemble, takes_compositions
 from kldm.interfaces import Candidate, Samples
 from kldm.judging import judgement, measure, reference_structures, write_rows
@@ -75,6 +76,7 @@ def evaluate_splits(experiment: Experiment, tree: Tree, folder: Path, device: to
     untrained = assemble(tree)[0].model.to(device) if settings.untrained else None
     if untrained is not None:
         set_precision(untrained, experiment.training.precision)
+        set_execution(untrained.network, experiment.execution)
     for number, split in enumerate(settings.splits):
         reference = Reference.of(experiment, split)
         for name, model in (("trained", experiment.model), ("untrained", untrained)):

@@ -10,6 +10,7 @@ from kldm.crystals import CrystalStore
 from kldm.data import Data
 from kldm.data.sources import SPLITS
 from kldm.errors import KldmError, nearest
+from kldm.execution import Execution
 from kldm.interfaces import Metric, Sampler
 from kldm.judging import RESERVED
 from kldm.model import JointModel
@@ -89,6 +90,7 @@ class Experiment:
         training: settings of ``fit``.
         evaluation: what is judged at the end.
         validation: what is judged during training; without it the last weights are the best.
+        execution: how it is computed.
         metrics: by the name they have in the report; ``csp`` and ``dng`` are read by ``kldm compare``.
     """
 
@@ -98,6 +100,7 @@ class Experiment:
     training: Training = attrs.field(factory=Training)
     evaluation: Evaluation = attrs.field(factory=Evaluation)
     validation: Validation | None = None
+    execution: Execution = attrs.field(factory=Execution)
     metrics: Mapping[str, Metric] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:

@@ -20,6 +20,7 @@ from kldm.checkpoint import Checkpoint
 from kldm.constraints import violations
 from kldm.errors import KldmError
 from kldm.evaluation import Reference, Validator, evaluate_splits
+from kldm.execution import set_execution
 from kldm.experiment import Experiment, assemble, assemble_fitted
 from kldm.reading import read_samples
 from kldm.recipe import Tree, read_recipe, write_recipe
@@ -29,7 +30,7 @@ from kldm.training import fit, set_precision
 from kldm.wish import Wish
 
 # Keys that may differ when a run folder is used again: they change what is done with the model, not the model.
-_FREE = ("sampler", "evaluation", "metrics", "validation")
+_FREE = ("sampler", "evaluation", "execution", "metrics", "validation")
 
 
 def run(
@@ -49,6 +50,7 @@ def run(
     experiment, tree = assemble_fitted(tree, train)
     _claim(folder, tree)
     model = experiment.model.to(device)
+    set_execution(model.network, experiment.execution)
     validate = Validator(experiment, device) if experiment.validation and experiment.training.validate_every else None
     fit(model, train, experiment.training, folder, tree, validate)
     write_recipe(tree, folder / "recipe.cfg")  # of a run that was prolonged or is sampled in another way
@@ -82,6 +84,7 @@ def load_run(path: Path) -> tuple[Experiment, Checkpoint, Path]:
     experiment, _ = assemble(record.recipe)
     record.load_weights(experiment.model)
     set_precision(experiment.model, experiment.training.precision)
+    set_execution(experiment.model.network, experiment.execution)
     return experiment, record, file
 
 

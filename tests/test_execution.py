@@ -1,0 +1,56 @@
+"""The section [execution]: what it reaches, and that it changes nothing else."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from kldm import runs
+from kldm.execution import Execution, set_execution
+from kldm.networks.pair_network import PairNetwork
+from tests.small import QUICK, RECIPES, kldm, losses, options, refused
+
+QUICKSTART = RECIPES / "quickstart.cfg"
+
+
+@pytest.fixture(autouse=True)
+def _indeterministic_again() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_a_recipe_reaches_the_network(tmp_path: Path) -> None:
+    chosen = options({**QUICK, "execution.messages": "autograd", "execution.deterministic": True})
+    assert kldm("train", QUICKSTART, "--out", tmp_path / "run", *chosen).exit_code == 0
+    assert torch.are_deterministic_algorithms_enabled()
+    network = runs.load_run(tmp_path / "run")[0].model.network
+    assert isinstance(network, PairNetwork)
+    assert network.execution == Execution(messages="autograd", deterministic=True)
+
+
+def test_same_losses_to_rounding_and_a_run_may_go_on_with_another_choice(tmp_path: Path) -> None:
+    for messages in ("manual", "autograd"):
+        chosen = options({**QUICK, "execution.messages": messages, "training.epochs": 1})
+        assert kldm("train", QUICKSTART, "--out", tmp_path / messages, *chosen).exit_code == 0
+    for ours, theirs in zip(losses(tmp_path / "manual"), losses(tmp_path / "autograd"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    more = options({**QUICK, "execution.messages": "manual", "training.epochs": 2})
+    assert kldm("train", QUICKSTART, "--out", tmp_path / "autograd", *more).exit_code == 0
+    assert len(losses(tmp_path / "autograd")) == 2
+
+
+def test_a_network_without_a_choice_is_left_alone() -> None:
+    network = nn.Linear(2, 2)
+    set_execution(network, Execution(messages="autograd", compile=True))
+    assert not hasattr(network, "execution")
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_an_unknown_way_is_refused() -> None:
+    message = refused("check", QUICKSTART, "--execution.messages", "fast")
+    assert message.startswith("execution.messages: ")
+    assert "'manual'" in message or "manual" in message
+    message = refused("check", QUICKSTART, "--execution.grphs", "true")
+    assert message == "execution.grphs: unknown key; did you mean 'graphs'?"
