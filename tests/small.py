@@ -20,6 +20,8 @@ from kldm.networks import CSPVNet
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
 from tests.oracles import random_crystals
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
 RECIPES = Path(__file__).parent.parent / "recipes"
 NETWORK: dict[str, Any] = {"hidden": 8, "layers": 1, "frequencies": 4, "time_features": 8}
 OVERRIDES: dict[str, Any] = {f"model.network.{name}": value for name, value in NETWORK.items()}

@@ -2,8 +2,17 @@
 
 from kldm.samplers.annealed_langevin import AnnealedLangevin
 from kldm.samplers.euler_maruyama import EulerMaruyama
+from kldm.samplers.graphs import replaying
 from kldm.samplers.predictor_corrector import PredictorCorrector
 from kldm.samplers.probability_flow import ProbabilityFlow
 from kldm.samplers.stages import Stage, integrate
 
-__all__ = ["AnnealedLangevin", "EulerMaruyama", "PredictorCorrector", "ProbabilityFlow", "Stage", "integrate"]
+__all__ = [
+    "AnnealedLangevin",
+    "EulerMaruyama",
+    "PredictorCorrector",
+    "ProbabilityFlow",
+    "Stage",
+    "integrate",
+    "replaying",
+]

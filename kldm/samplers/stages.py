@@ -23,6 +23,7 @@ from kldm.interfaces import (
     Predicts,
     Step,
 )
+from kldm.samplers.graphs import Latents, stepping
 from kldm.samplers.settings import below_one, positive
 
 Move = Literal["denoise", "exponential", "flow", "predict", "correct"]
@@ -86,6 +87,8 @@ def integrate(
 ) -> Crystals:
     """From the prior to crystals.
 
+    All crystals of a step have the same time, one number expanded to [B].
+
     Args:
         stages: what to do in every step, in order.
         times: [steps + 1] falling unit times, on the device of ``given``.
@@ -96,17 +99,24 @@ def integrate(
         progress: told the number of steps just done.
     """
     layout, processes = given.layout, model.processes
-    latents = {name: process.prior(given, rng) for name, process in processes.items()}
     options = correction or Correction()
-    for start, end in pairwise(times):
+
+    def advance(latents: Latents, start: Tensor, end: Tensor, rng: torch.Generator) -> Latents:
         s, r = start.expand(len(layout)), end.expand(len(layout))
+        latents = dict(latents)
         for stage in stages:
             step = Step(s=s, r=r, now=s if stage.at == "start" else r, layout=layout, rng=rng)
             predictions = model.predict(latents, step.now, layout)
             for name, move in stage.moves.items():
                 latents[name] = _moved(processes[name], move, latents[name], predictions[name], step, options)
-        if progress is not None:
-            progress(1)
+        return latents
+
+    latents: Latents = {name: process.prior(given, rng) for name, process in processes.items()}
+    with stepping(advance, rng, given.device) as step:
+        for start, end in pairwise(times):
+            latents = step(latents, start, end)
+            if progress is not None:
+                progress(1)
     crystals = given
     for name, process in processes.items():
         crystals = process.decode(latents[name], crystals)
