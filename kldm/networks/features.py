@@ -57,3 +57,11 @@ class TimeFeatures(nn.Module):
         frequencies = self.frequencies.to(torch.promote_types(self.frequencies.dtype, torch.float32))
         angle = s.to(frequencies.dtype).unsqueeze(-1) * frequencies
         return torch.cat([angle.sin(), angle.cos()], -1).to(self.frequencies.dtype)
+
+
+def distinct(s: Tensor) -> Tensor:
+    """The first of the times [B] alone where they are one number expanded, as all crystals have it in a sampling step.
+
+    The stride tells it, so that no value is looked at.
+    """
+    return s[:1] if s.stride(0) == 0 else s

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from kldm.crystals import Layout
 from kldm.interfaces import Channel, Latent
-from kldm.networks.features import TimeEmbedding, TimeFeatures
+from kldm.networks.features import TimeEmbedding, TimeFeatures, distinct
 
 TangentHead = Literal["mlp", "linear"]
 
@@ -36,7 +36,8 @@ class NodeInput(nn.Module):
         # The linear map is applied part by part, to the table and to the times of the crystals before they spread
         # over the atoms.
         *weights, time_weight = torch.split(self.combine.weight, self.widths, 1)
-        nodes = layout.per_atom(functional.linear(self.time(s), time_weight, self.combine.bias))
+        times = functional.linear(self.time(distinct(s)), time_weight, self.combine.bias)
+        nodes = times.expand(layout.total, -1) if len(times) == 1 else layout.per_atom(times)
         for channel, embedding, weight in zip(self.channels, self.embeddings, weights, strict=True):
             values = latent[channel.name]
             if isinstance(embedding, nn.Embedding):
