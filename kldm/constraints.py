@@ -6,6 +6,7 @@ prior and after every reverse step their rows of the latent are replaced by draw
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 
 import attrs
 import torch
@@ -223,8 +224,8 @@ def violations(
 
 def _batch(constraints: Constraints, targets: CrystalStore, rows: Sequence[int]) -> dict[str, Tensor | None]:
     """The masks of these rows, on the device of the targets."""
-    layout = targets.layout
-    atoms = torch.cat([torch.arange(int(layout.ptr[row]), int(layout.ptr[row + 1])) for row in rows])
+    start = list(accumulate(targets.sizes, initial=0))
+    atoms = torch.cat([torch.arange(start[row], start[row + 1]) for row in rows])
     index = {"positions": atoms, "species": atoms, "cell": torch.tensor(list(rows))}
     masks = {name: getattr(constraints, name) for name in index}
     return {

@@ -1,6 +1,7 @@
 """Masked (absorbing) diffusion of atom types in continuous time."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, Self, get_args
 
 import attrs
@@ -147,9 +148,15 @@ class Absorbing:
         """Values [..., 100] with -inf for the types that are not allowed."""
         if self.elements is None:
             return values
-        forbidden = torch.ones(VOCABULARY, dtype=torch.bool)
-        forbidden[torch.tensor(self.elements) - 1] = False
-        return values.masked_fill(forbidden.to(values.device), float("-inf"))
+        return values.masked_fill(_forbidden(self.elements, values.device), float("-inf"))
+
+
+@lru_cache(maxsize=32)
+def _forbidden(elements: tuple[int, ...], device: torch.device) -> Tensor:
+    """bool [100], True for the types that are not among the elements."""
+    allowed = set(elements)
+    with torch.inference_mode(False):
+        return torch.tensor([number not in allowed for number in range(1, VOCABULARY + 1)], device=device)
 
 
 def _happens(probability: Tensor, rng: torch.Generator) -> Tensor:
