@@ -1,82 +1,103 @@
-"""Pure functions on the circle: wrapping, the score of the wrapped normal and its mean square.
+"""Pure functions on the circle: wrapping, the score of the wrapped normal and its root mean square.
 
-Angles have period 2 pi. Everything follows the dtype and device of its input and never waits for the device.
+Angles have period 2 pi. Everything follows the dtype and device of its input, in few kernels, and never waits for the
+device.
 """
 
 from functools import lru_cache
-from math import pi
+from math import inf, pi
 
 import torch
 from torch import Tensor
 
-_IMAGES = 3
-_FOURIER_FROM = 6.25  # variance above which two Fourier terms beat seven images (relative error 4e-11)
-_GRID = (0.3, 4.5, 4097)  # sigma from, to, points; outside, the limits of n(sigma) hold to 2e-9
+# With x in [-pi, pi] and a variance v, leaving out |k| >= 2 changes the score by at most 3 pi exp(-4 pi^2 / v) / (2 v),
+# at |x| = pi; leaving out the sixth wave, by 12 exp(-18 v) over the density, whose least is 0.18 of the uniform one's
+# at v = 1.6. There the two are 6e-11 and 2e-11; each falls on its own side, and up to v = 1 the images are exact to
+# rounding.
+_IMAGES_UP_TO = 1.6  # variance
+_WAVES = 5
+_GRID = (4.5, 4096)  # sigma up to which the root mean square is interpolated, cells; beyond, the limit holds to 2e-9
+_NARROW = 0.3  # sigma up to which the other limit holds to 2e-9
 
 
 def wrap(x: Tensor, period: float = 2 * pi) -> Tensor:
     """``x`` moved by whole periods into [-period / 2, period / 2)."""
     half = period / 2
-    wrapped = x - period * torch.floor(x / period + 0.5)
+    turns = torch.floor(x / period + 0.5)
     # Rounding may leave a result on the wrong side of either end.
-    return torch.where(wrapped >= half, wrapped - period, wrapped).clamp(min=-half)
+    return torch.sub(x, turns, alpha=period).clamp(-half, half * (1 - torch.finfo(x.dtype).eps))
 
 
 def unit(x: Tensor) -> Tensor:
     """``x`` modulo 1 in [0, 1); a tiny negative number gives 0, never the 1 it rounds to."""
-    fraction = x - torch.floor(x)
-    return torch.where(fraction >= 1, torch.zeros_like(fraction), fraction)
+    return x.remainder(1).remainder(1)
 
 
-def wrapped_normal_score(displacement: Tensor, variance: Tensor) -> Tensor:
-    """d/dmu log WN(r | mu, variance) for each component, period 2 pi.
+def wrapped_normal_score(displacement: Tensor, variance: Tensor, widest: float = inf) -> Tensor:
+    """d/dmu log WN(r | mu, variance) for each component, period 2 pi, exact to 1e-10.
 
-    With x = wrap(r - mu), the density is proportional to sum_k exp(-(x + 2 pi k)^2 / (2 variance)), hence the score
-    is sum_k w_k (x + 2 pi k) / variance with w = softmax_k(-2 pi k (x + pi k) / variance) over |k| <= 3; the weights
-    are relative to the image k = 0, so that a tiny variance gives x / variance and never 0/0. Very wide normals use the
-    Fourier series 1 + 2 sum_m exp(-m^2 variance / 2) cos(m x) instead.
+    With x = r - mu less whole turns, the density is proportional to sum_k exp(-(x + 2 pi k)^2 / (2 variance)), hence
+    the score is sum_k w_k (x + 2 pi k) / variance with w = softmax_k(-2 pi k (x + pi k) / variance) over k = -1, 0, 1;
+    the weights are relative to the image k = 0, so that a tiny variance gives x / variance and never 0/0. Variances
+    above 1.6 use the Fourier series 1 + 2 sum_m exp(-m^2 variance / 2) cos(m x) of the density up to m = 5 instead.
 
     Args:
         displacement: r - mu, any shape.
         variance: > 0, broadcastable to ``displacement``.
+        widest: a standard deviation that none exceeds; where three images do for it, nothing else is computed.
     """
-    x = wrap(displacement)
-    k = torch.arange(-_IMAGES, _IMAGES + 1, dtype=x.dtype, device=x.device)
-    weight = torch.softmax(-2 * pi * k * (x.unsqueeze(-1) + pi * k) / variance.unsqueeze(-1), -1)
-    narrow = (x + 2 * pi * (weight * k).sum(-1)) / variance
-    first, second = torch.exp(-variance / 2), torch.exp(-2 * variance)
-    slope = 2 * first * x.sin() + 4 * second * (2 * x).sin()
-    wide = slope / (1 + 2 * first * x.cos() + 2 * second * (2 * x).cos()).clamp(min=0.5)
-    return torch.where(variance > _FOURIER_FROM, wide, narrow)
+    x = torch.sub(displacement, (displacement / (2 * pi)).round(), alpha=2 * pi)
+    if widest**2 <= _IMAGES_UP_TO:
+        return _by_images(x, variance)
+    wide = _by_waves(x, variance.clamp(min=_IMAGES_UP_TO))
+    return torch.where(variance > _IMAGES_UP_TO, wide, _by_images(x, variance))
 
 
-def score_mean_square(sigma: Tensor) -> Tensor:
-    """n(sigma) = E_{r ~ WN(0, sigma^2)} [(d log WN / dmu)^2], any shape, sigma > 0.
+def _by_images(x: Tensor, variance: Tensor) -> Tensor:
+    shift = torch.linspace(2 * pi, -2 * pi, 3, dtype=x.dtype, device=x.device)  # -2 pi k
+    weights = torch.softmax(torch.sub(x.unsqueeze(-1), shift, alpha=0.5) * (shift / variance.unsqueeze(-1)), -1)
+    before, _, after = weights.unbind(-1)
+    return torch.add(x, after - before, alpha=2 * pi) / variance
 
-    1 / sigma^2 for small sigma, 2 exp(-sigma^2) for large; between, interpolated in log(n sigma^2) on a grid computed
-    once by the trapezoidal rule, which converges exponentially for periodic functions. Relative error below 1e-6.
+
+def _by_waves(x: Tensor, variance: Tensor) -> Tensor:
+    m = torch.arange(1, _WAVES + 1, dtype=x.dtype, device=x.device)
+    phase = m * x.unsqueeze(-1)
+    share = torch.exp(m.square() * (variance.unsqueeze(-1) / -2))
+    return (m * share * phase.sin()).sum(-1) / ((share * phase.cos()).sum(-1) + 0.5)
+
+
+def score_root_mean_square(sigma: Tensor, widest: float = inf) -> Tensor:
+    """sqrt(n(sigma)), n(sigma) = E_{r ~ WN(0, sigma^2)} [(d log WN / dmu)^2], any shape, sigma > 0.
+
+    1 / sigma for small sigma, sqrt(2) exp(-sigma^2 / 2) for large; between, log(sigma sqrt(n)) is interpolated on a
+    grid computed once by the trapezoidal rule, which converges exponentially for periodic functions. Relative error
+    below 5e-7.
+
+    Args:
+        sigma: standard deviations in radians.
+        widest: one that none exceeds; where it lies on the grid, the limit is not computed.
     """
-    low, high, points = _GRID
-    table = _log_mean_square(sigma.device, sigma.dtype)
-    position = ((sigma - low) * ((points - 1) / (high - low))).clamp(0, points - 1)
-    left = position.floor().clamp(max=points - 2)
-    index = left.to(torch.int64)
-    inner = torch.lerp(table[index], table[index + 1], position - left).exp() / sigma.square()
-    return torch.where(sigma > high, 2 * torch.exp(-sigma.square()), inner)
+    high, cells = _GRID
+    position = sigma * (cells / high)
+    if widest > high:
+        position = position.clamp(max=cells)
+    start, end = _log_root_mean_square(sigma.device, sigma.dtype)[position.to(torch.int64)].unbind(-1)
+    inner = torch.lerp(start, end, position.frac()).exp() / sigma
+    return torch.where(sigma > high, 2**0.5 * torch.exp(sigma.square() / -2), inner) if widest > high else inner
 
 
 @lru_cache
-def _log_mean_square(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """log(n(sigma) sigma^2) on the grid of sigma."""
-    low, high, points = _GRID
+def _log_root_mean_square(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """log(sigma sqrt(n(sigma))) at either end of every cell of the grid, [cells + 1, 2]; the last cell has no width."""
+    high, cells = _GRID
     # The table outlives the call and may meet autograd later, whatever mode it is first asked for in.
     with torch.inference_mode(False), torch.no_grad():
-        sigma = torch.linspace(low, high, points, dtype=torch.float64, device="cpu").unsqueeze(-1)
+        sigma = torch.linspace(0, high, cells + 1, dtype=torch.float64, device="cpu").unsqueeze(-1)
+        wide = sigma.clamp(min=_NARROW)
         x = (torch.arange(48, dtype=torch.float64, device="cpu") + 0.5) * (pi / 48)  # even: half the circle is enough
-        density = torch.zeros(points, 48, dtype=torch.float64, device="cpu")
-        slope = torch.zeros_like(density)
-        for k in range(-5, 6):
-            image = torch.exp(-((x + 2 * pi * k) / sigma).square() / 2)
-            density, slope = density + image, slope + (x + 2 * pi * k) * image
-        mean = (slope.square() / density).sum(-1) / density.sum(-1) / sigma.squeeze(-1) ** 4
-        return (mean * sigma.squeeze(-1).square()).log().to(device=device, dtype=dtype)
+        shift = 2 * pi * torch.arange(-4, 5, dtype=torch.float64, device="cpu").view(-1, 1, 1)
+        density = torch.exp(((x + shift) / wide).square() / -2).sum(0)
+        mean = (wrapped_normal_score(x, wide.square()).square() * density).sum(-1) / density.sum(-1)
+        ends = torch.where(sigma > _NARROW, 0.5 * (mean.unsqueeze(-1) * wide.square()).log(), 0.0).squeeze(-1)
+        return torch.stack([ends, torch.cat([ends[1:], ends[-1:]])], -1).to(device=device, dtype=dtype)

@@ -11,7 +11,7 @@ from kldm.crystals import Crystals, Layout
 from kldm.interfaces import DiffusionProcess, Latent, Prediction
 from kldm.processes import Absorbing, TrivializedTorus, VPEuclidean, WrappedVE
 from kldm.processes.kinetic import Kernel
-from kldm.torus import score_mean_square, wrap, wrapped_normal_score
+from kldm.torus import score_root_mean_square, wrap, wrapped_normal_score
 
 TURN = 2 * pi
 IMPOSSIBLE = -1e4  # logit of a type, or log density of an atom, that cannot be
@@ -171,8 +171,8 @@ def _output(process: DiffusionProcess, value: Tensor, latent: Latent, s: Tensor,
         return (x - process.schedule.alpha(time) * value) / process.schedule.sigma(time).clamp(min=1e-5)
     assert isinstance(process, TrivializedTorus | WrappedVE)
     if isinstance(process, WrappedVE):  # the score by the state is minus that by the mean
-        return -value / score_mean_square(_position_variance(process, s, layout).sqrt()).sqrt()
+        return -value / score_root_mean_square(_position_variance(process, s, layout).sqrt())
     kernel = _kernel(process, s, layout)
     if process.parameterization == "simplified":
-        return value / score_mean_square(kernel.position_variance.sqrt()).sqrt()
+        return value / score_root_mean_square(kernel.position_variance.sqrt())
     return kernel.gain * value - latent["velocity"] * TURN / kernel.velocity_variance

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kldm.torus import score_mean_square, unit, wrap, wrapped_normal_score
+from kldm.torus import score_root_mean_square, unit, wrap, wrapped_normal_score
 
 SIGMAS = [1e-3, 1e-2, 0.1, 0.3, 0.5, 1.0, 1.23, 2.0, 2.4999, 2.5001, 3.0, 4.0]
 
@@ -58,35 +58,56 @@ def test_mean_square_is_the_integral_of_the_squared_score(sigma: float) -> None:
         knots = [0, *(k * sigma for k in (2, 4, 8) if k * sigma < 3), mpmath.pi]
         expected = mpmath.quad(integrand, knots, maxdegree=4)
         expected /= mpmath.quad(lambda x: _density(x, sigma, 4), knots, maxdegree=4)
-    found = score_mean_square(torch.tensor(sigma, dtype=torch.float64)).item()
-    assert found == pytest.approx(float(expected), rel=1e-6)
+    found = score_root_mean_square(torch.tensor(sigma, dtype=torch.float64)).item()
+    assert found**2 == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_mean_square_has_its_limits_and_no_jump_where_they_take_over() -> None:
     small = torch.tensor([1e-3, 0.05, 0.2], dtype=torch.float64)
-    torch.testing.assert_close(score_mean_square(small), small**-2, rtol=1e-12, atol=0.0)
-    below, above = score_mean_square(torch.tensor([4.5, 4.5 + 1e-12], dtype=torch.float64)).tolist()
-    assert above == pytest.approx(below, rel=1e-8)
+    torch.testing.assert_close(score_root_mean_square(small), 1 / small, rtol=1e-12, atol=0.0)
+    below, above = score_root_mean_square(torch.tensor([4.5, 4.5 + 1e-12], dtype=torch.float64)).tolist()
+    assert above == pytest.approx(below, rel=5e-9)
 
 
 def test_mean_square_follows_the_dtype_and_falls_with_sigma() -> None:
     sigma = torch.logspace(-4, 0.9, 400)
-    found = score_mean_square(sigma)
+    found = score_root_mean_square(sigma)
     assert found.dtype == torch.float32
     assert (found[1:] < found[:-1]).all()
-    torch.testing.assert_close(found, score_mean_square(sigma.double()).float(), rtol=3e-6, atol=0.0)
+    torch.testing.assert_close(found, score_root_mean_square(sigma.double()).float(), rtol=1.5e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("widest", [0.97, 1.26, 3.1, 4.5, 6.2])
+def test_a_bound_on_the_width_changes_nothing_within_it(widest: float, dtype: torch.dtype) -> None:
+    """1.26^2 is just below where three images stop to do, 4.5 the end of the grid of n."""
+    sigma = torch.linspace(1e-4, widest, 301, dtype=torch.float64).to(dtype).unsqueeze(-1)
+    torch.testing.assert_close(score_root_mean_square(sigma, widest), score_root_mean_square(sigma), rtol=0.0, atol=0.0)
+    x, variance = torch.linspace(-3.2, 3.2, 200, dtype=dtype), sigma.square()
+    found, expected = wrapped_normal_score(x, variance, widest), wrapped_normal_score(x, variance)
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("variance", [1.0, 1.59999, 1.60001, 2.5])
+def test_images_and_waves_meet(variance: float) -> None:
+    """Against nineteen images, on either side of the variance where the one takes over from the other."""
+    x = torch.linspace(-pi, pi, 801, dtype=torch.float64)
+    images = x.unsqueeze(-1) + 2 * pi * torch.arange(-9, 10, dtype=torch.float64)
+    expected = (torch.softmax(images.square() / (-2 * variance), -1) * images).sum(-1) / variance
+    found = wrapped_normal_score(x, torch.tensor(variance, dtype=torch.float64))
+    assert (found - expected).abs().max() < 1e-10
 
 
 def test_mean_square_first_asked_for_in_inference_mode_serves_autograd_later() -> None:
-    from kldm.torus import _log_mean_square
+    from kldm.torus import _log_root_mean_square
 
-    _log_mean_square.cache_clear()
+    _log_root_mean_square.cache_clear()
     with torch.inference_mode():
-        score_mean_square(torch.tensor([0.5]))
+        score_root_mean_square(torch.tensor([0.5]))
     weight = torch.ones(1, requires_grad=True)
-    (weight * score_mean_square(torch.tensor([0.5]))).sum().backward()  # type: ignore[no-untyped-call]
+    (weight * score_root_mean_square(torch.tensor([0.5]))).sum().backward()  # type: ignore[no-untyped-call]
     assert weight.grad is not None
-    assert weight.grad.item() == pytest.approx(4.0, rel=1e-3)
+    assert weight.grad.item() == pytest.approx(2.0, rel=5e-4)
 
 
 @given(st.floats(-1e4, 1e4), st.sampled_from([torch.float32, torch.float64]))

@@ -67,8 +67,13 @@ class CodedProcess:
 
     def _rows(self, values: Tensor, layout: Layout, like: Tensor) -> Tensor:
         """Values of crystals [B] as a column that goes with the channel's rows."""
-        values = values.to(like.dtype)
-        return (values if self.codec.channel.per == "crystal" else layout.per_atom(values)).unsqueeze(-1)
+        return self._columns(layout, values.to(like.dtype))[0]
+
+    def _columns(self, layout: Layout, *values: Tensor) -> tuple[Tensor, ...]:
+        """Numbers of crystals, [B] each, as columns that go with the channel's rows."""
+        if self.codec.channel.per == "crystal":
+            return tuple(value.unsqueeze(-1) for value in values)
+        return layout.columns(*values)
 
     def _clean(self, start: Tensor) -> Tensor:
         """The estimate of x_0 as all moves take it: as it is. A subclass puts in what it knows of the data."""

@@ -15,5 +15,4 @@ def langevin_size(mean_square: Tensor, tau: float) -> Tensor:
         mean_square: [B], mean of S^2 over the numbers of each crystal.
         tau: signal-to-noise ratio of the move.
     """
-    moves = mean_square > _NO_SCORE
-    return torch.where(moves, tau / torch.where(moves, mean_square, 1.0), 0.0)
+    return torch.where(mean_square > _NO_SCORE, tau / mean_square, 0.0)

@@ -32,16 +32,17 @@ class Linear:
             raise KldmError(f"wants 0 < beta_min <= beta_max, not {self.beta_min} and {self.beta_max}", place="linear")
 
     def alpha(self, s: Tensor) -> Tensor:
-        return torch.exp(-self._integral(s) / 2)
+        return (self._exponent(s) / 2).exp()
 
     def sigma(self, s: Tensor) -> Tensor:
-        return (-torch.expm1(-self._integral(s))).sqrt()
+        return self._exponent(s).expm1().neg().sqrt()
 
     def beta(self, s: Tensor) -> Tensor:
         return self.beta_min + (self.beta_max - self.beta_min) * s
 
-    def _integral(self, s: Tensor) -> Tensor:
-        return s * (self.beta_min + (self.beta_max - self.beta_min) / 2 * s)
+    def _exponent(self, s: Tensor) -> Tensor:
+        """-B(s)."""
+        return torch.addcmul(-self.beta_min * s, s, s, value=-(self.beta_max - self.beta_min) / 2)
 
 
 @schedule("cosine.v1")

@@ -10,10 +10,10 @@ from torch import Tensor
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, Correction, Latent, Noised, Prediction, Step
-from kldm.processes.kinetic import Kernel
+from kldm.processes.kinetic import Kernel, velocity_score, velocity_variance
 from kldm.processes.langevin import langevin_size
 from kldm.registry import process
-from kldm.torus import score_mean_square, unit, wrap
+from kldm.torus import unit, wrapped_normal_score
 
 _TURN = 2 * pi  # inside: angles and radians per time; in the latent: fractions of a turn, v / (2 pi)
 
@@ -86,19 +86,25 @@ class TrivializedTorus:
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
         """A draw from the kernel of Eq. 16 and the target (Algorithm 1)."""
         like, layout = clean.fractional, clean.layout
-        kernel = self._kernel(s, layout, like)
-        start = torch.zeros_like(like)
+        kernel, simplified = self._kernel(s, like), self.parameterization == "simplified"
+        gain, sigma_v, sigma_r, variance, scale = layout.columns(
+            kernel.gain,
+            kernel.velocity_variance.sqrt(),
+            kernel.position_std,
+            kernel.position_variance,
+            kernel.score_size if simplified else kernel.velocity_variance,
+        )
+        noise = self._normal(like, layout, rng, 2)
+        push, displacement = sigma_v * noise[:, 0], sigma_r * noise[:, 1]
+        velocity, travelled = push, push  # v_t, v_t + v_0
         if self.initial_velocity_std > 0:
             start = self.initial_velocity_std * self._normal(like, layout, rng)
-        push = kernel.velocity_variance.sqrt() * self._normal(like, layout, rng)
-        displacement = kernel.position_variance.sqrt() * self._normal(like, layout, rng)
-        velocity = kernel.decay * start + push
-        r = kernel.gain * (velocity + start) + displacement
-        latent = {"fractional": unit(like + wrap(r) / _TURN), "velocity": velocity / _TURN}
-        g = self._free(kernel.displacement_score(displacement), layout)
-        if self.parameterization == "simplified":
-            return Noised(latent, {"velocity": g / score_mean_square(kernel.position_variance.sqrt()).sqrt()})
-        return Noised(latent, {"velocity": kernel.velocity_score(g, push)})
+            velocity = torch.addcmul(push, layout.per_atom(kernel.decay).unsqueeze(-1), start)
+            travelled = velocity + start
+        r = torch.addcmul(displacement, gain, travelled)
+        latent = {"fractional": unit(torch.add(like, r, alpha=1 / _TURN)), "velocity": velocity / _TURN}
+        g = self._free(wrapped_normal_score(displacement, variance, kernel.widest), layout)
+        return Noised(latent, {"velocity": g / scale if simplified else velocity_score(g, push, gain, scale)})
 
     def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
         """Mean square error over atoms and axes.
@@ -109,32 +115,36 @@ class TrivializedTorus:
         target = noised.target["velocity"]
         error = (self._free(prediction["velocity"], layout) - target).square()
         if self.loss_weight == "inverse_square_target":
-            kernel = self._kernel(s, layout, target)
-            known = score_mean_square(kernel.position_variance.sqrt())
-            error = error / (kernel.gain.square() * known + 1 / kernel.velocity_variance)
+            kernel = self._kernel(s, target)
+            expected = (kernel.gain * kernel.score_size).square() + 1 / kernel.velocity_variance
+            error = error / layout.per_atom(expected).unsqueeze(-1)
         return error.mean()
 
     def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Exponential integrator (Algorithm 3): v <- e^h v + 2 (e^h - 1) S + sqrt(e^2h - 1) eps."""
-        h = self._duration(step, latent["fractional"])
-        velocity, score = self._state(latent, prediction, step.s, step.layout)
-        noise = torch.expm1(2 * h).sqrt() * self._normal(velocity, step.layout, step.rng)
-        return self._carry(latent, torch.exp(h) * velocity + 2 * torch.expm1(h) * score + noise, h)
+        layout, h = step.layout, self._duration(step, latent["fractional"])
+        velocity, score = self._state(latent, prediction, step.s, layout)
+        growth, push, spread, h = layout.columns(h.exp(), 2 * h.expm1(), (2 * h).expm1().sqrt(), h)
+        noise = self._normal(velocity, layout, step.rng)
+        return self._carry(latent, (growth * velocity).addcmul(push, score).addcmul(spread, noise), h)
 
     def flow(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Probability flow by the same integrator: no noise and half the score, v <- e^h v + (e^h - 1) S."""
         h = self._duration(step, latent["fractional"])
         velocity, score = self._state(latent, prediction, step.s, step.layout)
-        return self._carry(latent, torch.exp(h) * velocity + torch.expm1(h) * score, h)
+        growth, push, h = step.layout.columns(h.exp(), h.expm1(), h)
+        return self._carry(latent, torch.addcmul(growth * velocity, push, score), h)
 
     def predict(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Predictor of Algorithm 4: v <- rho v + c S, rho = e^h, c = (rho sigma_v(t) - sigma_v(t - h)) sigma_v(t)."""
         h = self._duration(step, latent["fractional"])
         velocity, score = self._state(latent, prediction, step.s, step.layout)
-        before = self._kernel(step.s, step.layout, velocity).velocity_variance.sqrt()
-        after = self._kernel(step.r, step.layout, velocity).velocity_variance.sqrt()
-        rho = torch.exp(h)
-        return self._carry(latent, rho * velocity + (rho * before - after) * before * score, h)
+        before, after = (
+            velocity_variance(self.horizon * s.to(h.dtype), self.variance_floor).sqrt() for s in (step.s, step.r)
+        )
+        rho = h.exp()
+        rho, push, h = step.layout.columns(rho, (rho * before - after) * before, h)
+        return self._carry(latent, torch.addcmul(rho * velocity, push, score), h)
 
     def correct(self, latent: Latent, prediction: Prediction, step: Step, correction: Correction) -> Latent:
         """Corrector of Algorithm 4: v <- v + delta S + sqrt(2 delta) eps, delta = tau / mean(S^2) of each crystal.
@@ -144,10 +154,10 @@ class TrivializedTorus:
         layout = step.layout
         velocity, score = self._state(latent, prediction, step.now, layout)
         delta = langevin_size(layout.mean(score.square()).mean(-1), correction.tau)
-        delta = layout.per_atom(delta).unsqueeze(-1)
-        velocity = velocity + delta * score + (2 * delta).sqrt() * self._normal(velocity, layout, step.rng)
+        delta, spread, h = layout.columns(delta, (2 * delta).sqrt(), self._duration(step, velocity))
+        velocity = velocity.addcmul(delta, score).addcmul(spread, self._normal(velocity, layout, step.rng))
         if correction.positions:
-            return self._carry(latent, velocity, self._duration(step, velocity))
+            return self._carry(latent, velocity, h)
         return {"fractional": latent["fractional"], "velocity": velocity / _TURN}
 
     def decode(self, latent: Latent, into: Crystals) -> Crystals:
@@ -158,25 +168,27 @@ class TrivializedTorus:
         velocity, output = latent["velocity"] * _TURN, self._free(prediction["velocity"], layout)
         if self.parameterization == "direct":
             return velocity, output
-        kernel = self._kernel(s, layout, velocity)
-        g = output * score_mean_square(kernel.position_variance.sqrt()).sqrt()
-        return velocity, kernel.velocity_score(g, velocity)
+        kernel = self._kernel(s, velocity)
+        gain, known = layout.columns(kernel.gain * kernel.score_size, kernel.velocity_variance)
+        return velocity, velocity_score(output, velocity, gain, known)
 
     def _carry(self, latent: Latent, velocity: Tensor, h: Tensor) -> Latent:
         """The latent with this new velocity, and its positions moved back along it for a time h."""
-        return {"fractional": unit(latent["fractional"] - h * velocity / _TURN), "velocity": velocity / _TURN}
+        velocity = velocity / _TURN
+        return {"fractional": unit(latent["fractional"].addcmul(h, velocity, value=-1)), "velocity": velocity}
 
-    def _kernel(self, s: Tensor, layout: Layout, like: Tensor) -> Kernel:
-        """The kernel at unit times s [B], its numbers [N, 1]."""
-        t = self.horizon * layout.per_atom(s.to(like.dtype)).unsqueeze(-1)
-        return Kernel.at(t, self.variance_floor)
+    def _kernel(self, s: Tensor, like: Tensor) -> Kernel:
+        """The kernel at unit times s, one for each crystal."""
+        return Kernel.at(self.horizon * s.to(like.dtype), self.variance_floor, self.horizon)
 
     def _duration(self, step: Step, like: Tensor) -> Tensor:
-        """h = horizon (s - r), [N, 1]."""
-        return self.horizon * step.layout.per_atom((step.s - step.r).to(like.dtype)).unsqueeze(-1)
+        """h = horizon (s - r), [B]."""
+        return self.horizon * (step.s - step.r).to(like.dtype)
 
-    def _normal(self, like: Tensor, layout: Layout, rng: torch.Generator) -> Tensor:
-        draw = torch.randn(like.shape, generator=rng, dtype=like.dtype, device=like.device)
+    def _normal(self, like: Tensor, layout: Layout, rng: torch.Generator, draws: int | None = None) -> Tensor:
+        """Noise of the shape of ``like`` [N, 3], or so many of them at once, [N, draws, 3]."""
+        shape = like.shape if draws is None else (len(like), draws, like.shape[-1])
+        draw = torch.randn(shape, generator=rng, dtype=like.dtype, device=like.device)
         return self._free(draw, layout)
 
     def _free(self, values: Tensor, layout: Layout) -> Tensor:

@@ -50,9 +50,10 @@ class VPEuclidean(CodedProcess):
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
         start = self.codec.encode(clean)
-        s = self._rows(s, clean.layout, start)
+        s = s.to(start.dtype)
+        alpha, sigma = self._columns(clean.layout, self.schedule.alpha(s), self.schedule.sigma(s))
         noise = _normal(start, rng)
-        noisy = self.schedule.alpha(s) * start + self.schedule.sigma(s) * noise
+        noisy = torch.addcmul(alpha * start, sigma, noise)
         return Noised({self._name: noisy}, {self._name: start if self.parameterization == "x0" else noise})
 
     def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
@@ -61,19 +62,22 @@ class VPEuclidean(CodedProcess):
         That noise, of standard deviation sqrt(beta_min h), would stay in the result for good: about 1 % of a length
         that is not standardised, at 1,000 steps.
         """
-        x = latent[self._name]
-        s, r = self._rows(step.s, step.layout, x), self._rows(step.r, step.layout, x)
-        _, noise = self._split(x, prediction[self._name], s)
+        x, s, r = self._state(latent, step)
         spread = self.schedule.beta(s) * (s - r)
-        drift = (x / 2 - noise / self._sigma(s)) * spread
-        return {self._name: x + drift + torch.where(r > 0, spread, 0.0).sqrt() * _normal(x, step.rng)}
+        kick = torch.where(r > 0, spread, 0.0).sqrt()
+        alpha, sigma, spread, kick = self._columns(step.layout, self.schedule.alpha(s), self._sigma(s), spread, kick)
+        _, noise = self._split(x, prediction[self._name], alpha, sigma)
+        drift = torch.addcdiv(x / 2, noise, sigma, value=-1)
+        return {self._name: x.addcmul(drift, spread).addcmul(kick, _normal(x, step.rng))}
 
     def flow(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Probability flow, its linear part exact (DDIM): x_r = alpha_r x_0 + sigma_r eps."""
-        x = latent[self._name]
-        s, r = self._rows(step.s, step.layout, x), self._rows(step.r, step.layout, x)
-        start, noise = self._split(x, prediction[self._name], s)
-        return {self._name: self.schedule.alpha(r) * start + self.schedule.sigma(r) * noise}
+        x, s, r = self._state(latent, step)
+        alpha, sigma, alpha_r, sigma_r = self._columns(
+            step.layout, self.schedule.alpha(s), self._sigma(s), self.schedule.alpha(r), self.schedule.sigma(r)
+        )
+        start, noise = self._split(x, prediction[self._name], alpha, sigma)
+        return {self._name: torch.addcmul(alpha_r * start, sigma_r, noise)}
 
     def predict(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Predictor of Algorithm 4: x <- rho x + c S, rho = alpha_r / alpha_s, c = (rho sigma_s - sigma_r) sigma_s.
@@ -88,35 +92,47 @@ class VPEuclidean(CodedProcess):
         x_r = alpha_r x_0 + sqrt(sigma_r^2 - w^2) eps + w z with
         w = eta (sigma_r / sigma_s) sqrt(1 - alpha_s^2 / alpha_r^2).
         """
-        x = latent[self._name]
-        s, r = self._rows(step.s, step.layout, x), self._rows(step.r, step.layout, x)
-        start, noise = self._split(x, prediction[self._name], s)
-        alpha, variance, before = self.schedule.alpha(r), self.schedule.sigma(r).square(), self._sigma(s).square()
+        x, s, r = self._state(latent, step)
+        alpha, sigma, alpha_r, variance = (
+            self.schedule.alpha(s),
+            self._sigma(s),
+            self.schedule.alpha(r),
+            self.schedule.sigma(r).square(),
+        )
+        before = sigma.square()
         # alpha_r^2 - alpha_s^2 = sigma_s^2 - sigma_r^2, which loses fewer digits near s = 0.
-        fresh = self.eta**2 * variance / before * (before - variance).clamp(min=0) / alpha.square()
-        mean = alpha * start + (variance - fresh).clamp(min=0).sqrt() * noise
-        return {self._name: mean + fresh.sqrt() * _normal(x, step.rng)}
+        fresh = self.eta**2 * variance / before * (before - variance).clamp(min=0) / alpha_r.square()
+        kept = (variance - fresh).clamp(min=0).sqrt()
+        alpha, sigma, alpha_r, kept, kick = self._columns(step.layout, alpha, sigma, alpha_r, kept, fresh.sqrt())
+        start, noise = self._split(x, prediction[self._name], alpha, sigma)
+        return {self._name: (alpha_r * start).addcmul(kept, noise).addcmul(kick, _normal(x, step.rng))}
 
     def correct(self, latent: Latent, prediction: Prediction, step: Step, correction: Correction) -> Latent:
         """Langevin move x <- x + delta S + sqrt(2 delta) eps, delta = tau / mean(S^2) over the numbers of a crystal."""
         x, layout = latent[self._name], step.layout
-        now = self._rows(step.now, layout, x)
-        score = -self._split(x, prediction[self._name], now)[1] / self._sigma(now)
+        now = step.now.to(x.dtype)
+        alpha, sigma = self._columns(layout, self.schedule.alpha(now), self._sigma(now))
+        score = self._split(x, prediction[self._name], alpha, sigma)[1] / -sigma
         square = score.square()
         per_crystal = square if self.codec.channel.per == "crystal" else layout.mean(square)
-        delta = self._rows(langevin_size(per_crystal.mean(-1), correction.tau), layout, x)
-        return {self._name: x + delta * score + (2 * delta).sqrt() * _normal(x, step.rng)}
+        delta = langevin_size(per_crystal.mean(-1), correction.tau)
+        delta, kick = self._columns(layout, delta, (2 * delta).sqrt())
+        return {self._name: x.addcmul(delta, score).addcmul(kick, _normal(x, step.rng))}
+
+    def _state(self, latent: Latent, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """x, and the times s and r of its crystals [B] in its dtype."""
+        x = latent[self._name]
+        return x, step.s.to(x.dtype), step.r.to(x.dtype)
 
     def _sigma(self, s: Tensor) -> Tensor:
         return self.schedule.sigma(s).clamp(min=_SMALLEST_SIGMA)
 
-    def _split(self, x: Tensor, output: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """x_0 and eps from the network's output at time s, in keeping with each other: x = alpha x_0 + sigma eps."""
-        alpha, sigma = self.schedule.alpha(s), self._sigma(s)
+    def _split(self, x: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """x_0 and eps from the network's output, in keeping with each other: x = alpha x_0 + sigma eps."""
         if self.parameterization == "x0":
             start = self._clean(output)
-            return start, (x - alpha * start) / sigma
-        estimate = (x - sigma * output) / alpha
+            return start, x.addcmul(alpha, start, value=-1) / sigma
+        estimate = x.addcmul(sigma, output, value=-1) / alpha
         start = self._clean(estimate)
         # What ``_clean`` left alone keeps the network's eps to the last digit.
         return start, output + alpha * (estimate - start) / sigma

@@ -10,7 +10,7 @@ from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, Correction, Latent, Noised, Prediction, Step
 from kldm.registry import process
-from kldm.torus import score_mean_square, unit, wrap, wrapped_normal_score
+from kldm.torus import score_root_mean_square, unit, wrapped_normal_score
 
 _TURN = 2 * pi  # inside: angles, and standard deviations in radians; in the latent: fractions of a turn
 
@@ -70,12 +70,12 @@ class WrappedVE:
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
         like, layout = clean.fractional, clean.layout
-        sigma = self._angle(s, layout, like)
+        sigma = self._angle(s, like)
+        sigma, variance, size = layout.columns(sigma, sigma.square(), self._size(sigma))
         displacement = self._displacement(sigma * self._normal(like, layout, rng), layout)
-        # The score by f_s is minus that by the mean.
-        score = self._free(-wrapped_normal_score(displacement, sigma.square()), layout)
-        latent = {"fractional": unit(like + wrap(displacement) / _TURN)}
-        return Noised(latent, {"displacement": score / score_mean_square(sigma).sqrt()})
+        score = self._free(wrapped_normal_score(displacement, variance, self._widest), layout)
+        latent = self._moved({"fractional": like}, displacement)
+        return Noised(latent, {"displacement": score / -size})  # the score by f_s is minus that by the mean
 
     def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
         """Mean square error over atoms and axes."""
@@ -86,18 +86,17 @@ class WrappedVE:
 
         sigma_r counts as 0 at r = 0, so that the last step adds no noise.
         """
-        before, after = self._sigmas(step, latent)
+        before, after = self._sigmas(step, latent["fractional"])
         spread = before.square() - after.square()
-        noise = after / before * spread.sqrt() * self._normal(latent["fractional"], step.layout, step.rng)
-        return self._moved(latent, spread * self._score(prediction, step.s, step.layout) + noise)
+        return self._pushed(latent, prediction, step, before, spread, after / before * spread.sqrt())
 
     def flow(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Probability flow df = -sigma S dsigma, one step: f <- f + (sigma_s - sigma_r) sigma_s S, sigma_r = 0 at 0.
 
         Exact for a normal law, where S = -(f - f_0) / sigma^2.
         """
-        before, after = self._sigmas(step, latent)
-        return self._moved(latent, (before - after) * before * self._score(prediction, step.s, step.layout))
+        before, after = self._sigmas(step, latent["fractional"])
+        return self._pushed(latent, prediction, step, before, (before - after) * before)
 
     def predict(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """``flow``: the predictor of KLDM's Algorithm 4, c = (rho sigma_s - sigma_r) sigma_s, with rho = 1.
@@ -111,12 +110,9 @@ class WrappedVE:
 
         No noise in the step that ends at r = 0. The length is the process's own: ``correction`` has no part in it.
         """
-        layout = step.layout
-        sigma = self._angle(step.now, layout, latent["fractional"])
+        sigma = self._angle(step.now, latent["fractional"])
         length = self.step_lr * (sigma / self.sigma_min).square()
-        last = layout.per_atom(step.r <= 0).unsqueeze(-1)
-        noise = (2 * length).sqrt().masked_fill(last, 0.0) * self._normal(latent["fractional"], layout, step.rng)
-        return self._moved(latent, length * self._score(prediction, step.now, layout) + noise)
+        return self._pushed(latent, prediction, step, sigma, length, (2 * length).sqrt().masked_fill(step.r <= 0, 0.0))
 
     def decode(self, latent: Latent, into: Crystals) -> Crystals:
         return attrs.evolve(into, fractional=unit(latent["fractional"]))
@@ -125,23 +121,41 @@ class WrappedVE:
         """f_s - f_0 from the noise, [N, 3] both, in radians."""
         return noise
 
-    def _score(self, prediction: Prediction, s: Tensor, layout: Layout) -> Tensor:
-        """S [N, 3] per radian, from the network's output at time s."""
-        output = self._free(prediction["displacement"], layout)
-        return output * score_mean_square(self._angle(s, layout, output)).sqrt()
+    def _pushed(
+        self,
+        latent: Latent,
+        prediction: Prediction,
+        step: Step,
+        sigma: Tensor,
+        length: Tensor,
+        noise: Tensor | None = None,
+    ) -> Latent:
+        """f <- f + length S + noise eps, S from the network's output at sigma; numbers of crystals, [B], in radians."""
+        layout, output = step.layout, self._free(prediction["displacement"], step.layout)
+        length = length * self._size(sigma)
+        if noise is None:
+            return self._moved(latent, layout.per_atom(length).unsqueeze(-1) * output)
+        length, noise = layout.columns(length, noise)
+        return self._moved(latent, torch.addcmul(length * output, noise, self._normal(output, layout, step.rng)))
 
     def _moved(self, latent: Latent, angle: Tensor) -> Latent:
-        return {"fractional": unit(latent["fractional"] + angle / _TURN)}
+        return {"fractional": unit(torch.add(latent["fractional"], angle, alpha=1 / _TURN))}
 
-    def _sigmas(self, step: Step, latent: Latent) -> tuple[Tensor, Tensor]:
-        """sigma at s and at r, [N, 1] in radians; 0 at r = 0."""
-        like, layout = latent["fractional"], step.layout
-        last = layout.per_atom(step.r <= 0).unsqueeze(-1)
-        return self._angle(step.s, layout, like), self._angle(step.r, layout, like).masked_fill(last, 0.0)
+    def _size(self, sigma: Tensor) -> Tensor:
+        """sqrt(n(sigma)), the root mean square of the score per radian."""
+        return score_root_mean_square(sigma, self._widest)
 
-    def _angle(self, s: Tensor, layout: Layout, like: Tensor) -> Tensor:
-        """sigma in radians at times s [B], [N, 1]."""
-        return _TURN * layout.per_atom(self.sigma(s.to(like.dtype))).unsqueeze(-1)
+    @property
+    def _widest(self) -> float:
+        return _TURN * self.sigma_max
+
+    def _sigmas(self, step: Step, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sigma at s and at r, [B] in radians; 0 at r = 0."""
+        return self._angle(step.s, like), self._angle(step.r, like).masked_fill(step.r <= 0, 0.0)
+
+    def _angle(self, s: Tensor, like: Tensor) -> Tensor:
+        """sigma in radians at times s, in the dtype of ``like``."""
+        return _TURN * self.sigma(s.to(like.dtype))
 
     def _normal(self, like: Tensor, layout: Layout, rng: torch.Generator) -> Tensor:
         draw = torch.randn(like.shape, generator=rng, dtype=like.dtype, device=like.device)

@@ -140,7 +140,8 @@ def test_the_networks_eps_is_used_to_the_last_digit() -> None:
     x, eps = noised.latent["species"], noised.target["species"]
     fresh = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     spread = Linear().beta(s) * (s - r)
-    expected = x + (x / 2 - eps / Linear().sigma(s)) * spread + spread.sqrt() * fresh
+    drift = torch.addcdiv(x / 2, eps, Linear().sigma(s), value=-1)
+    expected = x.addcmul(drift, spread).addcmul(spread.sqrt(), fresh)
     assert torch.equal(process.denoise(noised.latent, noised.target, step(0.01, 0.005, crystals))["species"], expected)
 
 
