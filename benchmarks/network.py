@@ -1,33 +1,45 @@
-"""How much faster CSPVNet and CSPNet are than their readable forms: one forward pass, one training step with AdamW.
+"""How much faster CSPVNet and CSPNet are than their readable forms, and how near to the products they cannot avoid.
 
     python -m benchmarks.network --batch 64 --hidden 512 --repeats 5 --threads 1 --json network.json
 
-Both forms have the same weights and see the same batch, whose numbers of atoms are drawn from those of the MP-20
-training split. They take turns, so that a busy machine slows both; reported are medians of the CPU time of the process
-(of the GPU's own clock on a GPU).
+All forms have the same weights and see the same batch, whose numbers of atoms are drawn from those of the MP-20
+training split. They take turns, so that a busy machine slows all; reported are medians of the CPU time of the process
+(of the GPU's own clock on a GPU). The floor is the matrix products of the fast form alone, in the same turns.
+Arithmetic is counted by torch; memory is in benchmarks.memory.
 """
 
 import argparse
-import json
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, get_args
 
 import attrs
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.floor import alone, flops, unavoidable
+from benchmarks.timing import Timing, Work, device_name, interleaved, write_json
 from kldm.crystals import Layout
-from kldm.files import atomic_write
+from kldm.execution import Execution
 from kldm.interfaces import Channel, Interface
 from kldm.networks import CSPNet, CSPNetPlain, CSPVNet, CSPVNetPlain
 from kldm.networks.pair_network import PairNetwork
+from kldm.training import Precision
 
-# Crystals of the MP-20 training split with 1, 2, ... 20 atoms; 10.4 on average.
+# Crystals with 1, 2, ... atoms: of the MP-20 training split (10.4 on average), and of 12,751 crystals drawn from that
+# of MPTS-52 (18.2).
 MP20_SIZES = torch.tensor(
     [60, 572, 539, 4154, 1286, 2304, 576, 2130, 934, 2657, 361, 2615, 584, 1766, 390, 1797, 264, 1440, 287, 2417]
 )
+MPTS52_SIZES = torch.tensor(
+    [
+        *(59, 411, 308, 669, 642, 866, 211, 678, 367, 502, 104, 907, 185, 461, 120, 622, 77, 429, 62, 544, 73, 352),
+        *(29, 635, 16, 159, 38, 536, 109, 171, 7, 378, 24, 74, 15, 455, 18, 139, 25, 378, 11, 115, 4, 230, 10, 78),
+        *(8, 226, 13, 37, 11, 153),
+    ]
+)
+SIZES = {"mp_20": MP20_SIZES, "mpts_52": MPTS52_SIZES}
 
 VELOCITY = Channel("velocity", 3, "atom", "tangent")
 LATTICE = Channel("lattice", 6, "crystal", "real")
@@ -46,92 +58,114 @@ NETWORKS: dict[str, tuple[Callable[..., PairNetwork], Callable[..., PairNetwork]
 
 # The least that CSPVNet must be faster by, at batch 64, width 512 and one thread. CSPNet has no bar: without velocities
 # its readable form has fewer columns to lose.
-BARS = {"cspvnet": {"forward": 2.2, "training step": 3.0}}
+BARS = {"cspvnet": {"forward": 2.5, "training step": 3.5}}
+OVER_FLOOR = 1.6
+"""The most that a training step of CSPVNet may take, in times of its products."""
+
+FAST = ("autograd", "manual")
 
 
-@attrs.frozen
-class Timing:
-    """Median seconds of either network, their ratio, and the smallest and largest ratio of a single turn."""
-
-    fast: float
-    plain: float
-    ratio: float
-    least: float
-    most: float
-
-    @classmethod
-    def of(cls, fast: list[float], plain: list[float]) -> "Timing":
-        ratios = [slow / quick for quick, slow in zip(fast, plain, strict=True)]
-        quick, slow = statistics.median(fast), statistics.median(plain)
-        return cls(quick, slow, slow / quick, min(ratios), max(ratios))
-
-
-def seconds(work: Callable[[], None], device: torch.device) -> float:
-    """What one run of ``work`` takes."""
-    if device.type == "cuda":
-        start, end = torch.Event(device, enable_timing=True), torch.Event(device, enable_timing=True)
-        start.record()
-        work()
-        end.record()
-        torch.cuda.synchronize(device)
-        return start.elapsed_time(end) / 1000
-    begin = time.process_time()
-    work()
-    return time.process_time() - begin
-
-
-def forward(network: PairNetwork, latent: dict[str, Tensor], s: Tensor, layout: Layout) -> Callable[[], None]:
+def forward(network: PairNetwork, latent: Mapping[str, Tensor], s: Tensor, layout: Layout, bf16: bool) -> Work:
     def work() -> None:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(s.device.type, torch.bfloat16, enabled=bf16):
             network(latent, s, layout)
 
     return work
 
 
-def training_step(network: PairNetwork, latent: dict[str, Tensor], s: Tensor, layout: Layout) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, amsgrad=True)
+def training_step(network: PairNetwork, latent: Mapping[str, Tensor], s: Tensor, layout: Layout, bf16: bool) -> Work:
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, amsgrad=True, fused=s.device.type == "cuda")
 
     def work() -> None:
         optimizer.zero_grad()
-        prediction = network(latent, s, layout)
+        with torch.autocast(s.device.type, torch.bfloat16, enabled=bf16):
+            prediction = network(latent, s, layout)
         torch.autograd.backward([value.square().mean() for value in prediction.values()])
         optimizer.step()
 
     return work
 
 
-def batch_of(count: int, device: torch.device) -> tuple[Layout, dict[str, Tensor], Tensor]:
-    """Layout, times and every channel but the lattice, whose width the interface says."""
+def batch_for(
+    name: str, count: int, device: torch.device, numbers: Tensor = MP20_SIZES
+) -> tuple[Layout, dict[str, Tensor], Tensor]:
+    """Layout, channels and times of a random batch for a network of ``NETWORKS``."""
     rng = torch.Generator().manual_seed(0)
-    sizes = 1 + torch.multinomial(MP20_SIZES.double(), count, True, generator=rng)
+    sizes = 1 + torch.multinomial(numbers.double(), count, True, generator=rng)
     layout = Layout.of(sizes.tolist(), device)
-    atoms = layout.total
+    width = next(channel.width for channel in NETWORKS[name][2].reads if channel.name == "lattice")
     latent = {
-        "species": torch.randint(100, (atoms,), generator=rng),
-        "fractional": torch.rand(atoms, 3, generator=rng),
-        "velocity": torch.randn(atoms, 3, generator=rng),
+        "species": torch.randint(100, (layout.total,), generator=rng),
+        "fractional": torch.rand(layout.total, 3, generator=rng),
+        "velocity": torch.randn(layout.total, 3, generator=rng),
+        "lattice": torch.randn(count, width, generator=rng),
     }
-    return layout, {name: value.to(device) for name, value in latent.items()}, torch.rand(count, generator=rng)
+    times = torch.rand(count, generator=rng).to(device)
+    return layout, {channel: value.to(device) for channel, value in latent.items()}, times
 
 
-def compare(name: str, batch: int, hidden: int, repeats: int, device: torch.device) -> dict[str, Timing]:
-    """Timings of a network by the kind of work, after one unmeasured turn of each."""
-    quick, readable, interface = NETWORKS[name]
-    layout, latent, s = batch_of(batch, device)
-    width = next(channel.width for channel in interface.reads if channel.name == "lattice")
-    latent["lattice"], s = (
-        torch.randn(batch, width, generator=torch.Generator().manual_seed(1)).to(device),
-        s.to(device),
-    )
+def of_form(name: str, form: str, hidden: int, device: torch.device) -> PairNetwork:
+    """A network of ``NETWORKS`` in one form, always with the same weights."""
     torch.manual_seed(0)
-    fast, plain = quick(interface, hidden=hidden).to(device), readable(interface, hidden=hidden).to(device)
-    plain.load_state_dict(fast.state_dict())
-    timings = {}
+    fast, plain, interface = NETWORKS[name]
+    made = (plain if form == "plain" else fast)(interface, hidden=hidden).to(device)
+    if form == "compiled":
+        made.execute(Execution(compile=True))
+    elif form == "triton":
+        made.execute(Execution(messages="triton"))
+    elif form == "autograd":
+        made.execute(Execution(messages="autograd"))
+    return made
+
+
+@attrs.frozen
+class Row:
+    """One form of a network at one kind of work.
+
+    Attributes:
+        timing: beside the plain form.
+        over_floor: its time over that of the products that it cannot avoid.
+        gigaflop: multiplications and additions.
+    """
+
+    timing: Timing
+    over_floor: float
+    gigaflop: float
+
+
+def compare(
+    name: str,
+    batch: int,
+    hidden: int,
+    repeats: int,
+    device: torch.device,
+    *,
+    compiled: bool = False,
+    bf16: bool = False,
+) -> dict[str, dict[str, Row]]:
+    """Rows by the kind of work and the form."""
+    layout, latent, s = batch_for(name, batch, device)
+    networks = {"plain": of_form(name, "plain", hidden, device)}
+    for form in (*FAST, *["triton"] * (device.type == "cuda"), *["compiled"] * compiled):
+        networks[form] = of_form(name, form, hidden, device)
+    found: dict[str, dict[str, Row]] = {}
     for kind, make in (("forward", forward), ("training step", training_step)):
-        works = [make(network, latent, s, layout) for network in (fast, plain)]
-        turns = [[seconds(work, device) for work in works] for _ in range(repeats + 1)][1:]
-        timings[kind] = Timing.of([turn[0] for turn in turns], [turn[1] for turn in turns])
-    return timings
+        products = unavoidable(networks["manual"], layout, kind == "training step")
+        works = {form: make(network, latent, s, layout, bf16) for form, network in networks.items()}
+        times = interleaved({**works, "floor": alone(products, device)}, repeats, device)
+        found[kind] = {}
+        for form, work in works.items():
+            timing, floor = Timing.of(times[form], times["plain"]), Timing.of(times["floor"], times["plain"]).median
+            # What torch compiled or Triton runs is not seen by torch's counter.
+            counted = flops(products) if form in ("compiled", "triton") else operations(work)
+            found[kind][form] = Row(timing, timing.median / floor, counted / 1e9)
+    return found
+
+
+def operations(work: Work) -> int:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
 
 
 def main() -> None:
@@ -142,38 +176,44 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile too; takes minutes")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    layout, _, _ = batch_of(options.batch, options.device)
+    torch.set_float32_matmul_precision("highest" if options.precision == "fp32" else "high")
+    layout, _, _ = batch_for("cspvnet", options.batch, options.device)
     edges = 2 * len(layout.pairs.i)
     print(
         f"{options.batch} crystals of MP-20's numbers of atoms, {layout.total} atoms, {edges} edges; width "
-        f"{options.hidden}, {options.threads} threads, {options.device}, torch {torch.__version__}"
+        f"{options.hidden}, {options.precision}, {device_name(options.device)}, torch {torch.__version__}"
     )
-    print(f"{'':23}{'fast (s)':>10}{'plain (s)':>11}{'ratio':>8}{'range':>14}{'bar':>6}")
-    found = {}
+    print(f"{'':34}{'seconds':>9}{'ratio':>7}{'range':>14}{'bar':>5}{'/ floor':>9}{'bar':>5}{'GFLOP':>8}")
+    record: dict[str, Any] = {}
     for name in options.networks:
-        found[name] = compare(name, options.batch, options.hidden, options.repeats, options.device)
-        for kind, timing in found[name].items():
-            spread, bar = f"{timing.least:.2f} - {timing.most:.2f}", BARS.get(name, {}).get(kind, "")
-            row = f"{name:9}{kind:14}{timing.fast:10.3f}{timing.plain:11.3f}{timing.ratio:8.2f}{spread:>14}{bar:>6}"
-            print(row, flush=True)
-    if options.json:
-        settings = {name: getattr(options, name) for name in ("batch", "hidden", "repeats", "threads")}
-        record = {
-            **settings,
-            "device": str(options.device),
-            "torch": torch.__version__,
-            "atoms": layout.total,
-            "edges": edges,
-            "seconds": {
-                name: {kind: attrs.asdict(timing) for kind, timing in timings.items()}
-                for name, timings in found.items()
-            },
-        }
-        with atomic_write(options.json) as part:
-            part.write_text(json.dumps(record, indent=2) + "\n")
+        found = compare(
+            name,
+            options.batch,
+            options.hidden,
+            options.repeats,
+            options.device,
+            compiled=options.compiled,
+            bf16=options.precision == "bf16",
+        )
+        for kind, rows in found.items():
+            for form, row in rows.items():
+                timing, spread = row.timing, f"{row.timing.least:.2f} - {row.timing.most:.2f}"
+                judged = form == "manual" and name in BARS
+                bar, most = BARS[name][kind] if judged else "", OVER_FLOOR if judged and kind != "forward" else ""
+                print(
+                    f"{name:9}{kind:15}{form:10}{timing.median:9.3f}{timing.ratio:7.2f}{spread:>14}{bar:>5}"
+                    f"{row.over_floor:9.2f}{most:>5}{row.gigaflop:8.0f}",
+                    flush=True,
+                )
+        record[name] = {kind: {form: attrs.asdict(row) for form, row in rows.items()} for kind, rows in found.items()}
+    settings = {key: getattr(options, key) for key in ("batch", "hidden", "repeats", "threads", "precision")}
+    described = {"device": device_name(options.device), "torch": torch.__version__}
+    write_json(options.json, {**settings, **described, "atoms": layout.total, "edges": edges, "networks": record})
 
 
 if __name__ == "__main__":

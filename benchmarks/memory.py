@@ -1,0 +1,100 @@
+"""How much memory a training step takes: what is kept for the backward pass, and the most that is held at once.
+
+    python -m benchmarks.memory --sizes mpts_52 --batch 256 --forms manual autograd --json memory.json
+
+Each form takes one step with AdamW in a process of its own, on a batch with the data set's numbers of atoms. Kept is
+counted, parameters left out; the peak is of the whole process, weights and optimiser included (of what torch allocated on
+a GPU).
+"""
+
+import argparse
+import multiprocessing
+import resource
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from benchmarks.network import FAST, NETWORKS, SIZES, batch_for, of_form, training_step
+from benchmarks.timing import device_name, write_json
+
+
+@attrs.frozen
+class Memory:
+    """Of one training step.
+
+    Attributes:
+        edges: directed edges of the batch.
+        kept: bytes from the forward to the backward pass.
+        peak: bytes at most.
+    """
+
+    edges: int
+    kept: int
+    peak: int
+
+
+def kept(work: Callable[[], Tensor], network: nn.Module) -> int:
+    """Bytes that a forward pass keeps for its backward pass, parameters left out."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = work()
+    assert result.requires_grad  # it holds the graph, and so everything that is kept, until here
+    return sum(storages.values())
+
+
+def measured(name: str, form: str, sizes: str, batch: int, hidden: int, device: torch.device, threads: int) -> Memory:
+    """For a process of its own: a process never gives its peak back."""
+    torch.set_num_threads(threads)
+    layout, latent, s = batch_for(name, batch, device, SIZES[sizes])
+    network = of_form(name, form, hidden, device)
+    count = kept(lambda: torch.stack([v.sum() for v in network(latent, s, layout).values()]).sum(), network)
+    training_step(network, latent, s, layout, bf16=False)()
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Memory(2 * len(layout.pairs.i), count, peak)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="memory of a training step")
+    parser.add_argument("--network", choices=tuple(NETWORKS), default="cspvnet")
+    parser.add_argument(
+        "--forms", nargs="+", default=["plain", *FAST], help="plain, autograd, manual, triton, compiled"
+    )
+    parser.add_argument("--sizes", choices=tuple(SIZES), default="mp_20", help="whose numbers of atoms")
+    parser.add_argument("--batch", type=int, default=64, help="crystals")
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args()
+    print(f"{options.network}, {options.batch} crystals of {options.sizes}, {device_name(options.device)}")
+    print(f"{'':12}{'edges':>9}{'kept (GB)':>11}{'per edge (kB)':>15}{'peak (GB)':>11}")
+    record = {}
+    for form in options.forms:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            settings = (options.sizes, options.batch, options.hidden, options.device, options.threads)
+            found = process.submit(measured, options.network, form, *settings).result()
+        per_edge = found.kept / found.edges / 1e3
+        print(f"{form:12}{found.edges:9}{found.kept / 1e9:11.2f}{per_edge:15.1f}{found.peak / 1e9:11.2f}", flush=True)
+        record[form] = attrs.asdict(found)
+    described = {key: getattr(options, key) for key in ("network", "sizes", "batch", "hidden", "threads")}
+    write_json(options.json, {**described, "device": device_name(options.device), "forms": record})
+
+
+if __name__ == "__main__":
+    main()

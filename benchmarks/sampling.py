@@ -1,0 +1,101 @@
+"""How much faster a step of sampling is than with the readable network.
+
+    python -m benchmarks.sampling --batch 64 --hidden 512 --repeats 5 --threads 1 --json sampling.json
+
+KLDM-x0 for crystal structure prediction with random weights, numbers of atoms as in MP-20; one step of Euler-Maruyama
+(one network call) and of the predictor-corrector sampler (two), with prior and decoding. Both forms take turns on the
+same batch and from the same seed; reported are medians of the CPU time of the process (of the GPU's own clock on a
+GPU).
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from benchmarks.network import batch_for
+from benchmarks.timing import Timing, Work, device_name, interleaved, write_json
+from kldm.crystals import Crystals
+from kldm.execution import Execution, set_execution
+from kldm.interfaces import Sampler
+from kldm.model import JointModel
+from kldm.networks import CSPVNet, CSPVNetPlain
+from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
+from kldm.samplers import EulerMaruyama, PredictorCorrector
+from kldm.samplers.graphs import replaying
+from kldm.seeding import seeded
+
+BAR = 2.5
+"""The least that a step must be faster by, at batch 64, width 512 and one thread."""
+
+STEPS = 2
+
+
+def model_with(network: type[CSPVNet], hidden: int, device: torch.device) -> JointModel:
+    torch.manual_seed(0)
+    model = JointModel(
+        coordinates=TrivializedTorus(),
+        lattice=VPEuclidean(codec=LogTan(standardise=False)),
+        species=Given(),
+        network=partial(network, hidden=hidden),
+    )
+    return model.to(device).eval()
+
+
+def step_of(sampler: Sampler, model: JointModel, given: Crystals, graphs: bool) -> Work:
+    def work() -> None:
+        with replaying(graphs):
+            sampler.sample(model, given, seeded(given.device, 0))
+
+    return work
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="a step of sampling against the readable network's")
+    parser.add_argument("--batch", type=int, default=64, help="crystals")
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--graphs", action="store_true", help="replay of CUDA graphs too, and more steps to pay for it")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device, steps = options.device, 100 if options.graphs else STEPS
+    layout, latent, _ = batch_for("cspvnet", options.batch, device)
+    lattice = torch.tensor([5.0, 6.0, 7.0, 1.5, 1.6, 1.7], device=device).expand(options.batch, 6)
+    given = Crystals(latent["fractional"], lattice, latent["species"] + 1, layout)
+    fast, plain = (model_with(network, options.hidden, device) for network in (CSPVNet, CSPVNetPlain))
+    plain.load_state_dict(fast.state_dict())
+    models = {"plain": (plain, False), "manual": (fast, False)}
+    if options.graphs:
+        models["graphs"] = (fast, True)
+    set_execution(fast.network, Execution())
+    print(
+        f"{options.batch} crystals, {layout.total} atoms, width {options.hidden}, {device_name(device)}, "
+        f"torch {torch.__version__}"
+    )
+    print(f"{'one step of':22}{'':9}{'seconds':>9}{'ratio':>7}{'range':>14}{'bar':>5}")
+    record: dict[str, Any] = {}
+    samplers = {
+        "euler_maruyama": EulerMaruyama(steps=steps, s_min=0.5),
+        "predictor_corrector": PredictorCorrector(steps=steps, s_min=0.5),
+    }
+    for name, sampler in samplers.items():
+        works = {form: step_of(sampler, model, given, graphs) for form, (model, graphs) in models.items()}
+        times = interleaved(works, options.repeats, device)
+        record[name] = {}
+        for form in works:
+            timing = Timing.of([one / steps for one in times[form]], [one / steps for one in times["plain"]])
+            spread, bar = f"{timing.least:.2f} - {timing.most:.2f}", BAR if form == "manual" else ""
+            print(f"{name:22}{form:9}{timing.median:9.3f}{timing.ratio:7.2f}{spread:>14}{bar:>5}", flush=True)
+            record[name][form] = attrs.asdict(timing)
+    settings = {key: getattr(options, key) for key in ("batch", "hidden", "repeats", "threads")}
+    write_json(options.json, {**settings, "device": device_name(device), "torch": torch.__version__, "steps": record})
+
+
+if __name__ == "__main__":
+    main()
