@@ -3,8 +3,8 @@
     python -m benchmarks.memory --sizes mpts_52 --batch 256 --forms manual autograd --json memory.json
 
 Each form takes one step with AdamW in a process of its own, on a batch with the data set's numbers of atoms. Kept is
-counted, parameters left out; the peak is of the whole process, weights and optimiser included (of what torch allocated on
-a GPU).
+counted, parameters left out; the peak is of the whole process, weights and optimiser included (of what torch allocated
+on a GPU).
 """
 
 import argparse
@@ -72,9 +72,7 @@ def measured(name: str, form: str, sizes: str, batch: int, hidden: int, device: 
 def main() -> None:
     parser = argparse.ArgumentParser(description="memory of a training step")
     parser.add_argument("--network", choices=tuple(NETWORKS), default="cspvnet")
-    parser.add_argument(
-        "--forms", nargs="+", default=["plain", *FAST], help="plain, autograd, manual, triton, compiled"
-    )
+    parser.add_argument("--forms", nargs="+", default=["plain", *FAST], help="triton and compiled too")
     parser.add_argument("--sizes", choices=tuple(SIZES), default="mp_20", help="whose numbers of atoms")
     parser.add_argument("--batch", type=int, default=64, help="crystals")
     parser.add_argument("--hidden", type=int, default=512)
@@ -82,6 +80,7 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     print(f"{options.network}, {options.batch} crystals of {options.sizes}, {device_name(options.device)}")
     print(f"{'':12}{'edges':>9}{'kept (GB)':>11}{'per edge (kB)':>15}{'peak (GB)':>11}")
     record = {}
