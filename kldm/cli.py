@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ class _Commands(click.Group):
 
             if not isinstance(error, torch.OutOfMemoryError):
                 raise
-            remedy = "lower training.batch_size or evaluation.max_pairs"
+            remedy = "lower training.max_pairs or evaluation.max_pairs (of `kldm sample`, --max-pairs)"
             raise click.ClickException(f"the GPU's memory does not suffice; {remedy}") from error
 
 
@@ -102,13 +103,14 @@ def _run(
     from kldm.judging import table
     from kldm.recipe import parse_overrides
 
-    _load(code)
     folder = out or Path("runs") / recipe.stem
-    overrides = parse_overrides(ctx.args)
-    report = runs.run(recipe, folder, overrides=overrides, device=_chosen(device), evaluate=evaluate)
-    if report["evaluation"]:
-        click.echo(table(report["evaluation"]))
-    click.echo(f"run folder: {folder}")
+    with _working(device) as own:
+        _load(code)
+        overrides = parse_overrides(ctx.args)
+        report = runs.run(recipe, folder, overrides=overrides, device=own, evaluate=evaluate)
+        if report["evaluation"]:
+            _say(table(report["evaluation"]))
+        _say(f"run folder: {folder}")
 
 
 @main.command()
@@ -133,7 +135,9 @@ def _run(
 )
 @click.option("--seed", default=0, show_default=True)
 @click.option(
-    "--max-pairs", default=64_000, show_default=True, type=click.IntRange(1), help="Pairs of atoms in a batch."
+    "--max-pairs",
+    type=click.IntRange(1),
+    help="Ordered pairs of atoms in a batch; by default 64000, less where memory does not suffice.",
 )
 @_code
 @_out("Folder for the samples; by default samples-1, samples-2 ... beside the model.")
@@ -152,7 +156,7 @@ def sample(
     keep_atoms: str | None,
     count: int,
     seed: int,
-    max_pairs: int,
+    max_pairs: int | None,
     code: tuple[Path, ...],
     out: Path | None,
     device: str | None,
@@ -174,27 +178,28 @@ def sample(
     from kldm import runs
     from kldm.wish import Wish
 
-    _load(code)
-    wish = Wish(
-        formulas=formulas,
-        units=units,
-        split=split,
-        limit=limit,
-        elements=elements,
-        contains=contains,
-        template=template,
-        keep=tuple(filter(None, (name.strip() for name in keep.split(",")))),
-        keep_atoms=keep_atoms,
-        atoms=atoms,
-        count=count,
-        seed=seed,
-    )
-    report, folder = runs.sample_run(model, wish, out, device=_chosen(device), max_pairs=max_pairs)
-    failed = sum(report["not_built"].values())
-    click.echo(f"{report['requests'] - failed} structures, {failed} failed: {folder}")
-    for name, number in report["violations"].items():
-        if number:
-            click.echo(f"{number} structures violate the constraint on {name}", err=True)
+    with _working(device) as own:
+        _load(code)
+        wish = Wish(
+            formulas=formulas,
+            units=units,
+            split=split,
+            limit=limit,
+            elements=elements,
+            contains=contains,
+            template=template,
+            keep=tuple(filter(None, (name.strip() for name in keep.split(",")))),
+            keep_atoms=keep_atoms,
+            atoms=atoms,
+            count=count,
+            seed=seed,
+        )
+        report, folder = runs.sample_run(model, wish, out, device=own, max_pairs=max_pairs)
+        failed = sum(report["not_built"].values())
+        _say(f"{report['requests'] - failed} structures, {failed} failed: {folder}")
+        for name, number in report["violations"].items():
+            if number:
+                _say(f"{number} structures violate the constraint on {name}", err=True)
 
 
 _OF_TASK: Mapping[str, Collection[str]] = {
@@ -262,37 +267,38 @@ def evaluate(
     from kldm.judging import table
     from kldm.scoring import Task, metric_for, score_files, usual_cutoffs
 
-    _load(code)
-    if len(samples) == 1 and (samples[0] / "recipe.cfg").exists():
-        if asked_for := _given({"reference", "task", "train", "workers", "time_limit"}.union(*_OF_TASK.values())):
-            remedy = f"leave {' and '.join(asked_for)} out, or judge its file of samples"
-            raise KldmError("a run folder has its own reference and metrics", place=str(samples[0]), remedy=remedy)
-        folder = out or samples[0]
-        judged = runs.evaluate_run(samples[0], out)["evaluation"]
-    else:
-        if not reference:
-            raise KldmError(
-                "a file of samples needs a reference", place=str(samples[0]), remedy="add --reference mp_20/test"
-            )
-        folder = out or (samples[0] if samples[0].is_dir() else samples[0].parent)
-        asked: Task = "dng" if task == "dng" else "csp"
-        other: Task = "csp" if asked == "dng" else "dng"
-        if foreign := _given(_OF_TASK[other]):
-            remedy = f"leave it out, or say --task {other}"
-            raise KldmError(f"says nothing with --task {asked}", place=foreign[0], remedy=remedy)
-        options: dict[str, Any] = {"workers": workers, "time_limit": time_limit}
-        if asked == "csp":
-            named = [rule for rule in (word.strip() for word in rules.split(",")) if rule]
-            several = len(samples) > 1 if full_seeds is None else full_seeds
-            options |= {"rules": named, "full_seeds": several, "longest_edge": longest_edge}
+    with _working("cpu"):
+        _load(code)
+        if len(samples) == 1 and (samples[0] / "recipe.cfg").exists():
+            if asked_for := _given({"reference", "task", "train", "workers", "time_limit"}.union(*_OF_TASK.values())):
+                remedy = f"leave {' and '.join(asked_for)} out, or judge its file of samples"
+                raise KldmError("a run folder has its own reference and metrics", place=str(samples[0]), remedy=remedy)
+            folder = out or samples[0]
+            judged = runs.evaluate_run(samples[0], out)["evaluation"]
         else:
-            options |= {"cutoffs": cutoffs or usual_cutoffs(reference), "draw": draw, "seed": seed}
-            options |= {"states": states, "legacy": legacy}
-        metric = metric_for(asked, options)
-        report = score_files(samples, reference, asked, metric, folder, k=k, train=train)
-        judged = {samples[0].stem if len(samples) == 1 else f"{len(samples)} files": report}
-    click.echo(table(judged))
-    click.echo(f"report: {folder / 'report.json'}")
+            if not reference:
+                raise KldmError(
+                    "a file of samples needs a reference", place=str(samples[0]), remedy="add --reference mp_20/test"
+                )
+            folder = out or (samples[0] if samples[0].is_dir() else samples[0].parent)
+            asked: Task = "dng" if task == "dng" else "csp"
+            other: Task = "csp" if asked == "dng" else "dng"
+            if foreign := _given(_OF_TASK[other]):
+                remedy = f"leave it out, or say --task {other}"
+                raise KldmError(f"says nothing with --task {asked}", place=foreign[0], remedy=remedy)
+            options: dict[str, Any] = {"workers": workers, "time_limit": time_limit}
+            if asked == "csp":
+                named = [rule for rule in (word.strip() for word in rules.split(",")) if rule]
+                several = len(samples) > 1 if full_seeds is None else full_seeds
+                options |= {"rules": named, "full_seeds": several, "longest_edge": longest_edge}
+            else:
+                options |= {"cutoffs": cutoffs or usual_cutoffs(reference), "draw": draw, "seed": seed}
+                options |= {"states": states, "legacy": legacy}
+            metric = metric_for(asked, options)
+            report = score_files(samples, reference, asked, metric, folder, k=k, train=train)
+            judged = {samples[0].stem if len(samples) == 1 else f"{len(samples)} files": report}
+        _say(table(judged))
+        _say(f"report: {folder / 'report.json'}")
 
 
 @main.command()
@@ -363,22 +369,38 @@ def _load(code: tuple[Path, ...]) -> None:
         load_code(path)
 
 
-def _chosen(device: str | None) -> "torch.device":
+@contextmanager
+def _working(device: str | None) -> Iterator["torch.device"]:
+    """The device to work on, of this process alone or of one of those that torchrun started."""
     import torch
 
+    from kldm.distributed import joined
     from kldm.runs import default_device
 
-    if device is None:
-        return default_device()
     try:
-        chosen = torch.device(device)
-        torch.zeros(1, device=chosen).item()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise KldmError(
-            f"not usable here ({reason})", place=f"--device {device}", remedy="leave it out or say cpu"
-        ) from error
-    return chosen
+        asked = default_device() if device is None else torch.device(device)
+    except RuntimeError as error:
+        raise _unusable(device, error) from error
+    with joined(asked) as own:
+        if device is not None:
+            try:
+                torch.zeros(1, device=own).item()
+            except (RuntimeError, AssertionError) as error:
+                raise _unusable(device, error) from error
+        yield own
+
+
+def _unusable(device: str | None, error: Exception) -> KldmError:
+    reason = str(error).splitlines()[0]
+    return KldmError(f"not usable here ({reason})", place=f"--device {device}", remedy="leave it out or say cpu")
+
+
+def _say(text: str, err: bool = False) -> None:
+    """Print what one of several processes shall print."""
+    from kldm.distributed import world
+
+    if world().is_writer:
+        click.echo(text, err=err)
 
 
 if __name__ == "__main__":

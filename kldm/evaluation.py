@@ -11,11 +11,13 @@ import attrs
 import torch
 
 from kldm.crystals import CrystalStore
+from kldm.distributed import world
 from kldm.errors import KldmError
 from kldm.execution import set_execution
 from kldm.experiment import Experiment, assemble, takes_compositions
 from kldm.interfaces import Candidate, Samples
 from kldm.judging import judgement, measure, reference_structures, write_rows
+from kldm.memory import sampling_pairs
 from kldm.model import JointModel
 from kldm.overlap import of_store, overlap_note
 from kldm.reading import read_samples
@@ -47,7 +49,7 @@ class Validator:
             self.targets,
             wanted,
             seed=settings.seed,
-            max_pairs=self.experiment.evaluation.max_pairs,
+            max_pairs=sampling_pairs(self.experiment.evaluation.max_pairs, model.network, self.targets.device),
             description="validate",
         )
         values = self._values(Samples(candidates(generated, wanted), self.reference))
@@ -118,7 +120,8 @@ class Reference:
         samples = Samples(found, reference_structures(self.store))
         measured = measure(experiment.metrics, samples)
         names = requested(experiment, self.store, experiment.evaluation.count, experiment.evaluation.seed).ids
-        write_rows(rows, measured, samples, names)
+        if world().is_writer:
+            write_rows(rows, measured, samples, names)
         described = {"name": self.name, "rows": len(self.store), "whole": self.whole}
         judged = judgement(measured, samples)
         return {"reference": described, **judged, "notes": [*self.notes, *judged["notes"]]}
@@ -144,6 +147,7 @@ def _evaluate(
     started, settings, place = time.monotonic(), experiment.evaluation, folder / "samples" / label
     targets = requested(experiment, reference.store, settings.count, settings.seed)
     wanted = requests(len(targets), settings.candidates if takes_compositions(experiment.model) else 1)
+    max_pairs = sampling_pairs(settings.max_pairs, model.network, device)
     origin = {
         "weights": _digest(model),
         "sampler": tree["sampler"],
@@ -152,22 +156,23 @@ def _evaluate(
         "atoms": settings.atoms,
         "limit": settings.limit,
         "seed": settings.seed,
-        "max_pairs": settings.max_pairs,
+        "max_pairs": max_pairs,
     }
-    found = _stored(place, origin)
-    if found is None:
+    found = _stored(place, origin, any_max_pairs=settings.max_pairs is None)
+    if not all(world().gather(found is not None)) or found is None:
         generated = generate(
             model,
             experiment.sampler,
             targets.to(device),
             wanted,
             seed=settings.seed,
-            max_pairs=settings.max_pairs,
+            max_pairs=max_pairs,
             description=f"sample {label}",
         )
         found = candidates(generated, wanted)
-        write_samples(place, found, targets.ids)
-        write_json(place / "origin.json", origin)
+        if world().is_writer:
+            write_samples(place, found, targets.ids)
+            write_json(place / "origin.json", origin)
     judged = reference.judged(experiment, found, place / "results.csv")
     return {**judged, "seconds": round(time.monotonic() - started, 1)}
 
@@ -180,12 +185,16 @@ def draw(store: CrystalStore, limit: int | None, seed: int) -> CrystalStore:
     return store.subset(sorted(rows.tolist()))
 
 
-def _stored(place: Path, origin: Mapping[str, Any]) -> tuple[Candidate, ...] | None:
-    """The samples of an earlier, equal request, so that a repeated command does not sample again."""
+def _stored(place: Path, origin: Mapping[str, Any], *, any_max_pairs: bool) -> tuple[Candidate, ...] | None:
+    """The samples of an earlier, equal request, so that a repeated command does not sample again; with
+    ``any_max_pairs`` however little memory there was then."""
     try:
-        if json.loads((place / "origin.json").read_text()) == json.loads(json.dumps(origin)):
+        earlier = json.loads((place / "origin.json").read_text())
+        if any_max_pairs:
+            origin = {**origin, "max_pairs": earlier["max_pairs"]}
+        if earlier == json.loads(json.dumps(origin)):
             return read_samples(place / "samples.jsonl")
-    except (OSError, ValueError, KldmError):
+    except (OSError, ValueError, KeyError, TypeError, KldmError):
         return None
     return None
 

@@ -33,7 +33,8 @@ class Evaluation:
             such as ``4-20``.
         histogram: crystals of the training set by number of atoms; measured when a run starts.
         seed: of the draw and of sampling.
-        max_pairs: largest number of ordered pairs of atoms in a batch; memory grows with it.
+        max_pairs: largest number of ordered pairs of atoms in a batch; memory grows with it. By default 64,000, or
+            fewer where half of the free memory does not suffice.
         untrained: whether the untrained network is sampled and judged too, on the first split, as a baseline.
     """
 
@@ -44,7 +45,7 @@ class Evaluation:
     atoms: int | str = EMPIRICAL
     histogram: Mapping[str, int] | None = None
     seed: int = 0
-    max_pairs: int = 64_000
+    max_pairs: int | None = None
     untrained: bool = False
 
     def __attrs_post_init__(self) -> None:

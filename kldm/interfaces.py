@@ -56,7 +56,8 @@ class Interface:
 
 @attrs.frozen(eq=False)
 class Noised:
-    """One draw of the forward process: the noisy latent that the network reads and the targets of its prediction."""
+    """One draw of the forward process: the noisy latent that the network reads and the targets of its prediction, each
+    with one row per atom or per crystal."""
 
     latent: Latent
     target: Mapping[str, Tensor]
@@ -119,7 +120,12 @@ class DiffusionProcess(Protocol):
         ...
 
     def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
-        """Scalar training loss, before the weight of the modality."""
+        """Scalar training loss, before the weight of the modality.
+
+        A mean over the rows of what the process predicts, of terms that know their own crystal alone: over all N atoms
+        or all B crystals, counted whether they contribute or not. So the loss of a batch is the mean of the losses of
+        its parts, each with as much weight as it has rows, and a batch can be divided among processes and in pieces.
+        """
         ...
 
     def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
@@ -217,6 +223,16 @@ class ScoreNetwork(Protocol):
     """
 
     def __call__(self, latent: Latent, s: Tensor, layout: Layout) -> Prediction: ...
+
+
+@runtime_checkable
+class Sizes(Protocol):
+    """A network that knows how much memory it takes."""
+
+    def bytes_per_pair(self, training: bool) -> int:
+        """Memory that a call takes for each ordered pair of atoms of one crystal, with what its gradient needs or
+        without; rather too much than too little."""
+        ...
 
 
 class Augmentation(Protocol):

@@ -3,12 +3,63 @@
 from collections.abc import Callable, Mapping
 from itertools import chain
 
+import attrs
 import torch
 from torch import Tensor, nn
 
 from kldm.crystals import Crystals, CrystalStore, Layout
 from kldm.errors import KldmError, nearest
-from kldm.interfaces import Channel, DiffusionProcess, Fits, Interface, Json, Latent, Prediction, ScoreNetwork
+from kldm.interfaces import (
+    Channel,
+    DiffusionProcess,
+    Fits,
+    Interface,
+    Json,
+    Latent,
+    Noised,
+    Prediction,
+    ScoreNetwork,
+)
+
+
+@attrs.frozen(eq=False)
+class NoisedBatch:
+    """A batch after its noise, ready for the network.
+
+    Attributes:
+        draws: latent and target of each modality.
+        s: [B] times.
+        layout: which atom belongs to which crystal.
+    """
+
+    draws: Mapping[str, Noised]
+    s: Tensor
+    layout: Layout
+
+    def part(self, first: int, last: int) -> "NoisedBatch":
+        """Crystals ``first`` to ``last``, the latter excluded: views, no copies."""
+        sizes = self.layout.sizes
+        start = sum(sizes[:first])
+        atoms, crystals = slice(start, start + sum(sizes[first:last])), slice(first, last)
+
+        def rows(name: str, values: Tensor) -> Tensor:
+            # Where there are as many atoms as crystals, each crystal has one, and both slices are the same.
+            if values.dim() and len(values) == self.layout.total:
+                return values[atoms]
+            if values.dim() and len(values) == len(self.layout):
+                return values[crystals]
+            problem = f"its noise has a tensor of shape {tuple(values.shape)}, with no row per atom or crystal"
+            raise KldmError(problem, place=f"model.{name}", remedy="no batch with it can be divided")
+
+        draws = {
+            name: Noised(
+                {key: rows(name, values) for key, values in draw.latent.items()},
+                {key: rows(name, values) for key, values in draw.target.items()},
+            )
+            for name, draw in self.draws.items()
+        }
+        layout = Layout(self.layout.num_atoms[crystals], sizes[first:last])
+        return NoisedBatch(draws, self.s[crystals], layout)
 
 
 class JointModel(nn.Module):
@@ -70,15 +121,39 @@ class JointModel(nn.Module):
             for name, process in self._processes.items()
         }
 
-    def losses(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
-        """The scalar loss of every modality that predicts, unweighted, at times s [B]."""
-        noised = {name: process.noise(clean, s, rng) for name, process in self._processes.items()}
-        predictions = self.predict({name: draw.latent for name, draw in noised.items()}, s, clean.layout)
+    def noised(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> NoisedBatch:
+        """The crystals with the noise of times s [B], every modality with its own."""
+        return NoisedBatch(
+            {name: process.noise(clean, s, rng) for name, process in self._processes.items()}, s, clean.layout
+        )
+
+    def forward(self, batch: NoisedBatch) -> dict[str, Tensor]:
+        """The scalar loss of every modality that predicts, unweighted; one network call."""
+        predictions = self.predict({name: draw.latent for name, draw in batch.draws.items()}, batch.s, batch.layout)
         return {
-            name: process.loss(predictions[name], noised[name], s, clean.layout)
+            name: process.loss(predictions[name], batch.draws[name], batch.s, batch.layout)
             for name, process in self._processes.items()
             if process.predicts
         }
+
+    def losses(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        """The scalar loss of every modality that predicts, unweighted, at times s [B]."""
+        losses: dict[str, Tensor] = self(self.noised(clean, s, rng))
+        return losses
+
+    def shares(self, part: Layout, whole: Layout) -> dict[str, float]:
+        """By modality, what the loss of a part of a batch weighs in that of the whole: its share of the rows that the
+        modality predicts (see ``DiffusionProcess.loss``)."""
+        shares = {"atom": part.total / whole.total, "crystal": len(part) / len(whole)}
+        found = {}
+        for name, process in self._processes.items():
+            if process.predicts:
+                kinds = {channel.per for channel in process.predicts}
+                if len(kinds) > 1:
+                    problem = "it predicts numbers of atoms and of crystals, so no batch with it can be divided"
+                    raise KldmError(problem, place=f"model.{name}", remedy="make it two processes")
+                found[name] = shares[kinds.pop()]
+        return found
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The weighted mean of the modalities' losses."""

@@ -18,10 +18,12 @@ import torch
 from kldm import checkpoint as checkpoints
 from kldm.checkpoint import Checkpoint
 from kldm.constraints import violations
+from kldm.distributed import world
 from kldm.errors import KldmError
 from kldm.evaluation import Reference, Validator, evaluate_splits
 from kldm.execution import set_execution
 from kldm.experiment import Experiment, assemble, assemble_fitted
+from kldm.memory import sampling_pairs
 from kldm.reading import read_samples
 from kldm.recipe import Tree, read_recipe, write_recipe
 from kldm.results import library_versions, write_json, write_samples
@@ -48,15 +50,18 @@ def run(
     experiment, _ = assemble(tree)
     train = experiment.data.load("train").to(device)
     experiment, tree = assemble_fitted(tree, train)
-    _claim(folder, tree)
+    with world().writer_first():
+        _claim(folder, tree)
     model = experiment.model.to(device)
     set_execution(model.network, experiment.execution)
     validate = Validator(experiment, device) if experiment.validation and experiment.training.validate_every else None
     fit(model, train, experiment.training, folder, tree, validate)
-    write_recipe(tree, folder / "recipe.cfg")  # of a run that was prolonged or is sampled in another way
+    if world().is_writer:
+        write_recipe(tree, folder / "recipe.cfg")  # of a run that was prolonged or is sampled in another way
     report: dict[str, Any] = {
         "recipe": recipe.stem,
         "device": _device_name(device),
+        "processes": world().size,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training": checkpoints.load(folder / "checkpoints" / "best.safetensors").state,
         "seeds": {"training": experiment.training.seed, "evaluation": experiment.evaluation.seed},
@@ -69,7 +74,8 @@ def run(
     elif earlier.get("training") == report["training"]:
         report["evaluation"] = earlier.get("evaluation", {})
     report["seconds"] = round(time.monotonic() - started, 1)
-    write_json(folder / "report.json", report)
+    if world().is_writer:
+        write_json(folder / "report.json", report)
     return report
 
 
@@ -89,12 +95,15 @@ def load_run(path: Path) -> tuple[Experiment, Checkpoint, Path]:
 
 
 def sample_run(
-    path: Path, wish: Wish, out: Path | None = None, *, device: torch.device | None = None, max_pairs: int = 64_000
+    path: Path, wish: Wish, out: Path | None = None, *, device: torch.device | None = None, max_pairs: int | None = None
 ) -> tuple[dict[str, Any], Path]:
     """Generate what is wished for with the model of a run folder or checkpoint.
 
     Writes the samples and ``report.json`` (what they depend on, how many could not be built and why, and by how many
     structures each constraint is violated) to ``out``, by default a new folder beside the model.
+
+    Args:
+        max_pairs: see ``Evaluation``.
 
     Returns:
         the report, and the folder.
@@ -105,6 +114,7 @@ def sample_run(
         raise KldmError("the folder holds samples already", place=str(folder), remedy="choose another --out")
     targets, count = wish.targets(experiment)
     place = device or default_device()
+    max_pairs = sampling_pairs(max_pairs, experiment.model.network, place)
     wanted = requests(len(targets.store), count)
     generated = generate(
         experiment.model.to(place),
@@ -116,7 +126,8 @@ def sample_run(
         constraints=targets.constraints,
     )
     made = candidates(generated, wanted)
-    write_samples(folder, made, targets.store.ids)
+    if world().is_writer:
+        write_samples(folder, made, targets.store.ids)
     broken = violations(made, [request.target for request in wanted], targets.store, targets.constraints)
     asked = {name: value for name, value in attrs.asdict(wish).items() if value not in (None, ())}
     report: dict[str, Any] = {
@@ -129,7 +140,8 @@ def sample_run(
         "not_built": dict(Counter(candidate.reason for candidate in made if candidate.structure is None)),
         "violations": broken,
     }
-    write_json(folder / "report.json", report)
+    if world().is_writer:
+        write_json(folder / "report.json", report)
     return report, folder
 
 
@@ -148,7 +160,8 @@ def evaluate_run(folder: Path, out: Path | None = None) -> dict[str, Any]:
     if not results:
         raise KldmError("the run has no samples yet", place=str(folder), remedy="finish it with kldm run")
     report = _report(folder) | {"libraries": library_versions(), "evaluation": results}
-    write_json((out or folder) / "report.json", report)
+    if world().is_writer:
+        write_json((out or folder) / "report.json", report)
     return report
 
 
@@ -206,9 +219,9 @@ def _complete(tree: Tree) -> Tree:
 
 
 def _bound(tree: Tree) -> Tree:
-    """The part of a recipe that a run folder is bound to; training may be prolonged."""
+    """The part of a recipe that a run folder is bound to; training may be prolonged, and cut into other pieces."""
     kept = {name: value for name, value in tree.items() if name not in _FREE}
-    training = {name: value for name, value in tree.get("training", {}).items() if name != "epochs"}
+    training = {name: value for name, value in tree.get("training", {}).items() if name not in ("epochs", "max_pairs")}
     return {**kept, "training": training}
 
 

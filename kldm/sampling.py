@@ -9,7 +9,8 @@ from torch import nn
 from tqdm import tqdm
 
 from kldm.constraints import Constraints, constrained
-from kldm.crystals import CrystalStore
+from kldm.crystals import Crystals, CrystalStore
+from kldm.distributed import world
 from kldm.interfaces import Candidate, GenerativeModel, Sampler
 from kldm.seeding import seeded
 
@@ -58,6 +59,9 @@ def generate(
 ) -> CrystalStore:
     """One generated crystal per request, in the order of the requests.
 
+    The processes of a run (``kldm.distributed``) share the batches, which are the same for any number of processes,
+    and all get all crystals.
+
     Args:
         model: on the device of ``targets``.
         sampler: how to sample.
@@ -71,25 +75,37 @@ def generate(
     rules = constraints or Constraints()
     rules.check(model.processes, targets)
     groups = batches([targets.sizes[request.target] for request in wanted], max_pairs)
-    made: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
-    total = len(groups) * sampler.steps
-    with _evaluating(model), tqdm(total=total, desc=description, unit="step", delay=1, dynamic_ncols=True) as bar:
+    here = world()
+    own = range(here.rank, len(groups), here.size)  # the largest batches come first, so that the shares are about equal
+    done: list[tuple[int, Crystals]] = []
+    bar = tqdm(
+        total=len(own) * sampler.steps,
+        desc=description,
+        unit="step",
+        delay=1,
+        dynamic_ncols=True,
+        disable=not here.is_writer,
+    )
+    with _evaluating(model), bar:
 
         def advance(steps: int) -> None:
             bar.update(steps)
 
-        for number, group in enumerate(groups):
-            rows = [wanted[index].target for index in group]
+        for number in own:
+            rows = [wanted[index].target for index in groups[number]]
             bound = constrained(model, rules, targets, rows)
             rng = seeded(targets.device, seed, "sample", number)
             crystals = bound.restored(sampler.sample(bound, targets.batch(rows), rng, advance)).to("cpu")
-            split = zip(
-                torch.split(crystals.fractional, list(crystals.layout.sizes)),
-                crystals.lattice,
-                torch.split(crystals.species, list(crystals.layout.sizes)),
-                strict=True,
-            )
-            made.update(zip(group, split, strict=True))
+            done.append((number, crystals))
+    made: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+    for number, crystals in (one for share in here.gather(done) for one in share):
+        split = zip(
+            torch.split(crystals.fractional, list(crystals.layout.sizes)),
+            crystals.lattice,
+            torch.split(crystals.species, list(crystals.layout.sizes)),
+            strict=True,
+        )
+        made.update(zip(groups[number], split, strict=True))
     ordered = [made[index] for index in range(len(wanted))]
     return CrystalStore(
         fractional=torch.cat([fractional for fractional, _, _ in ordered]),

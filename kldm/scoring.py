@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import attrs
 
+from kldm.distributed import world
 from kldm.errors import KldmError
 from kldm.experiment import load_components
 from kldm.interfaces import Candidate, Measurement, Metric, Samples
@@ -90,7 +91,8 @@ def score_files(
         "libraries": library_versions(),
         "seconds": round(time.monotonic() - started, 1),
     }
-    write_json(out / "report.json", report)
+    if world().is_writer:
+        write_json(out / "report.json", report)
     return report
 
 
@@ -109,7 +111,8 @@ def _predicted(
     samples = Samples(kept, reference.structures)
     measured = measure({"csp": metric}, samples)
     lost = [{"target": None, "candidate": one.candidate, "name": "", "reason": one.reason} for one in placed.unplaced]
-    write_rows(out / "results.csv", measured, samples, reference.ids, lost)
+    if world().is_writer:
+        write_rows(out / "results.csv", measured, samples, reference.ids, lost)
     judged = judgement(measured, samples)
     notes = [*placed.notes, *judged["notes"]]
     if left_out := len(placed.candidates) - len(kept):
@@ -130,7 +133,8 @@ def _generated(files: Sequence[SampleFile], reference: Reference, metric: Metric
     )
     samples = Samples(tuple(one for each in sets for one in each.candidates), reference.structures)
     measured = {"dng": together}
-    write_rows(out / "results.csv", measured, samples, [name for file in files for name in file.names])
+    if world().is_writer:
+        write_rows(out / "results.csv", measured, samples, [name for file in files for name in file.names])
     judged = judgement(measured, samples)
     if len(found) > 1:
         judged["seeds"] = [nested(one.values) for one in found]

@@ -9,8 +9,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import attrs
 import torch
@@ -22,14 +23,23 @@ from tqdm import tqdm
 from kldm import checkpoint as checkpoints
 from kldm.checkpoint import Checkpoint
 from kldm.crystals import CrystalStore
+from kldm.distributed import Lost, world
 from kldm.errors import KldmError
 from kldm.files import atomic_write
+from kldm.gradients import Gradients
 from kldm.interfaces import Augmentation
 from kldm.interruption import Interruption
+from kldm.memory import most_pairs
 from kldm.model import JointModel
 from kldm.seeding import seeded
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
 Precision = Literal["fp32", "tf32", "bf16"]
+
+LOOKS = 16
+"""Steps after which several processes with GPUs see whether one of them was asked to stop."""
 
 _PLATEAU_STATE = ("best", "num_bad_epochs", "last_epoch")  # what ReduceLROnPlateau changes; the rest is settings
 
@@ -66,7 +76,7 @@ class Training:
 
     Args:
         epochs: passes over the training split.
-        batch_size: crystals per step.
+        batch_size: crystals per step, of all processes together.
         learning_rate, weight_decay: of AdamW, which without weight decay is Adam.
         amsgrad: whether AdamW keeps the largest second moment (Reddi et al. 2018).
         ema_decay: decay of the moving average of the weights, per step.
@@ -76,6 +86,9 @@ class Training:
         clip_norm: largest gradient norm; none by default.
         plateau: when and how the learning rate falls; it stays by default.
         augmentation: another description of the crystals, drawn for every batch before its noise; none by default.
+        max_pairs: largest number of ordered pairs of atoms in one forward and backward pass of a process; a larger
+            batch is done in pieces, with the same gradient. By default as many as half of the free memory holds, where
+            the network can tell.
         precision: ``fp32``; ``tf32`` for the matrix products of a GPU; ``bf16`` autocast of the network.
         validate_every: epochs between validations; 0 never validates, and the last weights are the best.
         checkpoint_every: epochs between checkpoints (the end of training and an interruption save one anyway).
@@ -94,13 +107,15 @@ class Training:
     clip_norm: float | None = None
     plateau: Plateau | None = None
     augmentation: Augmentation | None = None
+    max_pairs: int | None = None
     precision: Precision = "tf32"
     validate_every: int = 100
     checkpoint_every: int = 10
     seed: int = 0
 
     def __attrs_post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "checkpoint_every", "clip_value", "clip_norm"):
+        above = ("epochs", "batch_size", "learning_rate", "checkpoint_every", "clip_value", "clip_norm", "max_pairs")
+        for name in above:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise KldmError(f"must be above 0, got {value}", place=name)
@@ -158,8 +173,12 @@ def fit(
         validate: called with the model holding the averaged weights; named numbers, of which the first, the
             higher the better, chooses the best checkpoint.
 
+    In several processes (``kldm.distributed``) all call this alike; the writer writes.
+
     Raises:
-        KldmError: loss not finite; interrupted (a checkpoint was written; the same call resumes).
+        KldmError: loss not finite; interrupted, or a process was lost (a checkpoint was written; the same call
+            resumes).
+        SystemExit: a process was lost, and another one says so.
     """
     trainer = _Trainer(model, train, settings, folder, recipe)
     trainer.run(validate)
@@ -170,7 +189,7 @@ class _Trainer:
         self, model: JointModel, train: CrystalStore, settings: Training, folder: Path, recipe: dict[str, Any]
     ) -> None:
         self.model, self.train, self.settings, self.folder, self.recipe = model, train, settings, folder, recipe
-        self.device = train.device
+        self.device, self.world = train.device, world()
         self.steps_per_epoch = math.ceil(len(train) / settings.batch_size)
         self.optimizer = torch.optim.AdamW(
             model.parameters(),
@@ -187,10 +206,13 @@ class _Trainer:
         averaging = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
         self.average = AveragedModel(model, multi_avg_fn=averaging)
         self.progress = _Progress()
+        self.asked = torch.zeros((), device=self.device)
         self.sums: dict[str, Tensor] = {}
         self.order: tuple[int, list[int]] = (-1, [])
         set_precision(model, settings.precision)
         self._resume()
+        fitting = settings.max_pairs or most_pairs(model.network, self.device, training=True)
+        self.gradients = Gradients(model, self.world, fitting)
 
     @property
     def epoch(self) -> int:
@@ -201,8 +223,6 @@ class _Trainer:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def run(self, validate: Callable[[JointModel], Mapping[str, float]] | None) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         settings, done = self.settings, self.progress.step
         total = settings.epochs * self.steps_per_epoch
         if done > total:
@@ -211,32 +231,70 @@ class _Trainer:
                 place=str(self.folder),
                 remedy="ask for at least as many epochs, or choose another --out",
             )
-        started = time.monotonic() - self.progress.seconds
-        with (
-            SummaryWriter(str(self.folder / "tensorboard"), purge_step=done) as board,
-            Interruption() as interruption,
-            tqdm(total=total, initial=done, desc="train", unit="step", smoothing=0.05, dynamic_ncols=True) as bar,
-        ):
-            while self.progress.step < total:
-                self._step()
-                bar.update()
-                self.progress.seconds = time.monotonic() - started
-                if self.progress.step % self.steps_per_epoch == 0:
-                    row = self._end_epoch(validate)
-                    bar.set_postfix({name: f"{row[name]:.4g}" for name in ("loss", "validation") if name in row})
-                    for name, value in row.items():
-                        board.add_scalar(f"train/{name}", value, self.progress.step)
-                if interruption.asked and self.progress.step < total:
-                    self._check_finite()
-                    self._save("last")
-                    raise KldmError(
-                        f"interrupted at step {self.progress.step} of {total}; a checkpoint was written",
-                        place=str(self.folder),
-                        remedy="run the same command again to resume",
-                    )
+        with Interruption() as interruption:
+            try:
+                self._loop(total, validate, interruption)
+            except Lost as error:
+                if not self.world.claims("checkpoint"):
+                    raise SystemExit(1) from error  # another process says what happened
+                self._check_finite()
+                self._save("last")
+                raise self._stopped("a process of the run was lost", total) from error
         self._finish()
 
-    def _step(self) -> None:
+    def _loop(
+        self, total: int, validate: Callable[[JointModel], Mapping[str, float]] | None, interruption: Interruption
+    ) -> None:
+        how: dict[str, Any] = {"desc": "train", "unit": "step", "smoothing": 0.05, "dynamic_ncols": True}
+        started, quiet = time.monotonic() - self.progress.seconds, not self.world.is_writer
+        with self._board() as board, tqdm(total=total, initial=self.progress.step, disable=quiet, **how) as bar:
+            while self.progress.step < total or self.sums:
+                if not self._at_end_of_epoch:  # where a run was cut off while it validated
+                    self._step(interruption)
+                    bar.update()
+                self.progress.seconds = time.monotonic() - started
+                if self._at_end_of_epoch:
+                    row = self._end_epoch(validate)
+                    bar.set_postfix({name: f"{row[name]:.4g}" for name in ("loss", "validation") if name in row})
+                    if board is not None:
+                        for name, value in row.items():
+                            board.add_scalar(f"train/{name}", value, self.progress.step)
+                if self._asked(interruption) and self.progress.step < total:
+                    self._check_finite()
+                    self._write("last")
+                    self.world.wait()  # torchrun ends all processes as soon as one has ended
+                    raise self._stopped("interrupted", total)
+
+    def _board(self) -> "AbstractContextManager[SummaryWriter | None]":
+        """TensorBoard's log, which the writer alone has."""
+        if not self.world.is_writer:
+            return nullcontext()
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.progress.step)
+
+    @property
+    def _at_end_of_epoch(self) -> bool:
+        """Whether all steps of an epoch are done, and its end is not."""
+        return bool(self.sums) and self.progress.step % self.steps_per_epoch == 0
+
+    def _asked(self, interruption: Interruption) -> bool:
+        """Whether to stop; of several processes all do so at the same step, if one is asked to."""
+        if self.world.size == 1:
+            return interruption.asked
+        # Looking at a number of a GPU waits for it.
+        looks = self.device.type != "cuda" or self.progress.step % LOOKS == 0
+        return looks and self.asked.item() > 0
+
+    def _stopped(self, what: str, total: int) -> KldmError:
+        """Why training ends here."""
+        return KldmError(
+            f"{what} at step {self.progress.step} of {total}; a checkpoint was written",
+            place=str(self.folder),
+            remedy="run the same command again to resume",
+        )
+
+    def _step(self, interruption: Interruption) -> None:
         settings, step = self.settings, self.progress.step
         rng = seeded(self.device, settings.seed, "noise", step)
         clean = self.train.batch(self._rows(step))
@@ -244,10 +302,14 @@ class _Trainer:
             clean = settings.augmentation.augmented(clean, rng)
         uniform = torch.rand(len(clean), generator=rng, device=self.device)
         s = 1.0 - (1.0 - settings.s_min) * uniform
-        losses = self.model.losses(clean, s, rng)
-        loss = self.model.total(losses)
+        noised = self.model.noised(clean, s, rng)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses = self.gradients.add(noised)
+        if self.world.size > 1:
+            own = torch.stack([*losses.values(), torch.full_like(losses["loss"], float(interruption.asked))])
+            *shared, self.asked = self.world.sum(own).unbind()
+            losses = dict(zip(losses, shared, strict=True))
+        # Nothing is changed before this line, which all processes reach or none.
         if settings.clip_value is not None:
             torch.nn.utils.clip_grad_value_(self.model.parameters(), settings.clip_value)
         if settings.clip_norm is not None:
@@ -255,8 +317,8 @@ class _Trainer:
         self.optimizer.step()
         if self.epoch >= settings.ema_start:
             self.average.update_parameters(self.model)
-        for name, value in {"loss": loss, **{f"loss_{key}": value for key, value in losses.items()}}.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value.detach()
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value
         self.progress.step += 1
 
     def _rows(self, step: int) -> list[int]:
@@ -271,19 +333,29 @@ class _Trainer:
         settings, epoch = self.settings, self.epoch
         self._check_finite()
         row = {name: (value / self.steps_per_epoch).item() for name, value in self.sums.items()}
-        self.sums = {}
         if self.plateau is not None:
             row["learning_rate"] = self.learning_rate
-            self.plateau.step(row["loss"])
         last = epoch == settings.epochs
         if validate is not None and settings.validate_every and (epoch % settings.validate_every == 0 or last):
-            values = validate(self._evaluated())
+            if self.world.size > 1:
+                self._write("last")  # while a process is at work on its own, the loss of another may end it untimely
+            values = self.world.writers(validate(self._evaluated()))
             row |= {f"validation_{name}": value for name, value in values.items()}
             row["validation"] = next(iter(values.values()))
-            if self.progress.best is None or row["validation"] > self.progress.best:
-                self.progress.best, self.progress.best_epoch = row["validation"], epoch
-                self._save("best")
-        entry = {"epoch": epoch, "step": self.progress.step, "seconds": round(self.progress.seconds, 2), **row}
+        # From here on nothing is done together: either all of an epoch's end is done or nothing.
+        self.sums = {}
+        if self.plateau is not None:
+            self.plateau.step(row["loss"])
+        if "validation" in row and (self.progress.best is None or row["validation"] > self.progress.best):
+            self.progress.best, self.progress.best_epoch = row["validation"], epoch
+            self._write("best")
+        if self.world.is_writer:
+            self._log({"epoch": epoch, "step": self.progress.step, "seconds": round(self.progress.seconds, 2), **row})
+        if last or epoch % settings.checkpoint_every == 0:
+            self._write("last")
+        return row
+
+    def _log(self, entry: Mapping[str, float]) -> None:
         try:
             with (self.folder / "train.jsonl").open("a") as log:
                 log.write(json.dumps(entry) + "\n")
@@ -292,9 +364,6 @@ class _Trainer:
             raise KldmError(
                 problem, place=str(self.folder), remedy="free some space and run the same command"
             ) from error
-        if last or epoch % settings.checkpoint_every == 0:
-            self._save("last")
-        return row
 
     def _check_finite(self) -> None:
         """Before anything is saved: weights behind a loss that is not finite are of no use."""
@@ -311,6 +380,11 @@ class _Trainer:
         assert isinstance(averaged, JointModel)
         averaged.autocast = self.model.autocast
         return averaged if int(self.average.n_averaged) else self.model
+
+    def _write(self, name: str) -> None:
+        """A checkpoint in the ordinary course, by the writer."""
+        if self.world.is_writer:
+            self._save(name)
 
     def _save(self, name: str) -> None:
         tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
@@ -333,9 +407,13 @@ class _Trainer:
     def _resume(self) -> None:
         (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         path = self.folder / "checkpoints" / "last.safetensors"
-        if not path.exists():
-            _truncate_log(self.folder / "train.jsonl", 0)  # of a run killed before its first checkpoint
-            return
+        if path.exists():
+            self._take(path)
+        # Rows of a run that was killed after its last checkpoint are repeated.
+        if self.world.is_writer:
+            _truncate_log(self.folder / "train.jsonl", self.progress.step)
+
+    def _take(self, path: Path) -> None:
         record = checkpoints.load(path)
         if record.state["crystals"] != len(self.train):
             raise KldmError(
@@ -359,13 +437,13 @@ class _Trainer:
                 group["lr"] = record.state["learning_rate"]
         self.sums = {name: value.to(self.device) for name, value in record.part("sums").items()}
         self.progress = _Progress(**{field.name: record.state[field.name] for field in attrs.fields(_Progress)})
-        _truncate_log(self.folder / "train.jsonl", self.progress.step)
 
     def _finish(self) -> None:
         """Leave the best weights in the model and in best.safetensors."""
         path = self.folder / "checkpoints" / "best.safetensors"
         if self.progress.best is None:
-            self._save("best")
+            self._write("best")
+        self.world.wait()
         checkpoints.load(path).load_weights(self.model)
 
 

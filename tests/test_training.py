@@ -24,7 +24,7 @@ from kldm.errors import KldmError
 from kldm.experiment import load_components
 from kldm.interfaces import Samples
 from kldm.metrics import MatchRate
-from kldm.model import JointModel
+from kldm.model import JointModel, NoisedBatch
 from kldm.networks import CSPVNet
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
 from kldm.recipe import build, read_recipe
@@ -50,7 +50,7 @@ def zero(model: JointModel) -> dict[str, float]:
 
 @attrs.define
 class Acting:
-    """A model whose losses do something at the given call, counted from 1."""
+    """A model whose noising does something at the given call, counted from 1."""
 
     model: JointModel
     call: int
@@ -58,15 +58,15 @@ class Acting:
     calls: int = 0
 
     def install(self) -> JointModel:
-        usual = self.model.losses
+        usual = self.model.noised
 
-        def counted(clean: Crystals, s: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        def counted(clean: Crystals, s: Tensor, rng: torch.Generator) -> NoisedBatch:
             self.calls += 1
             if self.calls == self.call:
                 self.act()
             return usual(clean, s, rng)
 
-        self.model.losses = counted  # type: ignore[method-assign]
+        self.model.noised = counted  # type: ignore[method-assign]
         return self.model
 
 
@@ -159,7 +159,7 @@ from torch import Tensor
 
 from kldm import network
 from kldm.crystals import Layout
-from kldm.interfaces import Interface
+from kldm.interfaces import Interface, Latent
 from kldm.networks import CSPVNet
 
 
@@ -170,11 +170,11 @@ class Mortal(CSPVNet):
     def __init__(self, interface: Interface, /, *, hidden: int = 8) -> None:
         super().__init__(interface, hidden=hidden, layers=1, frequencies=4, time_features=8)
 
-    def evaluate(self, nodes: Tensor, fractional: Tensor, velocity: Tensor, crystal: Tensor, layout: Layout) -> Tensor:
+    def forward(self, latent: Latent, s: Tensor, layout: Layout) -> dict[str, Tensor]:
         Mortal.calls += 1
         if Mortal.calls == int(os.environ.get("KILLED_AT", "0")):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().evaluate(nodes, fractional, velocity, crystal, layout)
+        return super().forward(latent, s, layout)
 """
 
 MORTAL_RECIPE = """\
@@ -241,13 +241,13 @@ def test_the_average_starts_on_time_and_decays(tmp_path: Path) -> None:
     def weights() -> Tensor:
         return torch.cat([parameter.detach().flatten().clone() for parameter in model.parameters()])
 
-    usual = model.losses
+    usual = model.noised
 
-    def watched(clean: Crystals, s: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+    def watched(clean: Crystals, s: Tensor, rng: torch.Generator) -> NoisedBatch:
         history.append(weights())  # before step n, so after step n - 1
         return usual(clean, s, rng)
 
-    model.losses = watched  # type: ignore[method-assign]
+    model.noised = watched  # type: ignore[method-assign]
     fit(model, STORE, SETTINGS, tmp_path, {})
     last = checkpoints.load(tmp_path / "checkpoints" / "last.safetensors")
     names = [name for name, _ in model.named_parameters()]
@@ -361,14 +361,14 @@ def test_clipping_bounds_the_gradient_and_bf16_stays_finite(tmp_path: Path) -> N
 
     norms: list[float] = []
     model = small_model()
-    usual = model.losses
+    usual = model.noised
 
-    def watched(clean: Crystals, s: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+    def watched(clean: Crystals, s: Tensor, rng: torch.Generator) -> NoisedBatch:
         gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
         norms.extend([float(torch.cat(gradients).norm())] if gradients else [])
         return usual(clean, s, rng)
 
-    model.losses = watched  # type: ignore[method-assign]
+    model.noised = watched  # type: ignore[method-assign]
     fit(model, STORE, attrs.evolve(SETTINGS, epochs=2, clip_norm=1e-3), tmp_path / "clipped", {})
     assert norms == pytest.approx([1e-3] * len(norms), rel=1e-3)
 
@@ -475,13 +475,13 @@ class Nudge:
 
 def test_every_batch_is_augmented_anew_before_its_noise(tmp_path: Path) -> None:
     nudge, model, noised = Nudge(), small_model(), []
-    usual = model.losses
+    usual = model.noised
 
-    def watched(clean: Crystals, s: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+    def watched(clean: Crystals, s: Tensor, rng: torch.Generator) -> NoisedBatch:
         noised.append(clean)
         return usual(clean, s, rng)
 
-    model.losses = watched  # type: ignore[method-assign]
+    model.noised = watched  # type: ignore[method-assign]
     fit(model, STORE, attrs.evolve(SETTINGS, epochs=2, augmentation=nudge), tmp_path, {})
     assert len(noised) == 2 * STEPS
     assert all(one is made for one, (_, made) in zip(noised, nudge.seen, strict=True))

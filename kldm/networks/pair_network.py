@@ -115,5 +115,11 @@ class PairNetwork(nn.Module):
         tensors = (nodes, fractional, velocity, crystal, layout.owner, pairs.i, pairs.j, pairs.degree)
         return rounds(self.layers, *tensors, *kind, partial(MESSAGE_BLOCKS[self.execution.messages], pairs=pairs))
 
+    def bytes_per_pair(self, training: bool) -> int:
+        """In training at most three rows of the hidden width for each layer, kept for the backward pass; beside them
+        about eight in use, and the sinusoids with what they are made of. A handful of atoms per pair is in it."""
+        rows = (3 * len(self.layers) if training else 0) + 8
+        return 4 * (rows * len(self.norm.weight) + 12 * self.frequencies)
+
     def execute(self, execution: Execution) -> None:
         self.execution = execution

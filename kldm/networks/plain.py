@@ -27,6 +27,10 @@ class PlainEvaluation(PairNetwork):
 
         return ConcatenatedMessages(self.frequencies)
 
+    def bytes_per_pair(self, training: bool) -> int:
+        """Torch-geometric builds the concatenated input of every layer, and training keeps it."""
+        return (5 if training else 2) * super().bytes_per_pair(training)
+
     def evaluate(
         self,
         nodes: Tensor,

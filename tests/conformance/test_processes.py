@@ -18,11 +18,13 @@ from kldm.interfaces import (
     Flows,
     Integrates,
     Latent,
+    Noised,
     Prediction,
     Predicts,
     Restricts,
     Step,
 )
+from kldm.model import NoisedBatch
 from kldm.processes import LogTan
 from kldm.registry import processes
 from tests.oracles import random_crystals
@@ -148,6 +150,25 @@ def test_loss_reaches_the_network(process: DiffusionProcess, crystals: Crystals)
         assert values.grad is not None
         assert torch.isfinite(values.grad).all()
         assert values.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("border", [1, 3, 4])
+def test_the_loss_of_a_batch_is_the_mean_of_those_of_its_parts_by_rows(process: DiffusionProcess, border: int) -> None:
+    """So that a batch may be divided; the parts differ in sizes, in times and in how much of them is noise."""
+    crystals = random_crystals(SIZES, 100)
+    s = torch.linspace(0.05, 1, len(SIZES), dtype=torch.float64)
+    noised = process.noise(crystals, s, _seeded(0))
+    output = {
+        name: torch.randn(one.shape, generator=_seeded(1)).double() for name, one in silence(process, crystals).items()
+    }
+    kinds = {channel.per for channel in process.predicts}
+    assert len(kinds) <= 1
+    whole, parts = NoisedBatch({"it": noised, "out": Noised(output, {})}, s, crystals.layout), 0.0
+    for first, last in ((0, border), (border, len(SIZES))):
+        part = whole.part(first, last)
+        rows = len(part.layout) / len(SIZES) if kinds == {"crystal"} else part.layout.total / sum(SIZES)
+        parts += rows * process.loss(part.draws["out"].latent, part.draws["it"], part.s, part.layout).item()
+    assert parts == pytest.approx(process.loss(output, noised, s, crystals.layout).item(), rel=1e-9)
 
 
 def test_every_move_stays_finite_from_noise_to_data(process: DiffusionProcess, crystals: Crystals) -> None:
