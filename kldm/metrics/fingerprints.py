@@ -18,10 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kldm.data.cache import folder
+from kldm.distributed import world
 from kldm.errors import KldmError
 from kldm.files import atomic_write
 from kldm.metrics.pool import Failure, each
 from kldm.metrics.structure import structural_validity
+from kldm.metrics.voronoi import surely_found
 
 if TYPE_CHECKING:
     from matminer.featurizers.composition import ElementProperty
@@ -88,11 +90,12 @@ def structure_fingerprint(structure: "Structure") -> Vector:
 
 
 def has_structure_fingerprint(structure: "Structure") -> bool:
-    """Whether ``structure_fingerprint`` has an answer, at a third of its cost.
+    """Whether ``structure_fingerprint`` has an answer, at a tenth of its cost.
 
     Only the search for neighbours (Voronoi cells) can fail: order parameters are functions of angles between
     neighbours, clamped, that are defined wherever neighbours are apart from the site and from each other. So this is
-    for structures that ``structural_validity`` allows.
+    for structures that ``structural_validity`` allows. A site is searched only where success is not certain
+    (``voronoi.surely_found``).
 
     Raises:
         Exception: of any kind, where the search fails for one of the sites.
@@ -101,7 +104,8 @@ def has_structure_fingerprint(structure: "Structure") -> bool:
     featurizer = _site_featurizer(threading.get_ident())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return all(featurizer.has_neighbours(structure, site) for site in range(len(structure)))
+        certain = surely_found(structure, featurizer.cutoff)
+        return all(sure or featurizer.has_neighbours(structure, site) for site, sure in enumerate(certain))
 
 
 def composition_fingerprint(composition: "Composition") -> Vector:
@@ -166,12 +170,18 @@ def cached_fingerprints(
     if len(structures) < SMALLEST_CACHED:
         return fingerprints(structures, workers=workers, time_limit=time_limit, description=description)
     path = folder() / "fingerprints" / f"{_key(structures, time_limit)}.safetensors"
+    kept: tuple[Fingerprint, ...] | None = None
     if path.exists():
         try:
-            return _load(path, len(structures))
+            kept = _load(path, len(structures))
         except KldmError as error:
             log.info("%s; it is made anew", error)
+    # Either all processes of a run have it or all make it together.
+    if all(world().gather(kept is not None)) and kept is not None:
+        return kept
     found = fingerprints(structures, workers=workers, time_limit=time_limit, description=description)
+    if not world().is_writer:
+        return found
     try:
         _save(path, found)
     except KldmError as error:
@@ -207,6 +217,11 @@ class _SiteFeaturizer:
             assert ops[0] == "wt", "the weight of a coordination number comes before its order parameters"
             self._parts.append((number, start, _joint(ops[1:])))
             start += len(ops)
+
+    @property
+    def cutoff(self) -> float:
+        """Angstrom within which neighbours are first searched for."""
+        return float(self._neighbours.search_cutoff)
 
     def has_neighbours(self, structure: "Structure", site: int) -> bool:
         """Whether the weights of its coordination numbers are there, and finite."""

@@ -1,6 +1,6 @@
 """The full validity rule of the CDVAE family, asked of as few structures as the match rate needs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
@@ -49,7 +49,7 @@ def fingerprinted(
     """Fingerprints of targets with a match, their candidates 0, and others by rms until one has one.
 
     A miss is a miss whatever its fingerprint, so candidates outside ``rms`` are not asked. That leaves two or three
-    fingerprints a target.
+    fingerprints a target. Structures equal to the last bit, such as copies of the target, are asked once.
 
     Args:
         targets: by number, those that are otherwise allowed.
@@ -60,15 +60,20 @@ def fingerprinted(
         time_limit: seconds per structure.
     """
 
+    answers: dict[Hashable, bool] = {}
+
     def ask(wanted: "Iterable[Structure]") -> list[bool]:
+        given = [(_content(structure), structure) for structure in wanted]
+        new = {content: structure for content, structure in given if content not in answers}
         found = each(
             has_structure_fingerprint,
-            list(wanted),
+            list(new.values()),
             workers=workers,
             time_limit=time_limit,
             description="fingerprints",
         )
-        return [not isinstance(one, Failure) and one for one in found]
+        answers.update((c, not isinstance(one, Failure) and one) for c, one in zip(new, found, strict=True))
+        return [answers[content] for content, _ in given]
 
     numbers = sorted({target for target, _ in rms})
     known = dict(zip(numbers, ask(targets[target] for target in numbers), strict=True))
@@ -85,6 +90,14 @@ def fingerprinted(
         if not following:
             return Fingerprinted(known, asked)
         asked |= zip(following, ask(structures[key] for key in following), strict=True)
+
+
+def _content(structure: "Structure") -> Hashable:
+    """Everything that a fingerprint depends on."""
+    species = tuple((repr(kind), amount) for site in structure for kind, amount in site.species.items())
+    counts = tuple(len(site.species) for site in structure)
+    cell = structure.lattice
+    return counts, species, cell.pbc, cell.matrix.tobytes(), structure.frac_coords.tobytes()
 
 
 def _decided(queue: Sequence[Key], asked: Mapping[Key, bool]) -> bool:

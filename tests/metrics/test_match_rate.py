@@ -344,6 +344,23 @@ def test_full_rule_asks_by_rms_and_stops(monkeypatch: pytest.MonkeyPatch) -> Non
     assert match_rate.SEEDS_NOT_ASKED in found.notes
 
 
+def test_full_rule_asks_once_of_equal_structures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of the target and of each other; another cell, another place or another species is another question."""
+    answers = Fingerprints([])
+    monkeypatch.setattr(full_rule, "has_structure_fingerprint", answers)
+    target = caesium_chloride()
+    swapped = crystal(target.lattice, [("K", (0, 0, 0)), ("Br", (0.5, 0.5, 0.5))])
+    for others, asked in (([], 1), ([swollen(target)], 2), ([moved(target, 0.01)], 2), ([displaced()[0], target], 2)):
+        answers.asked = 0
+        some = [Candidate(0, c, one) for c, one in enumerate([target.copy(), target.copy(), *others])]
+        MatchRate(full_seeds=True).measure(Samples(tuple(some), (target,)))
+        assert answers.asked == asked
+    answers.asked = 0
+    found = measure([Candidate(0, 0, target), Candidate(1, 0, swapped)], [target, swapped])
+    assert [row["fingerprint"] for row in found.rows] == [True, True]
+    assert answers.asked == 2
+
+
 def test_full_rule_over_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     target, some = caesium_chloride(2 ** (1 / 3) * 3), displaced()
     monkeypatch.setattr(full_rule, "has_structure_fingerprint", Fingerprints([some[0], some[3]]))
