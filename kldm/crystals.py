@@ -58,7 +58,7 @@ class Layout:
         sizes = tuple(int(size) for size in sizes)
         if any(size < 1 for size in sizes):
             raise ValueError("every crystal needs at least one atom")
-        return cls(torch.tensor(sizes, dtype=torch.int64).to(device), sizes)
+        return cls(_sent(sizes, device), sizes)
 
     @property
     def device(self) -> torch.device:
@@ -236,3 +236,11 @@ def lattice_matrix(lattice: Tensor) -> Tensor:
         torch.stack([zero, zero, c], -1),
     ]
     return torch.stack(rows, -2)
+
+
+def _sent(numbers: Sequence[int], device: torch.device | str) -> Tensor:
+    """int64 on the device; to a GPU from pinned memory, so that the host does not wait for the work before it."""
+    made = torch.tensor(numbers, dtype=torch.int64)
+    if torch.device(device).type == "cuda":
+        return made.pin_memory().to(device, non_blocking=True)
+    return made.to(device)

@@ -23,7 +23,7 @@ from kldm.processes import Absorbing
 from kldm.recipe import Tree, read_recipe
 from kldm.registry import samplers
 from kldm.samplers import EulerMaruyama, PredictorCorrector
-from tests.small import OVERRIDES, RECIPES, random_store, small_dng_model
+from tests.small import OVERRIDES, RECIPES, needs_gpu, random_store, small_dng_model
 from tests.synchronisation import DEVICES, META, generator, unsynchronised, watched
 
 load_components()
@@ -107,6 +107,15 @@ def sample_watched(sampler: Sampler, model: GenerativeModel, given: Crystals, de
         watching = Watched(model, device, stack)
         sampler.sample(watching, given, generator(device))
     assert watching.calls >= sampler.steps
+
+
+@needs_gpu
+def test_a_batch_is_put_together_without_waiting() -> None:
+    store = STORE.to("cuda")
+    store.batch([0])
+    with unsynchronised("cuda"):
+        made = store.batch([3, 1])
+    assert made.layout.num_atoms.tolist() == [7, 1]
 
 
 @each_device

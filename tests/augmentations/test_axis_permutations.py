@@ -15,6 +15,7 @@ from kldm.augmentations import AxisPermutations
 from kldm.convert import to_structures
 from kldm.crystals import Crystals, Layout, lattice_matrix
 from tests.oracles import random_crystals
+from tests.small import needs_gpu
 
 ORDERS = list(itertools.permutations(range(3)))
 SIGNS = {order: prod(1 if a < b else -1 for a, b in itertools.combinations(order, 2)) for order in ORDERS}
@@ -152,7 +153,7 @@ def test_the_crystals_given_stay_as_they_are() -> None:
     assert made.layout is original.layout
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_on_the_gpu_all_stays_there() -> None:
     made = AxisPermutations().augmented(repeated(4).to("cuda"), torch.Generator("cuda").manual_seed(0))
     assert made.fractional.device.type == made.lattice.device.type == "cuda"
