@@ -62,10 +62,12 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.data_dependent_output in func.tags or _size_depends_on_values(func, args, kwargs):
+        given = _tensors((args, kwargs))
+        looks = torch.Tag.data_dependent_output in func.tags or _size_depends_on_values(func, args, kwargs)
+        if looks and any(value.device.type == META for value in given):
             raise Synchronisation(f"{func} looks at values")
         result = func(*args, **kwargs)
-        tensors = [value for value in tree_leaves((args, kwargs, result)) if isinstance(value, Tensor)]
+        tensors = given + _tensors(result)
         if len({value.device for value in tensors if value.dim()}) > 1 or _copies(func, args, result):
             raise Synchronisation(f"{func} copies between the host and the device")
         return result
@@ -92,6 +94,10 @@ def _size_depends_on_values(func: Any, args: tuple[Any, ...], kwargs: Mapping[st
         return kwargs.get("output_size") is None
     tags: list[torch.Tag] = func.tags
     return torch.Tag.dynamic_output_shape in tags
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [value for value in tree_leaves(tree) if isinstance(value, Tensor)]
 
 
 def _copies(func: Any, args: tuple[Any, ...], result: Any) -> bool:

@@ -236,4 +236,5 @@ def test_the_watch_lets_pass_what_does_not_wait() -> None:
         found = s * torch.tensor(2.0) + torch.arange(5, device=META) + torch.zeros_like(s).to(torch.float64)
         torch.where(s > 0.5, 0.0, found)[1:, None]
         s.repeat_interleave(s.long(), output_size=7)
+        assert torch.arange(3).sum() == 3  # a number of the host's
         s.clone()[torch.zeros(2, dtype=torch.long, device=META)] = 1.0
