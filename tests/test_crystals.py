@@ -83,7 +83,7 @@ def test_lone_atoms_have_no_pairs() -> None:
     assert layout.edge_index.dtype == torch.int64
 
 
-@given(some_sizes, st.sampled_from([(), (3,), (2, 2)]))
+@given(some_sizes, st.sampled_from([(), (3,), (2, 2), (33,)]))
 @settings(deadline=None)
 def test_reductions_against_loops(sizes: list[int], shape: tuple[int, ...]) -> None:
     layout = Layout.of(sizes)
@@ -99,12 +99,19 @@ def test_reductions_against_loops(sizes: list[int], shape: tuple[int, ...]) -> N
     torch.testing.assert_close(layout.mean(layout.centred(values)), torch.zeros_like(means), atol=1e-12, rtol=0)
 
 
-def test_reductions_pass_gradients() -> None:
+@pytest.mark.parametrize("width", [2, 33])
+def test_reductions_pass_gradients(width: int) -> None:
     layout = Layout.of([2, 3])
-    values = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    values = torch.randn(5, width, dtype=torch.float64, requires_grad=True)
     functions: list[Callable[[torch.Tensor], torch.Tensor]] = [layout.sum, layout.mean, layout.centred]
     for function in functions:
         assert torch.autograd.gradcheck(function, (values,))
+
+
+def test_columns_repeat_the_numbers_of_crystals_for_their_atoms() -> None:
+    first, second = Layout.of([2, 1]).columns(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    assert first.tolist() == [[1.0], [1.0], [2.0]]
+    assert second.tolist() == [[3.0], [3.0], [4.0]]
 
 
 def test_no_crystal_is_empty() -> None:

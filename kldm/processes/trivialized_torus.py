@@ -139,9 +139,8 @@ class TrivializedTorus:
         """Predictor of Algorithm 4: v <- rho v + c S, rho = e^h, c = (rho sigma_v(t) - sigma_v(t - h)) sigma_v(t)."""
         h = self._duration(step, latent["fractional"])
         velocity, score = self._state(latent, prediction, step.s, step.layout)
-        before, after = (
-            velocity_variance(self.horizon * s.to(h.dtype), self.variance_floor).sqrt() for s in (step.s, step.r)
-        )
+        times = self.horizon * torch.stack([step.s, step.r]).to(h.dtype)
+        before, after = velocity_variance(times, self.variance_floor).sqrt().unbind()
         rho = h.exp()
         rho, push, h = step.layout.columns(rho, (rho * before - after) * before, h)
         return self._carry(latent, torch.addcmul(rho * velocity, push, score), h)
