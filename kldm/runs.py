@@ -27,6 +27,7 @@ from kldm.memory import sampling_pairs
 from kldm.reading import read_samples
 from kldm.recipe import Tree, read_recipe, write_recipe
 from kldm.results import library_versions, write_json, write_samples
+from kldm.samplers import replaying
 from kldm.sampling import candidates, generate, requests
 from kldm.training import fit, set_precision
 from kldm.wish import Wish
@@ -55,7 +56,8 @@ def run(
     model = experiment.model.to(device)
     set_execution(model.network, experiment.execution)
     validate = Validator(experiment, device) if experiment.validation and experiment.training.validate_every else None
-    fit(model, train, experiment.training, folder, tree, validate)
+    with replaying(experiment.execution.graphs):
+        fit(model, train, experiment.training, folder, tree, validate)
     if world().is_writer:
         write_recipe(tree, folder / "recipe.cfg")  # of a run that was prolonged or is sampled in another way
     report: dict[str, Any] = {
@@ -70,7 +72,8 @@ def run(
     }
     earlier = _report(folder)
     if evaluate:
-        report["evaluation"] = evaluate_splits(experiment, tree, folder, device)
+        with replaying(experiment.execution.graphs):
+            report["evaluation"] = evaluate_splits(experiment, tree, folder, device)
     elif earlier.get("training") == report["training"]:
         report["evaluation"] = earlier.get("evaluation", {})
     report["seconds"] = round(time.monotonic() - started, 1)
@@ -116,15 +119,16 @@ def sample_run(
     place = device or default_device()
     max_pairs = sampling_pairs(max_pairs, experiment.model.network, place)
     wanted = requests(len(targets.store), count)
-    generated = generate(
-        experiment.model.to(place),
-        experiment.sampler,
-        targets.store.to(place),
-        wanted,
-        seed=wish.seed,
-        max_pairs=max_pairs,
-        constraints=targets.constraints,
-    )
+    with replaying(experiment.execution.graphs):
+        generated = generate(
+            experiment.model.to(place),
+            experiment.sampler,
+            targets.store.to(place),
+            wanted,
+            seed=wish.seed,
+            max_pairs=max_pairs,
+            constraints=targets.constraints,
+        )
     made = candidates(generated, wanted)
     if world().is_writer:
         write_samples(folder, made, targets.store.ids)

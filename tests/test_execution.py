@@ -1,6 +1,6 @@
 """The section [execution]: what it reaches, and that it changes nothing else."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from torch import nn
 from kldm import runs
 from kldm.execution import Execution, set_execution
 from kldm.networks.pair_network import PairNetwork
+from kldm.samplers import graphs
 from tests.small import QUICK, RECIPES, kldm, losses, options, refused
 
 QUICKSTART = RECIPES / "quickstart.cfg"
@@ -54,3 +55,23 @@ def test_an_unknown_way_is_refused() -> None:
     assert "'manual'" in message or "manual" in message
     message = refused("check", QUICKSTART, "--execution.grphs", "true")
     assert message == "execution.grphs: unknown key; did you mean 'graphs'?"
+
+
+def test_graphs_are_asked_for_where_the_model_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recorder as on a GPU, which refuses: one warning per command, and the samples of plain steps."""
+    asked: list[str] = []
+
+    def refuse(run: object, rng: torch.Generator) -> Callable[[], None]:
+        asked.append("record")
+        raise RuntimeError("not here")
+
+    monkeypatch.setattr(graphs, "recorder", lambda device: refuse)
+    chosen = options({**QUICK, "evaluation.untrained": False})
+    assert kldm("run", QUICKSTART, "--out", tmp_path / "plain", *chosen).exit_code == 0
+    assert not asked
+    assert kldm("run", QUICKSTART, "--out", tmp_path / "graphs", *chosen, "--execution.graphs", "true").exit_code == 0
+    assert asked == ["record"]
+    made = [(tmp_path / name / "samples" / "test" / "samples.jsonl").read_bytes() for name in ("plain", "graphs")]
+    assert made[0] == made[1]
+    assert kldm("sample", tmp_path / "graphs", "--formula", "NaCl").exit_code == 0
+    assert asked == ["record", "record"]

@@ -1,0 +1,187 @@
+"""How much faster a whole step of training is than with everything in its plain form, and where its time goes.
+
+    python -m benchmarks.training --batch 64 --hidden 512 --repeats 5 --threads 1 --json training.json
+
+KLDM-x0 for crystal structure prediction on made-up crystals with the numbers of atoms of MP-20. Ours: a batch from the
+store, noise and targets, the network, AdamW, the moving average. Plain: a batch from torch-geometric's loader, targets
+by sums over 27 images, the readable network, AdamW and the same average. Both take turns; reported are medians of the
+CPU time of the process (of the GPU's own clock on a GPU, where the plain form pays for its input as well). The parts of
+our step are timed in the same turns.
+"""
+
+import argparse
+import itertools
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import attrs
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from benchmarks import plain_targets
+from benchmarks.floor import alone, flops, unavoidable
+from benchmarks.input import loaders, made_up
+from benchmarks.timing import Timing, Work, device_name, interleaved, write_json
+from kldm.crystals import Crystals, CrystalStore, Layout
+from kldm.execution import Execution, set_execution
+from kldm.interfaces import Noised
+from kldm.model import JointModel
+from kldm.networks import CSPVNet, CSPVNetPlain
+from kldm.networks.pair_network import PairNetwork
+from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
+from kldm.training import Precision, set_precision
+
+BAR = 3.5
+"""The least that a step must be faster by, at batch 64, width 512 and one thread."""
+
+
+@attrs.frozen(kw_only=True)
+class PlainTorus(TrivializedTorus):
+    """KLDM's coordinates with noise and targets by definition.
+
+    Args:
+        size: of ``plain_targets.sizes``.
+    """
+
+    size: Tensor
+
+    def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
+        like = clean.fractional
+        draw = torch.randn(len(like), 2, 3, generator=rng, dtype=like.dtype, device=like.device)
+        fractional, velocity, target = plain_targets.noised(clean, s, draw, self.size)
+        return Noised({"fractional": fractional, "velocity": velocity}, {"velocity": target})
+
+
+@attrs.define
+class Learner:
+    """A model in training.
+
+    Attributes:
+        model: on its device.
+        optimizer, average: as in ``kldm.training``.
+        rng: of times and noise.
+    """
+
+    model: JointModel
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel
+    rng: torch.Generator
+
+    @classmethod
+    def of(cls, coordinates: TrivializedTorus, network: type[CSPVNet], hidden: int, device: torch.device) -> "Learner":
+        torch.manual_seed(0)
+        model = JointModel(
+            coordinates=coordinates,
+            lattice=VPEuclidean(codec=LogTan(standardise=False)),
+            species=Given(),
+            network=partial(network, hidden=hidden),
+        ).to(device)
+        optimizer = torch.optim.AdamW(model.parameters(), amsgrad=True, fused=device.type == "cuda")
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999))  # type: ignore[no-untyped-call]
+        return cls(model, optimizer, average, torch.Generator(device).manual_seed(0))
+
+    def times(self, crystals: Crystals) -> Tensor:
+        """Multiples of 1 / LEVELS, which the table of the plain targets has."""
+        level = torch.randint(1, plain_targets.LEVELS + 1, (len(crystals),), generator=self.rng, device=crystals.device)
+        return level / plain_targets.LEVELS
+
+    def learn(self, crystals: Crystals) -> None:
+        loss = self.model.total(self.model.losses(crystals, self.times(crystals), self.rng))
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.update()
+
+    def update(self) -> None:
+        self.optimizer.step()
+        self.average.update_parameters(self.model)
+
+
+def crystals_of(graphs: Any, device: torch.device) -> Crystals:
+    """A batch of torch-geometric as ours."""
+    graphs = graphs.to(device)
+    counts = graphs.ptr.diff()
+    layout = Layout(counts, tuple(counts.tolist()))
+    return Crystals(graphs.pos, graphs.lengths_angles, graphs.h, layout)
+
+
+def parts(learner: Learner, store: CrystalStore, rows: Iterator[list[int]], batch: int) -> dict[str, Work]:
+    """Our step in pieces, on one batch."""
+    crystals = store.batch(list(range(batch)))
+    s = learner.times(crystals)
+    processes = learner.model.processes
+    latents = {name: process.noise(crystals, s, learner.rng).latent for name, process in processes.items()}
+
+    def network() -> None:
+        predictions = learner.model.predict(latents, s, crystals.layout)
+        values = [value for prediction in predictions.values() for value in prediction.values()]
+        torch.autograd.backward([value.square().mean() for value in values])
+
+    return {
+        "input": lambda: store.batch(next(rows)).layout.pairs,
+        "noise and targets": lambda: [process.noise(crystals, s, learner.rng) for process in processes.values()],
+        "network": network,
+        "optimiser and average": learner.update,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="a whole step of training against its plain form")
+    parser.add_argument("--batch", type=int, default=64, help="crystals")
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="of ours; plain has fp32")
+    parser.add_argument("--compile", action="store_true", help="ours through torch.compile; takes minutes")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device, batch, hidden = options.device, options.batch, options.hidden
+    host = made_up()
+    store = host.to(device)
+    order = torch.randperm(len(store), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = itertools.cycle([order[at : at + batch] for at in range(0, len(order) - batch, batch)])
+    loader = loaders(host, batch)["plain"]
+    ours = Learner.of(TrivializedTorus(), CSPVNet, hidden, device)
+    plain = Learner.of(PlainTorus(size=plain_targets.sizes().float().to(device)), CSPVNetPlain, hidden, device)
+    plain.model.load_state_dict(ours.model.state_dict())
+    set_execution(ours.model.network, Execution(compile=options.compile))
+
+    def in_precision(work: Work, precision: Precision) -> Work:
+        def done() -> object:
+            set_precision(ours.model, precision)
+            return work()
+
+        return done
+
+    network, layout = ours.model.network, store.batch(order[:batch]).layout
+    assert isinstance(network, PairNetwork)
+    products = unavoidable(network, layout, backward=True)
+    works = {
+        "plain": in_precision(lambda: plain.learn(crystals_of(loader(), device)), "fp32"),
+        "ours": in_precision(lambda: ours.learn(store.batch(next(rows))), options.precision),
+        "its products": in_precision(alone(products, device), options.precision),
+        **{name: in_precision(work, options.precision) for name, work in parts(ours, store, rows, batch).items()},
+    }
+    print(
+        f"batches of {batch} with MP-20's numbers of atoms, width {hidden}, {options.precision}, "
+        f"{device_name(device)}, torch {torch.__version__}; products {flops(products) / 1e9:.0f} GFLOP"
+    )
+    times = interleaved(works, options.repeats, device)
+    print(f"{'training step':24}{'seconds':>10}{'ratio':>7}{'range':>14}{'bar':>5}")
+    record = {name: Timing.of(times[name], times["plain"]) for name in works}
+    for name, timing in record.items():
+        whole = name in ("plain", "ours")
+        spread, bar = (f"{timing.least:.2f} - {timing.most:.2f}", BAR if name == "ours" else "") if whole else ("", "")
+        ratio = f"{timing.ratio:.2f}" if whole else ""
+        print(f"{name if whole else '  ' + name:24}{timing.median:10.4f}{ratio:>7}{spread:>14}{bar:>5}")
+    settings = {key: getattr(options, key) for key in ("batch", "hidden", "repeats", "threads", "precision", "compile")}
+    described = {"device": device_name(device), "torch": torch.__version__}
+    write_json(options.json, {**settings, **described, "seconds": {n: attrs.asdict(t) for n, t in record.items()}})
+
+
+if __name__ == "__main__":
+    main()
