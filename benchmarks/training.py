@@ -19,12 +19,12 @@ from typing import Any, get_args
 import attrs
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks import plain_targets
 from benchmarks.floor import alone, flops, unavoidable
 from benchmarks.input import loaders, made_up
 from benchmarks.timing import Timing, Work, device_name, interleaved, write_json
+from kldm.averaging import MovingAverage
 from kldm.crystals import Crystals, CrystalStore, Layout
 from kldm.execution import Execution, set_execution
 from kldm.interfaces import Noised
@@ -67,7 +67,7 @@ class Learner:
 
     model: JointModel
     optimizer: torch.optim.Optimizer
-    average: AveragedModel
+    average: MovingAverage[JointModel]
     rng: torch.Generator
 
     @classmethod
@@ -80,8 +80,7 @@ class Learner:
             network=partial(network, hidden=hidden),
         ).to(device)
         optimizer = torch.optim.AdamW(model.parameters(), amsgrad=True, fused=device.type == "cuda")
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999))  # type: ignore[no-untyped-call]
-        return cls(model, optimizer, average, torch.Generator(device).manual_seed(0))
+        return cls(model, optimizer, MovingAverage(model, 0.999), torch.Generator(device).manual_seed(0))
 
     def times(self, crystals: Crystals) -> Tensor:
         """Multiples of 1 / LEVELS, which the table of the plain targets has."""
@@ -96,7 +95,7 @@ class Learner:
 
     def update(self) -> None:
         self.optimizer.step()
-        self.average.update_parameters(self.model)
+        self.average.update(self.model)
 
 
 def crystals_of(graphs: Any, device: torch.device) -> Crystals:

@@ -17,10 +17,10 @@ import attrs
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from kldm import checkpoint as checkpoints
+from kldm.averaging import MovingAverage
 from kldm.checkpoint import Checkpoint
 from kldm.crystals import CrystalStore
 from kldm.distributed import Lost, world
@@ -203,8 +203,7 @@ class _Trainer:
             self.plateau = ReduceLROnPlateau(
                 self.optimizer, factor=plateau.factor, patience=plateau.patience, min_lr=plateau.minimum
             )
-        averaging = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
-        self.average = AveragedModel(model, multi_avg_fn=averaging)
+        self.average = MovingAverage(model, settings.ema_decay)
         self.progress = _Progress()
         self.asked = torch.zeros((), device=self.device)
         self.sums: dict[str, Tensor] = {}
@@ -316,7 +315,7 @@ class _Trainer:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
         self.optimizer.step()
         if self.epoch >= settings.ema_start:
-            self.average.update_parameters(self.model)
+            self.average.update(self.model)
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value
         self.progress.step += 1
@@ -377,9 +376,8 @@ class _Trainer:
 
     def _evaluated(self) -> JointModel:
         averaged = self.average.module
-        assert isinstance(averaged, JointModel)
         averaged.autocast = self.model.autocast
-        return averaged if int(self.average.n_averaged) else self.model
+        return averaged if self.average.updates else self.model
 
     def _write(self, name: str) -> None:
         """A checkpoint in the ordinary course, by the writer."""
@@ -388,7 +386,7 @@ class _Trainer:
 
     def _save(self, name: str) -> None:
         tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
-        if int(self.average.n_averaged):
+        if self.average.updates:
             tensors |= {f"average.{key}": value for key, value in self.average.module.state_dict().items()}
         if name == "last":
             tensors |= checkpoints.optimizer_tensors(self.optimizer)
@@ -396,7 +394,7 @@ class _Trainer:
         state = {
             **attrs.asdict(self.progress),
             "epoch": self.epoch,
-            "averaged": int(self.average.n_averaged),
+            "averaged": self.average.updates,
             "crystals": len(self.train),
         }
         if self.plateau is not None and self.plateau.last_epoch:  # before it has seen one, JSON cannot say its best
@@ -429,7 +427,7 @@ class _Trainer:
             ) from error
         if record.state["averaged"]:
             self.average.module.load_state_dict(record.part("average"))
-            self.average.n_averaged.fill_(record.state["averaged"])
+            self.average.updates = record.state["averaged"]
         checkpoints.load_optimizer(self.optimizer, record.part("optimizer"))
         if self.plateau is not None and "plateau" in record.state:
             self.plateau.load_state_dict(record.state["plateau"])
