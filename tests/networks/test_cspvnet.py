@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.memory import kept
 from kldm.execution import Execution, Messages
 from kldm.interfaces import Channel, Interface
 from kldm.networks import CSPVNet, CSPVNetPlain
@@ -148,3 +149,16 @@ def test_heads_without_bias() -> None:
         "heads.2.weight",
         "heads.2.bias",
     }
+
+
+def test_mpts52_at_batch_256_fits_into_10_gb() -> None:
+    """Counted on a crystal of 20 atoms, which has more atoms per edge than MPTS-52; peaks: benchmarks.memory."""
+    network = CSPVNet(PREDICTION)
+    latent, s, layout = case(PREDICTION, (20,), torch.float32)
+    found = kept(lambda: torch.stack([value.sum() for value in network(latent, s, layout).values()]).sum(), network)
+    edges, largest = 2 * len(layout.pairs.i), 152_504  # of 500 random batches of 256 crystals of MPTS-52
+    per_edge, width = found / edges, 4 * 512
+    assert per_edge < 36_000
+    weights = 4 * sum(parameter.numel() for parameter in network.parameters())
+    # Weights, gradients, three moments, the average; in the backward pass of a layer five more arrays of all edges.
+    assert per_edge * largest + 6 * weights + 5 * width * largest < 10e9
