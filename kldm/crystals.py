@@ -120,8 +120,10 @@ class Layout:
 
     def mean(self, values: Tensor) -> Tensor:
         """[N, ...] to [B, ...]: mean over the atoms of each crystal."""
-        if values.device.type == "cpu" and values.dim() == 2 and values.shape[1] > _NARROW:
-            return self.sum(values) / self.num_atoms.to(values.dtype).unsqueeze(-1)
+        kind = values.device.type
+        wide = kind == "cpu" and values.dim() == 2 and values.shape[1] > _NARROW
+        if wide or kind == "mps":  # which has no sums of segments
+            return self.sum(values) / self.num_atoms.to(values.dtype).view(-1, *[1] * (values.dim() - 1))
         # One kernel, in an order of additions that is the same in every run. The offsets are right by construction;
         # torch's check of them would wait for the device.
         return torch.segment_reduce(values, "mean", offsets=self.ptr, unsafe=True)
