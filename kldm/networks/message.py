@@ -10,6 +10,7 @@ from torch.nn.functional import linear, silu
 from kldm.crystals import Pairs
 from kldm.execution import Messages
 from kldm.networks.manual import ManualMessageBlock
+from kldm.networks.triton_messages import triton_messages
 
 
 class MessageBlock(Protocol):
@@ -73,4 +74,8 @@ def manual_messages(
     return result
 
 
-MESSAGE_BLOCKS: Mapping[Messages, MessageBlock] = {"autograd": autograd_messages, "manual": manual_messages}
+MESSAGE_BLOCKS: Mapping[Messages, MessageBlock] = {
+    "autograd": autograd_messages,
+    "manual": manual_messages,
+    "triton": triton_messages,
+}
