@@ -185,6 +185,8 @@ def joined(device: torch.device) -> Iterator[torch.device]:
             signal.signal(number, signal.SIG_IGN)  # torchrun ends all as soon as one has ended; there is more to say
         if not here.claims("message"):
             raise SystemExit(1) from error
+        if not here.is_writer:
+            sys.stderr.write("\n")  # after a progress bar of the writer's
         if isinstance(error, _Ended):
             raise KldmError(_ENDED, remedy="run the same command again to resume") from error
         raise
@@ -211,7 +213,7 @@ def _ended(number: int, frame: FrameType | None) -> None:
 def _last_words(here: World) -> None:
     """For the case that the main thread hangs in a computation or in waiting for a process that is gone."""
     if here.claims("message"):
-        sys.stderr.write(f"Error: {_ENDED}; run the same command again to resume\n")
+        sys.stderr.write(f"\nError: {_ENDED}; run the same command again to resume\n")
         sys.stderr.flush()
 
 

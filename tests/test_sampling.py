@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kldm.crystals import Crystals, CrystalStore
+from kldm.distributed import World, world
 from kldm.interfaces import DiffusionProcess, GenerativeModel
 from kldm.samplers import EulerMaruyama
 from kldm.sampling import Request, batches, candidates, generate, requests
 from kldm.targets import compositions
 from tests.small import random_store, small_model
+from tests.worlds import together
 
 SIZES = (3, 1, 5, 2, 5, 1)
 TARGETS = random_store(SIZES)
@@ -89,6 +91,48 @@ def test_a_real_sampler_keeps_every_composition_and_makes_candidates_differ() ->
     assert not torch.equal(runs[0].lattice, runs[2].lattice)
     first, second = runs[0].batch(range(6)), runs[0].batch(range(6, 12))
     assert not torch.isclose(first.lattice, second.lattice).any()
+
+
+@attrs.frozen
+class Noted:
+    """Notes which process draws what."""
+
+    sampler: EulerMaruyama
+    done: list[tuple[int, tuple[int, ...]]] = attrs.field(factory=list)
+
+    @property
+    def steps(self) -> int:
+        return self.sampler.steps
+
+    def check(self, processes: Mapping[str, DiffusionProcess]) -> None:
+        self.sampler.check(processes)
+
+    def sample(
+        self,
+        model: GenerativeModel,
+        given: Crystals,
+        rng: torch.Generator,
+        progress: Callable[[int], None] | None = None,
+    ) -> Crystals:
+        self.done.append((world().rank, given.layout.sizes))
+        return self.sampler.sample(model, given, rng, progress)
+
+
+@pytest.mark.parametrize("max_pairs", [25, 64_000], ids=["more batches", "one batch"])
+def test_processes_of_a_run_share_the_batches_and_all_get_the_same_samples(max_pairs: int) -> None:
+    wanted, model, sampler = requests(len(SIZES), 2), small_model(), Noted(EulerMaruyama(steps=3))
+
+    def sample(_: World) -> CrystalStore:
+        return generate(model, sampler, TARGETS, wanted, seed=4, max_pairs=max_pairs)
+
+    one = sample(World())
+    batches_of_one = [sizes for _, sizes in sampler.done]
+    sampler.done.clear()
+    for found in together(2, sample):
+        assert (found.sizes, found.ids) == (one.sizes, one.ids)
+        for name in ("fractional", "lattice", "species"):
+            assert torch.equal(getattr(found, name), getattr(one, name))
+    assert sorted(sampler.done) == sorted((number % 2, sizes) for number, sizes in enumerate(batches_of_one))
 
 
 def test_the_targets_coordinates_and_cells_are_not_looked_at() -> None:
