@@ -74,7 +74,7 @@ class MatchRate:
         stol: largest site displacement over (V/n)^(1/3).
         angle_tol: degrees.
         longest_edge: angstrom; candidates with a longer cell edge are invalid (40 in the KLDM code); None: no limit.
-        rules: what is reported; ``full`` asks two to three structures (about 1 ms an atom) a matched target for a fingerprint.
+        rules: what is reported; ``full`` costs two to three questions for a fingerprint (10 ms each) a matched target.
         full_seeds: mean and std over seeds under the full rule as well, a fingerprint for every match.
         metre: METRe and cRMSE, which compare all pairs of a composition: hours where the reference has but one.
         workers: processes; the result does not depend on it. -1: as many as there are CPU cores.
