@@ -96,7 +96,7 @@ def _silu(x: tl.tensor) -> tl.tensor:
 
 silu = triton.jit(_silu)
 # A number of pairs that happens to be 1 or a multiple of 16 is no reason to compile again.
-messages = triton.jit(_messages, do_not_specialize=["pairs"])
+messages = triton.jit(do_not_specialize=["pairs"])(_messages)
 
 INTERPRETED = not isinstance(messages, triton.JITFunction)
 """Whether Triton imitates a GPU on the CPU, for tests of kernels."""
