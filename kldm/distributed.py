@@ -51,8 +51,8 @@ class Lost(KldmError):
 class World:
     """The processes of a run, seen from one of them; the default is a process on its own.
 
-    Every method but ``claims`` is for all processes together: each must come to it, in the same order. All but
-    ``claims`` raise ``Lost`` where another process is gone.
+    Every method but ``claims`` is for all processes together: each must come to it, in the same order. They raise
+    ``Lost`` where another process is gone.
 
     Attributes:
         rank: its number, from 0.
@@ -113,15 +113,13 @@ class World:
             return self.rank == 1
 
 
-_WORLD: ContextVar[World] = ContextVar("world")
+_ALONE = World()
+_WORLD: ContextVar[World] = ContextVar("world", default=_ALONE)
 
 
 def world() -> World:
     """The processes that this one works with now."""
-    return _WORLD.get(_ALONE)
-
-
-_ALONE = World()
+    return _WORLD.get()
 
 
 @contextmanager

@@ -38,6 +38,8 @@ class Validator:
         store = draw(experiment.data.load(self.settings.split), self.settings.size, self.settings.seed)
         self.reference = reference_structures(store)
         self.targets = requested(experiment, store, len(store), self.settings.seed).to(device)
+        # Once, so that all validations of a run draw the same batches.
+        self.max_pairs = sampling_pairs(experiment.evaluation.max_pairs, experiment.model.network, device)
         # A score that no metric gives is found before training rather than at the first validation.
         self._values(Samples((), self.reference))
 
@@ -49,7 +51,7 @@ class Validator:
             self.targets,
             wanted,
             seed=settings.seed,
-            max_pairs=sampling_pairs(self.experiment.evaluation.max_pairs, model.network, self.targets.device),
+            max_pairs=self.max_pairs,
             description="validate",
         )
         values = self._values(Samples(candidates(generated, wanted), self.reference))

@@ -60,7 +60,7 @@ class Mortal(CSPVNet):
         if os.environ.get("SIGNALLED") == now:
             os.kill(os.getppid(), signal.SIGTERM)  # torchrun itself
         if "SIGNALLED" in os.environ:
-            time.sleep(0.05)
+            time.sleep(0.2)  # for the signal to arrive before the end
         return super().forward(latent, s, layout)
 """
 

@@ -81,6 +81,20 @@ def test_pieces_add_up_to_the_whole(make: Callable[[], JointModel], max_pairs: i
         torch.testing.assert_close(found[f"loss_{name}"], loss.detach(), rtol=1e-12, atol=0)
 
 
+def test_a_batch_that_fits_is_computed_as_without_any_of_this_to_the_bit() -> None:
+    model = small_dng_model().double()
+    whole = batch(model)
+    losses = model(whole)
+    model.total(losses).backward()  # type: ignore[no-untyped-call]
+    wanted = gradient(model)
+    for max_pairs in (None, cost(SIZES)):
+        model.zero_grad()
+        found = Gradients(model, World(), max_pairs).add(whole)
+        assert torch.equal(gradient(model), wanted)
+        assert torch.equal(found["loss"], model.total(losses))
+        assert all(torch.equal(found[f"loss_{name}"], loss) for name, loss in losses.items())
+
+
 def test_the_network_never_sees_more_pairs_than_allowed() -> None:
     model = small_model().double()
     seen: list[int] = []

@@ -158,6 +158,24 @@ def test_longer_training_and_another_sampler_go_on_in_the_folder(finished: Path,
     assert (folder / samples).read_bytes() != (finished / samples).read_bytes()
 
 
+def test_memory_is_no_part_of_a_run(finished: Path, tmp_path: Path) -> None:
+    """Training may go on in other pieces; samples that a smaller memory made are kept, unless another batch is asked
+    for."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    place = folder / "samples" / "test"
+    origin = json.loads((place / "origin.json").read_text())
+    assert origin["max_pairs"] == 64_000
+    (place / "origin.json").write_text(json.dumps(origin | {"max_pairs": 512}))
+    written = (place / "samples.jsonl").stat().st_mtime_ns
+    few = {**QUICK, "evaluation.splits": ["test"], "evaluation.untrained": False, "training.max_pairs": 50}
+    run(RECIPES / "quickstart.cfg", folder, overrides=few)
+    assert (place / "samples.jsonl").stat().st_mtime_ns == written
+    run(RECIPES / "quickstart.cfg", folder, overrides={**few, "evaluation.max_pairs": 100})
+    assert (place / "samples.jsonl").stat().st_mtime_ns > written
+    assert json.loads((place / "origin.json").read_text())["max_pairs"] == 100
+
+
 def test_fewer_epochs_than_done_are_refused(finished: Path) -> None:
     before = contents(finished)
     with pytest.raises(KldmError, match=r"past the \d+ of training.epochs = 1"):
