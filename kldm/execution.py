@@ -19,7 +19,8 @@ class Execution:
         messages: how networks over pairs of atoms compute their messages: ``manual``, with a backward pass written by
             hand that keeps two numbers per edge and hidden unit; ``autograd``, in plain torch, which can be
             differentiated twice; ``triton``, one fused kernel on an NVIDIA GPU, elsewhere ``manual``.
-        compile: whether ``torch.compile`` is used where a network provides for it; the first batches take minutes.
+        compile: whether ``torch.compile`` is used where a network provides for it; the first batches take minutes, and
+            ``messages`` says nothing.
         graphs: whether sampling on an NVIDIA GPU replays its steps as a CUDA graph.
         deterministic: whether a GPU computes the same bits again; slower.
 

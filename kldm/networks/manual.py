@@ -34,10 +34,10 @@ class ManualMessageBlock(Function):
     ) -> Tensor:
         first = first_activation(receiver, sender, even, odd, pairs).to(weight.dtype)
         second = torch.addmm(bias, silu(first), weight.t())
-        ctx.pairs, ctx.wide = pairs, torch.promote_types(receiver.dtype, torch.float32)
-        ctx.node_dtype = receiver.dtype
+        ctx.pairs, ctx.node_dtype = pairs, receiver.dtype
         ctx.save_for_backward(first, second, weight)
-        return sum_at(Ends.RECEIVER, silu(second).to(ctx.wide), pairs, len(receiver))
+        wide = torch.promote_types(receiver.dtype, torch.float32)
+        return sum_at(Ends.RECEIVER, silu(second).to(wide), pairs, len(receiver))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
