@@ -12,14 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from kldm import memory
+from kldm.distributed import World
 from kldm.execution import Execution, set_execution
 from kldm.experiment import load_components
+from kldm.gradients import Gradients
 from kldm.interfaces import Sizes
 from kldm.memory import free_memory, most_pairs, sampling_pairs
-from kldm.model import JointModel
+from kldm.model import JointModel, NoisedBatch
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
 from kldm.registry import networks
 from tests.oracles import random_crystals
+from tests.small import small_model
 
 CPU = torch.device("cpu")
 
@@ -63,11 +66,13 @@ class Peak(TorchDispatchMode):
         self.now -= size
 
 
+def noised(model: JointModel) -> NoisedBatch:
+    crystals = random_crystals(SIZES, 0, torch.float32)
+    return model.noised(crystals, torch.rand(len(SIZES)), torch.Generator().manual_seed(0))
+
+
 def peak(model: JointModel, training: bool) -> int:
-    batch = model.noised(
-        random_crystals(SIZES, 0, torch.float32), torch.rand(len(SIZES)), torch.Generator().manual_seed(0)
-    )
-    measured = Peak()
+    batch, measured = noised(model), Peak()
     with measured, torch.set_grad_enabled(training):
         loss = model.total(model(batch))
         if training:
@@ -95,6 +100,18 @@ def test_a_network_reckons_with_more_than_it_takes_but_not_with_far_more(name: s
         for training in (True, False):
             taken = peak(model, training) / PAIRS
             assert 0.2 < taken / model.network.bytes_per_pair(training) < 1.1, (messages, training, taken)
+
+
+def test_pieces_take_the_memory_of_a_piece() -> None:
+    model = small_model(hidden=64, layers=2)
+    batch, taken = noised(model), []
+    for max_pairs in (None, PAIRS // 4):
+        measured = Peak()
+        with measured:
+            Gradients(model, World(), max_pairs).add(batch)
+        taken.append(measured.most)
+        model.zero_grad()
+    assert taken[1] < 0.5 * taken[0]  # a quarter, and the gradient of the weights
 
 
 def test_half_of_what_is_free_is_taken_in_powers_of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
