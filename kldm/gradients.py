@@ -23,6 +23,8 @@ def shares(sizes: Sequence[int], count: int) -> list[Range]:
     Each border is the one nearest to where it should be, so that no range is off by more than the largest crystal; a
     range may be empty.
     """
+    if count == 1:
+        return [(0, len(sizes))]
     ends = list(accumulate((_cost(size) for size in sizes), initial=0))
     borders = [0]
     for number in range(1, count):
