@@ -30,10 +30,19 @@ class _Scoring:
 
 
 def metric_for(task: Task, options: Mapping[str, Any]) -> Metric:
-    """The registered metric of a task with these options, checked as those of a recipe are."""
+    """The registered metric of a task with these options, checked as those of a recipe are.
+
+    Raises:
+        KldmError: at the option as the command line spells it.
+    """
     load_components()
     name = {"csp": "match_rate.v1", "dng": "de_novo.v1"}[task]
-    built, _ = build({"metric": {"@metrics": name, **options}}, _Scoring)
+    try:
+        built, _ = build({"metric": {"@metrics": name, **options}}, _Scoring)
+    except KldmError as error:
+        section, _, key = (error.place or "").partition(".")
+        place = f"--{key.partition('.')[0].replace('_', '-')}" if section == "metric" else None
+        raise KldmError(error.problem, place=place, remedy=error.remedy) from error
     return built.metric
 
 

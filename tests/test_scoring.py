@@ -174,9 +174,9 @@ def test_a_folder_of_samples_is_a_file_of_samples(tmp_path: Path, reference: Pat
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--rules", "strict"], "rules"),
+        (["--rules", "strict"], '--rules: wants "structural" or "full", got "strict"'),
         (["--task", "dng", "--cutoffs", "mp20"], "cutoffs"),
-        (["--task", "dng", "--states", "icsd16"], "states"),
+        (["--task", "dng", "--states", "icsd16"], "--states: wants"),
         (["--workers", "0"], "workers"),
         (["--time-limit", "0"], "time_limit"),
         (["--reference", "nowhere.jsonl"], "nowhere.jsonl"),
