@@ -34,6 +34,8 @@ PATIENCE = timedelta(days=30)
 LAST_WORDS = 25.0
 """Seconds after a signal that a process has for leaving in order. torchrun kills it after 30."""
 
+_ENDED = "ended by a signal, as the processes of a run are when one of them is lost"
+
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun tells a process that it starts."""
 
@@ -195,9 +197,6 @@ def joined(device: torch.device) -> Iterator[torch.device]:
         _WORLD.reset(token)
         with suppress(RuntimeError):  # of a group that has lost members
             dist.destroy_process_group()
-
-
-_ENDED = "ended by a signal, as the processes of a run are when one of them is lost"
 
 
 class _Ended(BaseException):

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kldm.crystals import Crystals, Layout
-from kldm.distributed import World
+from kldm.distributed import Lost, World
 from kldm.errors import KldmError
-from kldm.gradients import Gradients, pieces, shares
+from kldm.gradients import Gradients, _explained, pieces, shares
 from kldm.interfaces import Channel, Noised
 from kldm.model import JointModel, NoisedBatch
 from kldm.processes import Given
@@ -141,3 +141,22 @@ def test_what_cannot_be_divided_is_told(mode: Literal["rows", "both"], told: str
     divide = partial(whole.part, 0, 2) if mode == "rows" else partial(model.shares, Layout.of((3, 1)), whole.layout)
     with pytest.raises(KldmError, match=rf"model\.species: .*{told}"):
         divide()
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (RuntimeError("[/src/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:9"), Lost),
+        (torch.distributed.DistBackendError("NCCL error: remote process exited"), Lost),
+        (RuntimeError("Expected to have finished reduction in the prior iteration"), KldmError),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_torch_says_of_other_processes_is_understood_and_nothing_else(
+    raised: Exception, told: type[Exception]
+) -> None:
+    with pytest.raises(Exception) as found, _explained():  # noqa: PT011 (which one is the question)
+        raise raised
+    assert type(found.value) is told
