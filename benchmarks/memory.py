@@ -9,8 +9,6 @@ on a GPU).
 
 import argparse
 import multiprocessing
-import resource
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -20,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.network import FAST, NETWORKS, SIZES, batch_for, of_form, training_step
-from benchmarks.timing import device_name, write_json
+from benchmarks.timing import device_name, peak_memory, write_json
 
 
 @attrs.frozen
@@ -62,11 +60,7 @@ def measured(name: str, form: str, sizes: str, batch: int, hidden: int, device: 
     network = of_form(name, form, hidden, device)
     count = kept(lambda: torch.stack([v.sum() for v in network(latent, s, layout).values()]).sum(), network)
     training_step(network, latent, s, layout, bf16=False)()
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Memory(2 * len(layout.pairs.i), count, peak)
+    return Memory(2 * len(layout.pairs.i), count, peak_memory(device))
 
 
 def main() -> None:

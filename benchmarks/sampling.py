@@ -5,7 +5,7 @@
 KLDM-x0 for crystal structure prediction with random weights, numbers of atoms as in MP-20; one step of Euler-Maruyama
 (one network call) and of the predictor-corrector sampler (two), with prior and decoding. Both forms take turns on the
 same batch and from the same seed; reported are medians of the CPU time of the process (of the GPU's own clock on a
-GPU).
+GPU). The floor is the matrix products of the fast network's calls, alone, in the same turns.
 """
 
 import argparse
@@ -16,13 +16,15 @@ from typing import Any
 import attrs
 import torch
 
+from benchmarks.floor import alone, flops, unavoidable
 from benchmarks.network import batch_for
-from benchmarks.timing import Timing, Work, device_name, interleaved, write_json
+from benchmarks.timing import Timing, Work, device_name, interleaved, peak_memory, write_json
 from kldm.crystals import Crystals
 from kldm.execution import Execution, set_execution
 from kldm.interfaces import Sampler
 from kldm.model import JointModel
 from kldm.networks import CSPVNet, CSPVNetPlain
+from kldm.networks.pair_network import PairNetwork
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
 from kldm.samplers import EulerMaruyama, PredictorCorrector
 from kldm.samplers.graphs import replaying
@@ -32,6 +34,8 @@ BAR = 2.5
 """The least that a step must be faster by, at batch 64, width 512 and one thread."""
 
 STEPS = 2
+CALLS = {"euler_maruyama": 1, "predictor_corrector": 2}
+"""Network calls of a step."""
 
 
 def model_with(network: type[CSPVNet], hidden: int, device: torch.device) -> JointModel:
@@ -78,21 +82,30 @@ def main() -> None:
         f"{options.batch} crystals, {layout.total} atoms, width {options.hidden}, {device_name(device)}, "
         f"torch {torch.__version__}"
     )
-    print(f"{'one step of':22}{'':9}{'seconds':>9}{'ratio':>7}{'range':>14}{'bar':>5}")
+    print(f"{'one step of':22}{'':9}{'seconds':>9}{'ratio':>7}{'range':>14}{'bar':>5}{'/ floor':>9}{'GFLOP':>8}")
     record: dict[str, Any] = {}
+    network = fast.network
+    assert isinstance(network, PairNetwork)
+    call = unavoidable(network, layout, backward=False)
     samplers = {
         "euler_maruyama": EulerMaruyama(steps=steps, s_min=0.5),
         "predictor_corrector": PredictorCorrector(steps=steps, s_min=0.5),
     }
     for name, sampler in samplers.items():
         works = {form: step_of(sampler, model, given, graphs) for form, (model, graphs) in models.items()}
-        times = interleaved(works, options.repeats, device)
+        products = call * CALLS[name]
+        times = interleaved({**works, "floor": alone(products * steps, device)}, options.repeats, device)
+        per_step = {form: [one / steps for one in each] for form, each in times.items()}
+        floor = Timing.of(per_step["floor"], per_step["plain"]).median
         record[name] = {}
         for form in works:
-            timing = Timing.of([one / steps for one in times[form]], [one / steps for one in times["plain"]])
+            timing = Timing.of(per_step[form], per_step["plain"])
             spread, bar = f"{timing.least:.2f} - {timing.most:.2f}", BAR if form == "manual" else ""
-            print(f"{name:22}{form:9}{timing.median:9.3f}{timing.ratio:7.2f}{spread:>14}{bar:>5}", flush=True)
-            record[name][form] = attrs.asdict(timing)
+            gigaflop = "" if form == "plain" else f"{flops(products) / 1e9:.0f}"
+            row = f"{name:22}{form:9}{timing.median:9.3f}{timing.ratio:7.2f}{spread:>14}{bar:>5}"
+            print(f"{row}{timing.median / floor:9.2f}{gigaflop:>8}", flush=True)
+            record[name][form] = {**attrs.asdict(timing), "over_floor": timing.median / floor}
+    print(f"peak memory of all forms: {peak_memory(device) / 1e9:.2f} GB")
     settings = {key: getattr(options, key) for key in ("batch", "hidden", "repeats", "threads")}
     write_json(options.json, {**settings, "device": device_name(device), "torch": torch.__version__, "steps": record})
 

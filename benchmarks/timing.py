@@ -1,7 +1,9 @@
 """What the benchmarks of networks, training and sampling share: turns, clocks, tables."""
 
 import json
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -63,6 +65,13 @@ def write_json(path: Path | None, record: Mapping[str, Any]) -> None:
     if path is not None:
         with atomic_write(path) as part:
             part.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at most: of this process so far, or of what torch allocated on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def device_name(device: torch.device) -> str:

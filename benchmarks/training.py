@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks import plain_targets
 from benchmarks.floor import alone, flops, unavoidable
 from benchmarks.input import loaders, made_up
-from benchmarks.timing import Timing, Work, device_name, interleaved, write_json
+from benchmarks.timing import Timing, Work, device_name, interleaved, peak_memory, write_json
 from kldm.averaging import MovingAverage
 from kldm.crystals import Crystals, CrystalStore, Layout
 from kldm.execution import Execution, set_execution
@@ -177,9 +177,14 @@ def main() -> None:
         spread, bar = (f"{timing.least:.2f} - {timing.most:.2f}", BAR if name == "ours" else "") if whole else ("", "")
         ratio = f"{timing.ratio:.2f}" if whole else ""
         print(f"{name if whole else '  ' + name:24}{timing.median:10.4f}{ratio:>7}{spread:>14}{bar:>5}")
+    floor = record["its products"].median / record["ours"].median
+    peak = peak_memory(device)
+    print(f"share of the floor reached: {floor:.0%}; peak memory of all forms: {peak / 1e9:.2f} GB")
     settings = {key: getattr(options, key) for key in ("batch", "hidden", "repeats", "threads", "precision", "compile")}
     described = {"device": device_name(device), "torch": torch.__version__}
-    write_json(options.json, {**settings, **described, "seconds": {n: attrs.asdict(t) for n, t in record.items()}})
+    found = {"gigaflop": flops(products) / 1e9, "share_of_floor": floor, "peak": peak}
+    seconds = {name: attrs.asdict(timing) for name, timing in record.items()}
+    write_json(options.json, {**settings, **described, **found, "seconds": seconds})
 
 
 if __name__ == "__main__":
