@@ -12,6 +12,18 @@ from kldm.errors import KldmError
 from kldm.networks.sums import Ends, sum_at
 
 
+def manual_messages(
+    receiver: Tensor, sender: Tensor, even: Tensor, odd: Tensor, weight: Tensor, bias: Tensor, pairs: Pairs
+) -> Tensor:
+    """``MessageBlock`` with a backward pass written by hand, which keeps the two pre-activations of an edge alone; without
+    gradients they are overwritten by the activations."""
+    tensors = (receiver, sender, even, odd, weight, bias)
+    if not differentiated(*tensors):
+        return summed_messages(*tensors, pairs, keep=False)[0]
+    result: Tensor = ManualMessageBlock.apply(*tensors, pairs)  # type: ignore[no-untyped-call]
+    return result
+
+
 class ManualMessageBlock(Function):
     """``MessageBlock`` that keeps, for the backward pass, the two pre-activations of every edge and nothing else of it.
 
@@ -32,12 +44,10 @@ class ManualMessageBlock(Function):
         bias: Tensor,
         pairs: Pairs,
     ) -> Tensor:
-        first = first_activation(receiver, sender, even, odd, pairs).to(weight.dtype)
-        second = torch.addmm(bias, silu(first), weight.t())
+        total, first, second = summed_messages(receiver, sender, even, odd, weight, bias, pairs, keep=True)
         ctx.pairs, ctx.node_dtype = pairs, receiver.dtype
         ctx.save_for_backward(first, second, weight)
-        wide = torch.promote_types(receiver.dtype, torch.float32)
-        return sum_at(Ends.RECEIVER, silu(second).to(wide), pairs, len(receiver))
+        return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -48,6 +58,29 @@ class ManualMessageBlock(Function):
             )
         first, second, weight = ctx.saved_tensors
         return (*message_gradients(gradient, first, second, weight, ctx.pairs, ctx.node_dtype), None)
+
+
+def differentiated(*tensors: Tensor) -> bool:
+    """Whether a function of these tensors will be asked for gradients."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def summed_messages(
+    receiver: Tensor,
+    sender: Tensor,
+    even: Tensor,
+    odd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    pairs: Pairs,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums of the messages [N, H], and the pre-activations a and z [2 P, H], overwritten if not to be kept."""
+    first = first_activation(receiver, sender, even, odd, pairs).to(weight.dtype)
+    second = torch.addmm(bias, silu(first, inplace=not keep), weight.t())
+    wide = torch.promote_types(receiver.dtype, torch.float32)
+    total = sum_at(Ends.RECEIVER, silu(second, inplace=not keep).to(wide), pairs, len(receiver))
+    return total, first, second
 
 
 def first_activation(receiver: Tensor, sender: Tensor, even: Tensor, odd: Tensor, pairs: Pairs) -> Tensor:

@@ -9,7 +9,7 @@ from torch.nn.functional import linear, silu
 
 from kldm.crystals import Pairs
 from kldm.execution import Messages
-from kldm.networks.manual import ManualMessageBlock
+from kldm.networks.manual import manual_messages
 from kldm.networks.triton_messages import triton_messages
 
 
@@ -64,14 +64,6 @@ def messages_of_tensors(
     wide = torch.promote_types(receiver.dtype, torch.float32)
     zero = receiver.new_zeros(receiver.shape, dtype=wide)
     return zero.index_add(0, i, to_i.to(wide)).index_add(0, j, to_j.to(wide))
-
-
-def manual_messages(
-    receiver: Tensor, sender: Tensor, even: Tensor, odd: Tensor, weight: Tensor, bias: Tensor, pairs: Pairs
-) -> Tensor:
-    """The block with a backward pass written by hand, which keeps the two pre-activations of an edge alone."""
-    result: Tensor = ManualMessageBlock.apply(receiver, sender, even, odd, weight, bias, pairs)  # type: ignore[no-untyped-call]
-    return result
 
 
 MESSAGE_BLOCKS: Mapping[Messages, MessageBlock] = {

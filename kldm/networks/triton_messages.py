@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from kldm.crystals import Layout, Pairs
-from kldm.networks.manual import ManualMessageBlock, first_activation
+from kldm.networks.manual import ManualMessageBlock, differentiated, first_activation, manual_messages
 from kldm.networks.sums import Ends, sum_at
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -43,12 +43,11 @@ def triton_messages(
     run or timed on a GPU, and its block sizes are chosen by the registers and the memory that they take.
     """
     tensors = (receiver, sender, even, odd, weight, bias)
-    reason = _obstacle(receiver, weight) or _fault(_Kind.of(receiver, weight), _differentiated(*tensors))
+    reason = _obstacle(receiver, weight) or _fault(_Kind.of(receiver, weight), differentiated(*tensors))
     if reason is None:
         return _fused(*tensors, pairs)
     _warn(reason)
-    result: Tensor = ManualMessageBlock.apply(*tensors, pairs)  # type: ignore[no-untyped-call]
-    return result
+    return manual_messages(*tensors, pairs)
 
 
 @cache
@@ -62,14 +61,10 @@ def _fused(
 ) -> Tensor:
     """By the kernel, whatever the device: in Triton's interpreter, that is the CPU too."""
     tensors = (receiver, sender, even, odd, weight, bias)
-    if not _differentiated(*tensors):
+    if not differentiated(*tensors):
         return _launch(*tensors, pairs, keep=False)[0]
     result: Tensor = FusedMessageBlock.apply(*tensors, pairs)  # type: ignore[no-untyped-call]
     return result
-
-
-def _differentiated(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 class FusedMessageBlock(ManualMessageBlock):

@@ -127,6 +127,23 @@ def test_what_is_kept_for_the_backward_pass(name: Messages) -> None:
     assert per_edge == 2 if name == "manual" else per_edge > 3
 
 
+@each_block
+def test_the_same_without_gradients_and_nothing_given_is_overwritten(name: Messages) -> None:
+    tensors, layout = inputs(MIXED, 8)
+    before = [tensor.detach().clone() for tensor in tensors]
+    expected = block(name, tensors, layout)
+    with torch.no_grad():
+        found = block(name, tensors, layout)
+    assert not found.requires_grad
+    assert torch.equal(found, expected)
+    assert all(map(torch.equal, tensors, before))
+
+
+def test_autograd_can_be_differentiated_twice() -> None:
+    tensors, layout = inputs((3, 1), 3)
+    assert torch.autograd.gradgradcheck(lambda *args: block("autograd", args, layout), tensors)
+
+
 def test_manual_refuses_to_be_differentiated_twice() -> None:
     tensors, layout = inputs((3,), 4)
     total = block("manual", tensors, layout)
