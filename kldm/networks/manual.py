@@ -15,8 +15,10 @@ from kldm.networks.sums import Ends, sum_at
 def manual_messages(
     receiver: Tensor, sender: Tensor, even: Tensor, odd: Tensor, weight: Tensor, bias: Tensor, pairs: Pairs
 ) -> Tensor:
-    """``MessageBlock`` with a backward pass written by hand, which keeps the two pre-activations of an edge alone; without
-    gradients they are overwritten by the activations."""
+    """``MessageBlock`` with a backward pass written by hand, which keeps the two pre-activations of an edge alone.
+
+    Without gradients they are overwritten by the activations.
+    """
     tensors = (receiver, sender, even, odd, weight, bias)
     if not differentiated(*tensors):
         return summed_messages(*tensors, pairs, keep=False)[0]
