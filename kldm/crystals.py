@@ -6,10 +6,12 @@ atoms of one crystal, M crystals of a data set, C numbers of a channel.
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 _NARROW = 32  # numbers per atom up to which torch's means of segments are the faster ones on a CPU
 
@@ -123,10 +125,13 @@ class Layout:
         kind = values.device.type
         wide = kind == "cpu" and values.dim() == 2 and values.shape[1] > _NARROW
         if wide or kind == "mps":  # which has no sums of segments
-            return self.sum(values) / self.num_atoms.to(values.dtype).view(-1, *[1] * (values.dim() - 1))
-        # One kernel, in an order of additions that is the same in every run. The offsets are right by construction;
-        # torch's check of them would wait for the device.
-        return torch.segment_reduce(values, "mean", offsets=self.ptr, unsafe=True)
+            return self._shared(self.sum(values))
+        result: Tensor = _SegmentMean.apply(values, self)  # type: ignore[no-untyped-call]
+        return result
+
+    def _shared(self, values: Tensor) -> Tensor:
+        """[B, ...]: values over the number of atoms of each crystal."""
+        return values / self.num_atoms.to(values.dtype).view(-1, *[1] * (values.dim() - 1))
 
     def centred(self, values: Tensor) -> Tensor:
         """[N, ...] to [N, ...]: values less their mean over the atoms of each crystal."""
@@ -134,6 +139,22 @@ class Layout:
 
     def to(self, device: torch.device | str) -> "Layout":
         return Layout(self.num_atoms.to(device), self.sizes)
+
+
+class _SegmentMean(Function):
+    """``Layout.mean`` in one kernel; the gradient that torch has for it could not be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, layout: Layout) -> Tensor:
+        ctx.layout = layout
+        # In an order of additions that is the same in every run. The offsets are right by construction; torch's check
+        # of them would wait for the device.
+        return torch.segment_reduce(values, "mean", offsets=layout.ptr, unsafe=True)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        layout: Layout = ctx.layout
+        return layout.per_atom(layout._shared(gradient)), None
 
 
 @attrs.frozen(slots=False, eq=False)
@@ -200,8 +221,7 @@ class CrystalStore:
     def batch(self, rows: Sequence[int]) -> Crystals:
         """The crystals of these rows, in this order, as one batch on the store's device."""
         rows = [int(row) for row in rows]
-        # All that goes to the device; the copy does not wait for what is still running there.
-        row = torch.tensor(rows, dtype=torch.int64).to(self.device, non_blocking=True)
+        row = _sent(rows, self.device)  # all that goes to the device
         layout = Layout(self.layout.num_atoms[row], tuple(self.sizes[row] for row in rows))
         atom = torch.arange(layout.total, device=self.device) + layout.per_atom(self.layout.ptr[row] - layout.ptr[:-1])
         return Crystals(

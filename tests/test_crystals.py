@@ -106,6 +106,7 @@ def test_reductions_pass_gradients(width: int) -> None:
     functions: list[Callable[[torch.Tensor], torch.Tensor]] = [layout.sum, layout.mean, layout.centred]
     for function in functions:
         assert torch.autograd.gradcheck(function, (values,))
+        assert torch.autograd.gradgradcheck(function, (values,))
 
 
 def test_columns_repeat_the_numbers_of_crystals_for_their_atoms() -> None:

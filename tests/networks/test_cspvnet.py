@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.memory import kept
@@ -86,6 +87,20 @@ def test_autocast_rounds_the_products_of_edges_alone(messages: Messages) -> None
     assert pairs in rows
     assert rows <= {pairs, 2 * pairs}
     assert all(value.dtype == torch.float32 for value in prediction.values())
+
+
+@pytest.mark.parametrize("hidden", [4, 40])
+def test_a_network_can_be_differentiated_twice(hidden: int) -> None:
+    """By its coordinates and its lattice; the means over the atoms of 4 and of 40 numbers are computed in two ways."""
+    network = CSPVNet(PREDICTION, hidden=hidden, layers=1, time_features=4, frequencies=2).double()
+    network.execute(Execution(messages="autograd"))
+    latent, s, layout = case(PREDICTION, (2, 1))
+    names = ("fractional", "lattice")
+
+    def answers(*values: Tensor) -> tuple[Tensor, ...]:
+        return tuple(network({**latent, **dict(zip(names, values, strict=True))}, s, layout).values())
+
+    assert torch.autograd.gradgradcheck(answers, [latent[name].requires_grad_() for name in names])
 
 
 def test_phases_keep_float32_with_weights_of_less() -> None:
