@@ -66,6 +66,25 @@ def test_same_function_and_gradients(family: str, shapes: list[tuple[int, ...]])
     assert shapes
 
 
+@each_family
+def test_rounded_products(family: str, shapes: list[tuple[int, ...]]) -> None:
+    compiled, plain = pair(family)
+    plain.execute(Execution(messages="autograd"))
+    latent, s, layout = case(OF_FAMILY[family], MIXED, torch.float32)
+    exact = plain(latent, s, layout)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = compiled(latent, s, layout), plain(latent, s, layout)
+    torch.autograd.backward([loss(found), loss(expected)])
+    for name, value in expected.items():
+        assert found[name].dtype == torch.float32
+        assert relative(found[name], value) < 0.1 * relative(value, exact[name])
+    for ours, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert relative(ours.grad, theirs.grad) < 1e-2
+    assert shapes
+
+
 def test_few_shapes_and_none_anew_for_a_copy(shapes: list[tuple[int, ...]]) -> None:
     network, _ = pair("cspvnet")
     other = copy.deepcopy(network)
