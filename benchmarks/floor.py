@@ -1,5 +1,6 @@
 """The matrix products that a network over pairs of atoms cannot do without, alone: the floor under its time."""
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -7,11 +8,30 @@ from benchmarks.timing import Work
 from kldm.crystals import Layout
 from kldm.networks.pair_network import PairNetwork
 
-Factors = tuple[int, int, int]
-"""Rows, inner and columns of a product."""
+
+@attrs.frozen
+class Product:
+    """Of a matrix [rows, inner] and one [inner, columns].
+
+    Attributes:
+        of_edges: whether it has a row of the batch for every pair or edge, not for every atom.
+    """
+
+    rows: int
+    inner: int
+    columns: int
+    of_edges: bool
+
+    def by_weight(self) -> "Product":
+        """The gradient of the right factor."""
+        return attrs.evolve(self, rows=self.inner, inner=self.rows)
+
+    def by_input(self) -> "Product":
+        """The gradient of the left factor."""
+        return attrs.evolve(self, inner=self.columns, columns=self.inner)
 
 
-def unavoidable(network: PairNetwork, layout: Layout, backward: bool) -> list[Factors]:
+def unavoidable(network: PairNetwork, layout: Layout, backward: bool) -> list[Product]:
     """The products of all layers, as the fast form has them.
 
     Forward, per layer: sin and cos of every pair, the second linear map of every edge, and five blocks of hidden x
@@ -20,35 +40,36 @@ def unavoidable(network: PairNetwork, layout: Layout, backward: bool) -> list[Fa
     """
     atoms, pairs = layout.total, len(layout.pairs.i)
     hidden, geometry = network.norm.normalized_shape[0], 3 * network.frequencies
-    waves = [(pairs, geometry, hidden)] * 2
+    waves = [Product(pairs, geometry, hidden, True)] * 2
     others = [
-        (2 * pairs, hidden, hidden),
-        (atoms, hidden, 2 * hidden),
-        (atoms, 2 * hidden, hidden),
-        (atoms, hidden, hidden),
+        Product(2 * pairs, hidden, hidden, True),
+        Product(atoms, hidden, 2 * hidden, False),
+        Product(atoms, 2 * hidden, hidden, False),
+        Product(atoms, hidden, hidden, False),
     ]
     layer = [*waves, *others]
     if backward:
-        layer += [(inner, rows, columns) for rows, inner, columns in (*waves, *others)]
-        layer += [(rows, columns, inner) for rows, inner, columns in others]
+        layer = [*layer, *(one.by_weight() for one in layer), *(one.by_input() for one in others)]
     return layer * len(network.layers)
 
 
-def flops(products: list[Factors]) -> int:
-    return sum(2 * rows * inner * columns for rows, inner, columns in products)
+def flops(products: list[Product]) -> int:
+    return sum(2 * one.rows * one.inner * one.columns for one in products)
 
 
-def alone(products: list[Factors], device: torch.device) -> Work:
-    """These products one after the other, into memory that is there already."""
-    made: dict[Factors, tuple[Tensor, Tensor, Tensor]] = {}
-    for rows, inner, columns in products:
-        if (rows, inner, columns) not in made:
-            left, right = torch.randn(rows, inner, device=device), torch.randn(inner, columns, device=device)
-            made[rows, inner, columns] = (left, right, torch.empty(rows, columns, device=device))
+def alone(products: list[Product], device: torch.device, of_edges: torch.dtype = torch.float32) -> Work:
+    """These products one after the other, into memory that is there already; those of edges in a type of their own."""
+    made: dict[Product, tuple[Tensor, Tensor, Tensor]] = {}
+    for one in products:
+        if one not in made:
+            shapes = (one.rows, one.inner), (one.inner, one.columns), (one.rows, one.columns)
+            dtype = of_edges if one.of_edges else torch.float32
+            left, right, result = (torch.randn(shape, device=device, dtype=dtype) for shape in shapes)
+            made[one] = left, right, result
 
     def work() -> None:
-        for factors in products:
-            left, right, result = made[factors]
+        for one in products:
+            left, right, result = made[one]
             torch.mm(left, right, out=result)
 
     return work

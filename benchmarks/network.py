@@ -152,13 +152,14 @@ def compare(
     for kind, make in (("forward", forward), ("training step", training_step)):
         products = unavoidable(networks["manual"], layout, kind == "training step")
         works = {form: make(network, latent, s, layout, bf16) for form, network in networks.items()}
-        times = interleaved({**works, "floor": alone(products, device)}, repeats, device)
+        floor = alone(products, device, torch.bfloat16 if bf16 else torch.float32)
+        times = interleaved({**works, "floor": floor}, repeats, device)
         found[kind] = {}
         for form, work in works.items():
-            timing, floor = Timing.of(times[form], times["plain"]), Timing.of(times["floor"], times["plain"]).median
+            timing, least = Timing.of(times[form], times["plain"]), Timing.of(times["floor"], times["plain"]).median
             # What torch compiled or Triton runs is not seen by torch's counter.
             counted = flops(products) if form in ("compiled", "triton") else operations(work)
-            found[kind][form] = Row(timing, timing.median / floor, counted / 1e9)
+            found[kind][form] = Row(timing, timing.median / least, counted / 1e9)
     return found
 
 

@@ -159,10 +159,11 @@ def main() -> None:
     network, layout = ours.model.network, store.batch(order[:batch]).layout
     assert isinstance(network, PairNetwork)
     products = unavoidable(network, layout, backward=True)
+    rounded = torch.bfloat16 if options.precision == "bf16" else torch.float32
     works = {
         "plain": in_precision(lambda: plain.learn(crystals_of(loader(), device)), "fp32"),
         "ours": in_precision(lambda: ours.learn(store.batch(next(rows))), options.precision),
-        "its products": in_precision(alone(products, device), options.precision),
+        "its products": in_precision(alone(products, device, rounded), options.precision),
         **{name: in_precision(work, options.precision) for name, work in parts(ours, store, rows, batch).items()},
     }
     print(
