@@ -32,16 +32,22 @@ def _simulate(initial_std: float, time: float, count: int, rng: torch.Generator)
     return r, v
 
 
-@pytest.mark.parametrize(("initial_std", "s"), [(0.0, 1.0), (0.0, 0.3), (1.0, 0.5)])
-def test_noise_is_what_the_dynamics_make_of_the_particles(initial_std: float, s: float) -> None:
+@pytest.mark.parametrize(
+    ("initial_std", "s", "horizon"), [(0.0, 1.0, 2.0), (0.0, 0.3, 2.0), (1.0, 0.5, 2.0), (0.0, 1.0, 3.5)]
+)
+def test_noise_is_what_the_dynamics_make_of_the_particles(initial_std: float, s: float, horizon: float) -> None:
     rng, count = torch.Generator().manual_seed(1), 100_000
     process = TrivializedTorus(
-        parameterization="direct", initial_velocity_std=initial_std, zero_net_translation=False, variance_floor=0.0
+        parameterization="direct",
+        initial_velocity_std=initial_std,
+        zero_net_translation=False,
+        variance_floor=0.0,
+        horizon=horizon,
     )
     drawn = process.noise(_gas(count), torch.tensor([s], dtype=torch.float64), rng).latent
     v = drawn["velocity"][:, 0] * TURN
     angle = torch.remainder((drawn["fractional"][:, 0] - 0.3) * TURN + pi, TURN) - pi
-    r, v_true = _simulate(initial_std, 2 * s, count, rng)
+    r, v_true = _simulate(initial_std, horizon * s, count, rng)
     angle_true = torch.remainder(r + pi, TURN) - pi
     error = v_true.std().item() / count**0.5
     assert v.mean().item() == pytest.approx(v_true.mean().item(), abs=6 * error)
@@ -65,8 +71,9 @@ def test_noise_is_what_the_dynamics_make_of_the_particles(initial_std: float, s:
     assert chi_square < 1.4  # 1 in the mean; the standard deviation is about 0.1
 
 
-def test_target_is_g_over_its_root_mean_square_and_of_unit_size() -> None:
-    process = TrivializedTorus(zero_net_translation=False)
+@pytest.mark.parametrize("horizon", [2.0, 3.5])
+def test_target_is_g_over_its_root_mean_square_and_of_unit_size(horizon: float) -> None:
+    process = TrivializedTorus(zero_net_translation=False, horizon=horizon)
     for s in (0.001, 0.1, 0.5, 1.0):
         rng = torch.Generator().manual_seed(2)
         target = process.noise(_gas(50_000), torch.tensor([s], dtype=torch.float64), rng).target["velocity"]
