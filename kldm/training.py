@@ -176,8 +176,8 @@ def fit(
     In several processes (``kldm.distributed``) all call this alike; the writer writes.
 
     Raises:
-        KldmError: loss not finite; interrupted, or a process was lost (a checkpoint was written; the same call
-            resumes).
+        KldmError: loss not finite; interrupted, or a process was lost (a checkpoint was written, unless a process of
+            several with GPUs was lost; the same call resumes).
         SystemExit: a process was lost, and another one says so.
     """
     trainer = _Trainer(model, train, settings, folder, recipe)
@@ -234,6 +234,8 @@ class _Trainer:
             try:
                 self._loop(total, validate, interruption)
             except Lost as error:
+                if self.device.type != "cpu":
+                    raise  # what a device holds after a broken collective is not known
                 if not self.world.claims("checkpoint"):
                     raise SystemExit(1) from error  # another process says what happened
                 self._check_finite()
@@ -270,12 +272,17 @@ class _Trainer:
             return nullcontext()
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.progress.step)
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._next_row)
 
     @property
     def _at_end_of_epoch(self) -> bool:
         """Whether all steps of an epoch are done, and its end is not."""
         return bool(self.sums) and self.progress.step % self.steps_per_epoch == 0
+
+    @property
+    def _next_row(self) -> int:
+        """The least step that the log's next row may be of."""
+        return self.progress.step + (not self._at_end_of_epoch)
 
     def _asked(self, interruption: Interruption) -> bool:
         """Whether to stop; of several processes all do so at the same step, if one is asked to."""
@@ -341,7 +348,14 @@ class _Trainer:
             values = self.world.writers(validate(self._evaluated()))
             row |= {f"validation_{name}": value for name, value in values.items()}
             row["validation"] = next(iter(values.values()))
-        # From here on nothing is done together: either all of an epoch's end is done or nothing.
+        # For each process either all of what follows is done or nothing; and for the others nothing before the writer's
+        # files are there, lest one of them save a state that says so.
+        with self.world.writer_first():
+            self._close_epoch(row, last)
+        return row
+
+    def _close_epoch(self, row: Mapping[str, float], last: bool) -> None:
+        epoch = self.epoch
         self.sums = {}
         if self.plateau is not None:
             self.plateau.step(row["loss"])
@@ -350,9 +364,8 @@ class _Trainer:
             self._write("best")
         if self.world.is_writer:
             self._log({"epoch": epoch, "step": self.progress.step, "seconds": round(self.progress.seconds, 2), **row})
-        if last or epoch % settings.checkpoint_every == 0:
+        if last or epoch % self.settings.checkpoint_every == 0:
             self._write("last")
-        return row
 
     def _log(self, entry: Mapping[str, float]) -> None:
         try:
@@ -409,7 +422,7 @@ class _Trainer:
             self._take(path)
         # Rows of a run that was killed after its last checkpoint are repeated.
         if self.world.is_writer:
-            _truncate_log(self.folder / "train.jsonl", self.progress.step)
+            _truncate_log(self.folder / "train.jsonl", self._next_row)
 
     def _take(self, path: Path) -> None:
         record = checkpoints.load(path)
@@ -446,13 +459,13 @@ class _Trainer:
 
 
 def _truncate_log(path: Path, step: int) -> None:
-    """Drop the rows of epochs that a resumed run will repeat, and a line cut off by a kill."""
+    """Drop the rows from a step on, which a resumed run will repeat, and a line cut off by a kill."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            if json.loads(line)["step"] < step:
                 kept.append(line + "\n")
         except (ValueError, KeyError):
             continue

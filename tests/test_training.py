@@ -20,9 +20,12 @@ from kldm.augmentations import AxisPermutations
 from kldm.convert import from_structures
 from kldm.crystals import Crystals, CrystalStore
 from kldm.data import Data
+from kldm.distributed import Lost
 from kldm.errors import KldmError
 from kldm.experiment import load_components
+from kldm.gradients import Gradients
 from kldm.interfaces import Samples
+from kldm.interruption import Interruption
 from kldm.metrics import MatchRate
 from kldm.model import JointModel, NoisedBatch
 from kldm.networks import CSPVNet
@@ -30,8 +33,9 @@ from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
 from kldm.recipe import build, read_recipe
 from kldm.samplers import EulerMaruyama
 from kldm.sampling import candidates, generate, requests
-from kldm.training import Plateau, Training, fit
+from kldm.training import Plateau, Training, _Trainer, fit
 from tests.small import losses, random_store, rows, small_model
+from tests.worlds import Threaded, together
 
 STORE = random_store((3, 2, 4, 1, 5))
 SETTINGS = Training(epochs=6, batch_size=2, ema_start=2, ema_decay=0.9, validate_every=1, checkpoint_every=2)
@@ -149,6 +153,72 @@ def test_death_leaves_no_row_twice(uninterrupted: Path, tmp_path: Path, call: in
     trained(tmp_path, validate=zero)
     assert losses(tmp_path) == losses(uninterrupted)
     assert same_weights(tmp_path, uninterrupted)
+
+
+def in_two_processes(folder: Path, monkeypatch: pytest.MonkeyPatch, call: int = 0) -> list[BaseException | None]:
+    """Threads, each with its own share of a gradient; both end at the given call, if any, else the other's loss is
+    noticed. Returns what each ended with."""
+    monkeypatch.setattr(Gradients, "_connected", lambda self, batch: self.model)
+    models = [small_model(), small_model()]
+
+    def die() -> None:
+        raise RuntimeError("as if killed")
+
+    def play(here: Threaded) -> BaseException | None:
+        model = Acting(models[here.rank], call, die).install()
+        try:
+            fit(model, STORE, attrs.evolve(SETTINGS, checkpoint_every=100), folder, {"a": 1}, zero)
+        except (RuntimeError, KldmError) as error:
+            if not call:
+                here.die()
+            return error
+        return None
+
+    return together(2, play)
+
+
+def test_death_after_the_end_of_an_epoch_leaves_no_row_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two processes, which leave a checkpoint before they validate."""
+    in_two_processes(tmp_path, monkeypatch, call=2 * STEPS + 1)
+    assert [row["epoch"] for row in rows(tmp_path)] == [1, 2]
+    assert checkpoints.load(tmp_path / "checkpoints" / "last.safetensors").part("sums")
+    trained(tmp_path, validate=zero)
+    assert [row["epoch"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("file", ["best.safetensors", "train.jsonl"])
+def test_no_checkpoint_speaks_of_files_that_the_writer_did_not_write(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = _Trainer._save
+
+    def saving(self: _Trainer, name: str) -> None:
+        if self.world.is_writer and name == "best":
+            raise RuntimeError("as if killed")
+        save(self, name)
+
+    def logging(self: _Trainer, entry: Mapping[str, float]) -> None:
+        raise RuntimeError("as if killed")
+
+    monkeypatch.setattr(_Trainer, *(("_save", saving) if file == "best.safetensors" else ("_log", logging)))
+    killed_one, survivor = in_two_processes(tmp_path, monkeypatch)
+    assert isinstance(killed_one, RuntimeError)
+    assert "a process of the run was lost at step 3 of 18; a checkpoint was written" in str(survivor)
+    monkeypatch.undo()
+    trained(tmp_path, validate=zero)
+    assert [row["epoch"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert checkpoints.load(tmp_path / "checkpoints" / "best.safetensors").state["best_epoch"] == 1
+
+
+def test_what_a_gpu_holds_after_a_loss_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(self: _Trainer, interruption: Interruption) -> None:
+        self.device = torch.device("meta")
+        raise Lost
+
+    monkeypatch.setattr(_Trainer, "_step", lost)
+    with pytest.raises(Lost):
+        trained(tmp_path)
+    assert not (tmp_path / "checkpoints" / "last.safetensors").exists()
 
 
 MORTAL = """\

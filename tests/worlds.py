@@ -6,28 +6,40 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import attrs
+import torch
+from torch import Tensor
 
-from kldm.distributed import _WORLD, World
+from kldm.distributed import _WORLD, Lost, World
 
 T = TypeVar("T")
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class Threaded(World):
-    """A world whose processes are threads; a process that waits alone fails after some seconds."""
+    """A world whose processes are threads; one that waits for another that is gone, or for too long, has lost it."""
 
     board: list[Any]
     barrier: threading.Barrier
 
     def gather(self, value: T) -> list[T]:
-        self.board[self.rank] = value
-        self.barrier.wait(10)
-        found = list(self.board)
-        self.barrier.wait(10)
+        try:
+            self.board[self.rank] = value
+            self.barrier.wait(10)
+            found = list(self.board)
+            self.barrier.wait(10)
+        except threading.BrokenBarrierError as error:
+            raise Lost from error
         return found
 
+    def sum(self, values: Tensor) -> Tensor:
+        return values.copy_(torch.stack(self.gather(values.clone())).sum(0))
 
-def together(size: int, function: Callable[[World], T]) -> list[T]:
+    def die(self) -> None:
+        """To the others this process is gone."""
+        self.barrier.abort()
+
+
+def together(size: int, function: Callable[["Threaded"], T]) -> list[T]:
     """What the function gives in each of ``size`` processes, by rank."""
     board: list[Any] = [None] * size
     barrier = threading.Barrier(size)
