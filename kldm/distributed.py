@@ -157,21 +157,18 @@ def joined(device: torch.device) -> Iterator[torch.device]:
         device: what the user asks for.
 
     Raises:
-        KldmError: the GPUs are too few or a single one was asked for; or a signal ended the run.
+        KldmError: the GPUs are too few or a single one was asked for; the processes cannot be connected; or a signal
+            ended the run.
     """
     if not all(name in os.environ for name in _ENVIRONMENT):
         yield device
         return
     rank, size, local, neighbours = (int(os.environ[name]) for name in _ENVIRONMENT[:4])
-    gpu = device.type == "cuda"
-    if str(device) == "cuda" and local < torch.cuda.device_count():
-        torch.cuda.set_device(local)
-    common: Store = next(rendezvous("env://", rank, size))[0]
+    with _connecting():
+        common: Store = next(rendezvous("env://", rank, size))[0]
     # A prefix of its own for each group that this process is ever part of: keys stay in the store.
     store = PrefixStore(f"kldm-{next(_joins)}", common)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if gpu else "gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE
-    )
+    store.set_timeout(PATIENCE)
     here = World(rank, size, neighbours, PrefixStore("claims", store))
     if not here.is_writer:
         logging.getLogger("kldm").setLevel(logging.ERROR)  # one process says it
@@ -179,8 +176,17 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     token = _WORLD.set(here)
     try:
         with Deadline(LAST_WORDS, lambda: _last_words(here)):
-            yield _own(device, local, neighbours)
+            own = _own(device, local, neighbours)
+            if own.type == "cuda":
+                torch.cuda.set_device(own)
+            backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
+            with _connecting():
+                dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+            yield own
+            with suppress(RuntimeError):  # where others, done as well, have gone already
+                dist.destroy_process_group()
     except (Exception, _Ended) as error:
+        # The group is left as it is: NCCL might wait for members that are gone.
         for number in before:
             signal.signal(number, signal.SIG_IGN)  # torchrun ends all as soon as one has ended; there is more to say
         if not here.claims("message"):
@@ -195,8 +201,18 @@ def joined(device: torch.device) -> Iterator[torch.device]:
             signal.signal(number, handler)
     finally:
         _WORLD.reset(token)
-        with suppress(RuntimeError):  # of a group that has lost members
-            dist.destroy_process_group()
+
+
+@contextmanager
+def _connecting() -> Iterator[None]:
+    """What torch raises where the processes do not find each other, or a backend is not there, as ``KldmError``."""
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        problem = f"the processes that torchrun started cannot be connected ({reason})"
+        remedy = "if it is for the network, name its interface in GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+        raise KldmError(problem, remedy=remedy) from error
 
 
 class _Ended(BaseException):
@@ -222,5 +238,5 @@ def _own(device: torch.device, local: int, neighbours: int) -> torch.device:
         raise KldmError("every process takes a GPU of its own", place=f"--device {device}", remedy="say cuda or cpu")
     if (gpus := torch.cuda.device_count()) < neighbours:
         problem = f"torchrun started {neighbours} processes on a machine with {gpus} GPUs"
-        raise KldmError(problem, remedy=f"say --nproc-per-node {gpus} or --device cpu")
+        raise KldmError(problem, remedy=f"say {f'--nproc-per-node {gpus} or ' if gpus else ''}--device cpu")
     return torch.device("cuda", local)
