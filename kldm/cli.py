@@ -137,7 +137,7 @@ def _run(
 @click.option(
     "--max-pairs",
     type=click.IntRange(1),
-    help="Ordered pairs of atoms in a batch; by default 64000, less where memory does not suffice.",
+    help="Ordered pairs of atoms in a batch; by default 64000, fewer where memory does not suffice.",
 )
 @_code
 @_out("Folder for the samples; by default samples-1, samples-2 ... beside the model.")
