@@ -5,7 +5,7 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn, split
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear
 
 from kldm.crystals import Pairs
 from kldm.networks.features import sinusoids
@@ -104,19 +104,24 @@ def compiled_rounds(
     beyond = -len(pairs.i) % PAIRS
     found = _compiled()(
         layers,
-        pad(nodes, (0, 0, 0, more)),
-        pad(fractional, (0, 0, 0, more)),
-        pad(velocity, (0, 0, 0, more)),
-        pad(crystal, (0, 0, 0, crystals)),
-        pad(owner, (0, more), value=len(crystal)),
-        pad(pairs.i, (0, beyond), value=atoms),
-        pad(pairs.j, (0, beyond), value=atoms),
-        pad(pairs.degree, (0, more)),
+        _padded(nodes, more),
+        _padded(fractional, more),
+        _padded(velocity, more),
+        _padded(crystal, crystals),
+        _padded(owner, more, len(crystal)),
+        _padded(pairs.i, beyond, atoms),
+        _padded(pairs.j, beyond, atoms),
+        _padded(pairs.degree, more),
         frequencies,
         self_edges,
         product,
     )
     return found[:atoms]
+
+
+def _padded(values: Tensor, more: int, value: int = 0) -> Tensor:
+    """With so many further rows of that value; their width may be 0, which ``pad`` of torch 2.6 refuses."""
+    return torch.cat([values, values.new_full((more, *values.shape[1:]), value)])
 
 
 def _fused(
