@@ -52,7 +52,7 @@ def test_a_network_without_a_choice_is_left_alone() -> None:
 def test_an_unknown_way_is_refused() -> None:
     message = refused("check", QUICKSTART, "--execution.messages", "fast")
     assert message.startswith("execution.messages: ")
-    assert "'manual'" in message or "manual" in message
+    assert "manual" in message
     message = refused("check", QUICKSTART, "--execution.grphs", "true")
     assert message == "execution.grphs: unknown key; did you mean 'graphs'?"
 
