@@ -11,7 +11,7 @@ GPU). The floor is the matrix products of the fast network's calls, alone, in th
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 import torch
@@ -29,6 +29,7 @@ from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
 from kldm.samplers import EulerMaruyama, PredictorCorrector
 from kldm.samplers.graphs import replaying
 from kldm.seeding import seeded
+from kldm.training import Precision, set_precision
 
 BAR = 2.5
 """The least that a step must be faster by, at batch 64, width 512 and one thread."""
@@ -49,8 +50,9 @@ def model_with(network: type[CSPVNet], hidden: int, device: torch.device) -> Joi
     return model.to(device).eval()
 
 
-def step_of(sampler: Sampler, model: JointModel, given: Crystals, graphs: bool) -> Work:
+def step_of(sampler: Sampler, model: JointModel, given: Crystals, precision: Precision, graphs: bool) -> Work:
     def work() -> None:
+        set_precision(model, precision)
         with replaying(graphs):
             sampler.sample(model, given, seeded(given.device, 0))
 
@@ -64,6 +66,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="of ours; plain has fp32")
     parser.add_argument("--graphs", action="store_true", help="replay of CUDA graphs too, and more steps to pay for it")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
@@ -74,12 +77,16 @@ def main() -> None:
     given = Crystals(latent["fractional"], lattice, latent["species"] + 1, layout)
     fast, plain = (model_with(network, options.hidden, device) for network in (CSPVNet, CSPVNetPlain))
     plain.load_state_dict(fast.state_dict())
-    models = {"plain": (plain, False), "manual": (fast, False)}
+    models: dict[str, tuple[JointModel, tuple[Precision, bool]]] = {
+        "plain": (plain, ("fp32", False)),
+        "manual": (fast, (options.precision, False)),
+    }
     if options.graphs:
-        models["graphs"] = (fast, True)
+        models["graphs"] = (fast, (options.precision, True))
     set_execution(fast.network, Execution())
     print(
-        f"{options.batch} crystals, {layout.total} atoms, width {options.hidden}, {device_name(device)}, "
+        f"{options.batch} crystals, {layout.total} atoms, width {options.hidden}, {options.precision}, "
+        f"{device_name(device)}, "
         f"torch {torch.__version__}"
     )
     print(f"{'one step of':22}{'':9}{'seconds':>9}{'ratio':>7}{'range':>14}{'bar':>5}{'/ floor':>9}{'GFLOP':>8}")
@@ -92,9 +99,11 @@ def main() -> None:
         "predictor_corrector": PredictorCorrector(steps=steps, s_min=0.5),
     }
     for name, sampler in samplers.items():
-        works = {form: step_of(sampler, model, given, graphs) for form, (model, graphs) in models.items()}
+        works = {form: step_of(sampler, model, given, *how) for form, (model, how) in models.items()}
         products = call * CALLS[name]
-        times = interleaved({**works, "floor": alone(products * steps, device)}, options.repeats, device)
+        rounded = torch.bfloat16 if options.precision == "bf16" else torch.float32
+        # The floor comes after ours, and so in the precision of ours.
+        times = interleaved({**works, "floor": alone(products * steps, device, rounded)}, options.repeats, device)
         per_step = {form: [one / steps for one in each] for form, each in times.items()}
         floor = Timing.of(per_step["floor"], per_step["plain"]).median
         record[name] = {}
@@ -106,7 +115,7 @@ def main() -> None:
             print(f"{row}{timing.median / floor:9.2f}{gigaflop:>8}", flush=True)
             record[name][form] = {**attrs.asdict(timing), "over_floor": timing.median / floor}
     print(f"peak memory of all forms: {peak_memory(device) / 1e9:.2f} GB")
-    settings = {key: getattr(options, key) for key in ("batch", "hidden", "repeats", "threads")}
+    settings = {key: getattr(options, key) for key in ("batch", "hidden", "repeats", "threads", "precision")}
     write_json(options.json, {**settings, "device": device_name(device), "torch": torch.__version__, "steps": record})
 
 
