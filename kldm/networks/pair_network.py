@@ -14,7 +14,7 @@ from kldm.networks.channels import Roles, answer, invariants
 from kldm.networks.features import TimeEmbedding
 from kldm.networks.message import MESSAGE_BLOCKS
 from kldm.networks.parts import Layer, NodeInput, TangentHead, head
-from kldm.networks.rounds import compiled_rounds, rounds
+from kldm.networks.rounds import Surroundings, compiled_rounds, rounds
 
 
 class PairNetwork(nn.Module):
@@ -110,10 +110,11 @@ class PairNetwork(nn.Module):
             product: type that the factors of the products of an edge are rounded to.
         """
         pairs, kind = layout.pairs, (self.frequencies, self.self_edges, product)
+        around = Surroundings(fractional, velocity, crystal, layout.owner, pairs.i, pairs.j, pairs.degree)
         if self.execution.compile:
-            return compiled_rounds(self.layers, nodes, fractional, velocity, crystal, layout.owner, pairs, *kind)
-        tensors = (nodes, fractional, velocity, crystal, layout.owner, pairs.i, pairs.j, pairs.degree)
-        return rounds(self.layers, *tensors, *kind, partial(MESSAGE_BLOCKS[self.execution.messages], pairs=pairs))
+            return compiled_rounds(self.layers, nodes, around, *kind)
+        block = partial(MESSAGE_BLOCKS[self.execution.messages], pairs=pairs)
+        return rounds(self.layers, nodes, around, *kind, block)
 
     def bytes_per_pair(self, training: bool) -> int:
         """In training at most three rows of the hidden width for each layer, kept for the backward pass; beside them

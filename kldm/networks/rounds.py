@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn, split
 from torch.nn.functional import linear
 
-from kldm.crystals import Pairs
 from kldm.networks.features import sinusoids
 from kldm.networks.message import message, messages_of_tensors
 from kldm.networks.parts import Layer
@@ -19,16 +19,30 @@ SHAPES = 64
 """Largest number of shapes that are compiled."""
 
 
+class Surroundings(NamedTuple):
+    """What the layers read of a batch beside the nodes. Compilers know named tuples, but no other records.
+
+    Attributes:
+        fractional: [N, 3], at least float32.
+        velocity: [N, 3], or [N, 0] where none is read.
+        crystal: [B, C], the invariants of all channels per crystal.
+        owner: int64 [N], the crystal of each atom.
+        i, j, degree: see ``Pairs``.
+    """
+
+    fractional: Tensor
+    velocity: Tensor
+    crystal: Tensor
+    owner: Tensor
+    i: Tensor
+    j: Tensor
+    degree: Tensor
+
+
 def rounds(
     layers: nn.ModuleList,
     nodes: Tensor,
-    fractional: Tensor,
-    velocity: Tensor,
-    crystal: Tensor,
-    owner: Tensor,
-    i: Tensor,
-    j: Tensor,
-    degree: Tensor,
+    around: Surroundings,
     frequencies: int,
     self_edges: bool,
     product: torch.dtype,
@@ -47,16 +61,13 @@ def rounds(
     Args:
         layers: of ``Layer``.
         nodes: [N, H].
-        fractional: [N, 3], at least float32.
-        velocity: [N, 3], or [N, 0] where none is read.
-        crystal: [B, C], the invariants of all channels per crystal.
-        owner: int64 [N], the crystal of each atom.
-        i, j, degree: see ``Pairs``.
+        around: the rest of the batch.
         frequencies: see ``sinusoids``.
         self_edges: whether an atom is among those that it gets messages from.
         product: type that the factors of the two products of an edge are rounded to.
         block: a ``MessageBlock`` that knows the pairs.
     """
+    fractional, velocity, crystal, owner, i, j, degree = around
     # Without self-edges the sum of an atom alone is zero, and may be divided by one.
     senders = (degree + 1 if self_edges else degree.clamp(min=1)).unsqueeze(-1)
     difference = fractional.index_select(0, j) - fractional.index_select(0, i)
@@ -84,11 +95,7 @@ def rounds(
 def compiled_rounds(
     layers: nn.ModuleList,
     nodes: Tensor,
-    fractional: Tensor,
-    velocity: Tensor,
-    crystal: Tensor,
-    owner: Tensor,
-    pairs: Pairs,
+    around: Surroundings,
     frequencies: int,
     self_edges: bool,
     product: torch.dtype,
@@ -98,25 +105,19 @@ def compiled_rounds(
     Added atoms belong to a crystal of their own, and added pairs are of the first of them with itself: nothing of them
     reaches the others, nor, as their nodes are cut off, the gradient.
     """
-    atoms = len(nodes)
+    atoms, crystals = len(nodes), len(around.crystal)
     more = -(atoms + 1) % ATOMS + 1  # at least one, which the added pairs are of
-    crystals = -(len(crystal) + 1) % CRYSTALS + 1
-    beyond = -len(pairs.i) % PAIRS
-    found = _compiled()(
-        layers,
-        _padded(nodes, more),
-        _padded(fractional, more),
-        _padded(velocity, more),
-        _padded(crystal, crystals),
-        _padded(owner, more, len(crystal)),
-        _padded(pairs.i, beyond, atoms),
-        _padded(pairs.j, beyond, atoms),
-        _padded(pairs.degree, more),
-        frequencies,
-        self_edges,
-        product,
+    beyond = -len(around.i) % PAIRS
+    padded = Surroundings(
+        fractional=_padded(around.fractional, more),
+        velocity=_padded(around.velocity, more),
+        crystal=_padded(around.crystal, -(crystals + 1) % CRYSTALS + 1),
+        owner=_padded(around.owner, more, crystals),
+        i=_padded(around.i, beyond, atoms),
+        j=_padded(around.j, beyond, atoms),
+        degree=_padded(around.degree, more),
     )
-    return found[:atoms]
+    return _compiled()(layers, _padded(nodes, more), padded, frequencies, self_edges, product)[:atoms]
 
 
 def _padded(values: Tensor, more: int, value: int = 0) -> Tensor:
@@ -127,23 +128,16 @@ def _padded(values: Tensor, more: int, value: int = 0) -> Tensor:
 def _fused(
     layers: nn.ModuleList,
     nodes: Tensor,
-    fractional: Tensor,
-    velocity: Tensor,
-    crystal: Tensor,
-    owner: Tensor,
-    i: Tensor,
-    j: Tensor,
-    degree: Tensor,
+    around: Surroundings,
     frequencies: int,
     self_edges: bool,
     product: torch.dtype,
 ) -> Tensor:
     def block(receiver: Tensor, sender: Tensor, even: Tensor, odd: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         # A compiler makes one kernel of what the hand-written block does in several passes.
-        return messages_of_tensors(receiver, sender, even, odd, weight, bias, i, j)
+        return messages_of_tensors(receiver, sender, even, odd, weight, bias, around.i, around.j)
 
-    tensors = (nodes, fractional, velocity, crystal, owner, i, j, degree)
-    return rounds(layers, *tensors, frequencies, self_edges, product, block)
+    return rounds(layers, nodes, around, frequencies, self_edges, product, block)
 
 
 @cache
