@@ -139,6 +139,11 @@ def _run(
     type=click.IntRange(1),
     help="Ordered pairs of atoms in a batch; by default 64000, fewer where memory does not suffice.",
 )
+@click.option(
+    "--graphs/--no-graphs",
+    default=None,
+    help="Replay the steps as a CUDA graph on an NVIDIA GPU; by default as the model's recipe says.",
+)
 @_code
 @_out("Folder for the samples; by default samples-1, samples-2 ... beside the model.")
 @_device
@@ -157,6 +162,7 @@ def sample(
     count: int,
     seed: int,
     max_pairs: int | None,
+    graphs: bool | None,
     code: tuple[Path, ...],
     out: Path | None,
     device: str | None,
@@ -194,7 +200,7 @@ def sample(
             count=count,
             seed=seed,
         )
-        report, folder = runs.sample_run(model, wish, out, device=own, max_pairs=max_pairs)
+        report, folder = runs.sample_run(model, wish, out, device=own, max_pairs=max_pairs, graphs=graphs)
         failed = sum(report["not_built"].values())
         _say(f"{report['requests'] - failed} structures, {failed} failed: {folder}")
         for name, number in report["violations"].items():

@@ -98,7 +98,13 @@ def load_run(path: Path) -> tuple[Experiment, Checkpoint, Path]:
 
 
 def sample_run(
-    path: Path, wish: Wish, out: Path | None = None, *, device: torch.device | None = None, max_pairs: int | None = None
+    path: Path,
+    wish: Wish,
+    out: Path | None = None,
+    *,
+    device: torch.device | None = None,
+    max_pairs: int | None = None,
+    graphs: bool | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Generate what is wished for with the model of a run folder or checkpoint.
 
@@ -107,6 +113,7 @@ def sample_run(
 
     Args:
         max_pairs: see ``Evaluation``.
+        graphs: see ``Execution``; by default as the model's recipe says.
 
     Returns:
         the report, and the folder.
@@ -119,7 +126,7 @@ def sample_run(
     place = device or default_device()
     max_pairs = sampling_pairs(max_pairs, experiment.model.network, place)
     wanted = requests(len(targets.store), count)
-    with replaying(experiment.execution.graphs):
+    with replaying(experiment.execution.graphs if graphs is None else graphs):
         generated = generate(
             experiment.model.to(place),
             experiment.sampler,

@@ -75,3 +75,7 @@ def test_graphs_are_asked_for_where_the_model_samples(tmp_path: Path, monkeypatc
     assert made[0] == made[1]
     assert kldm("sample", tmp_path / "graphs", "--formula", "NaCl").exit_code == 0
     assert asked == ["record", "record"]
+    assert kldm("sample", tmp_path / "graphs", "--formula", "NaCl", "--no-graphs").exit_code == 0
+    assert asked == ["record", "record"]
+    assert kldm("sample", tmp_path / "plain", "--formula", "NaCl", "--graphs").exit_code == 0
+    assert asked == ["record", "record", "record"]
