@@ -21,6 +21,7 @@ from kldm.distributed import World, _own, alone, joined, world
 from kldm.errors import KldmError
 from kldm.interruption import Deadline
 from tests import worlds
+from tests.mortal import MORTAL
 from tests.small import kldm, losses, rows
 
 CPU = torch.device("cpu")
@@ -33,40 +34,6 @@ from kldm.cli import main
 
 for command in json.loads(sys.argv[1]):
     main(command, standalone_mode=False)
-"""
-
-CODE = """\
-import os
-import signal
-import time
-
-import torch
-from torch import Tensor, nn
-
-from kldm import network
-from kldm.crystals import Layout
-from kldm.interfaces import Interface, Latent
-from kldm.networks import CSPVNet
-
-
-@network("mortal.v1")
-class Mortal(CSPVNet):
-    calls = 0
-
-    def __init__(self, interface: Interface, /, *, hidden: int = 8) -> None:
-        super().__init__(interface, hidden=hidden, layers=1, frequencies=4, time_features=8)
-        self.idle = nn.Parameter(torch.zeros(3))  # takes part in no loss
-
-    def forward(self, latent: Latent, s: Tensor, layout: Layout) -> dict[str, Tensor]:
-        Mortal.calls += 1
-        now = f"{os.environ['RANK']}@{Mortal.calls}"
-        if os.environ.get("KILLED") == now:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if os.environ.get("SIGNALLED") == now:
-            os.kill(os.getppid(), signal.SIGTERM)  # torchrun itself
-        if "SIGNALLED" in os.environ:
-            time.sleep(0.2)  # for the signal to arrive before the end
-        return super().forward(latent, s, layout)
 """
 
 RECIPE = """\
@@ -143,7 +110,7 @@ class Place:
     @classmethod
     def of(cls, folder: Path) -> "Place":
         (folder / "commands.py").write_text(COMMANDS)
-        (folder / "mortal.py").write_text(CODE)
+        (folder / "mortal.py").write_text(MORTAL)
         usual: dict[str, Any] = {"atoms": ATOMS, "batch": batch_size(), "epochs": 4, "validate": 0, "rate": 0.001}
         recipes: dict[str, dict[str, Any]] = {
             "csp": {"species": "given.v1", "network": "cspvnet.v1", "validate": 2},

@@ -34,6 +34,7 @@ from kldm.recipe import build, read_recipe
 from kldm.samplers import EulerMaruyama
 from kldm.sampling import candidates, generate, requests
 from kldm.training import Plateau, Training, _Trainer, fit
+from tests.mortal import MORTAL
 from tests.small import losses, random_store, rows, small_model
 from tests.worlds import Threaded, together
 
@@ -221,32 +222,6 @@ def test_what_a_gpu_holds_after_a_loss_is_not_saved(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "checkpoints" / "last.safetensors").exists()
 
 
-MORTAL = """\
-import os
-import signal
-
-from torch import Tensor
-
-from kldm import network
-from kldm.crystals import Layout
-from kldm.interfaces import Interface, Latent
-from kldm.networks import CSPVNet
-
-
-@network("mortal.v1")
-class Mortal(CSPVNet):
-    calls = 0
-
-    def __init__(self, interface: Interface, /, *, hidden: int = 8) -> None:
-        super().__init__(interface, hidden=hidden, layers=1, frequencies=4, time_features=8)
-
-    def forward(self, latent: Latent, s: Tensor, layout: Layout) -> dict[str, Tensor]:
-        Mortal.calls += 1
-        if Mortal.calls == int(os.environ.get("KILLED_AT", "0")):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().forward(latent, s, layout)
-"""
-
 MORTAL_RECIPE = """\
 [data]
 name = "aflow_prototypes"
@@ -288,7 +263,7 @@ def test_killed_and_started_again_is_bitwise_the_uninterrupted_run(tmp_path: Pat
     def start(out: str, killed_at: int) -> int:
         return subprocess.run(
             [*command, "--out", str(tmp_path / out)],
-            env={**environment, "KILLED_AT": str(killed_at)},
+            env={**environment, "KILLED": f"0@{killed_at}"},
             capture_output=True,
             check=False,
         ).returncode
