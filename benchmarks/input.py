@@ -11,7 +11,6 @@ is what a new process spends after the import of torch: on imports, on the model
 target, with the tables behind it.
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from torch import Tensor
 from benchmarks import plain_targets
 from benchmarks.network import MP20_SIZES
 from benchmarks.operators import operators
+from benchmarks.options import common, described, parsed
 from benchmarks.timing import Timing, Work, device_name, interleaved, write_json
 from kldm.crystals import Crystals, CrystalStore
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
@@ -153,15 +153,10 @@ def start(repeats: int) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Batches, noise and targets, and the start of a model")
-    parser.add_argument("--batch", type=int, default=256, help="crystals")
+    parser = common("Batches, noise and targets, and the start of a model", batch=256)
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--starts", type=int, default=3, help="new processes that are timed")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="of noise and targets")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parsed(parser)
     store = made_up()
     if (options.repeats + 1) * options.batch > len(store):
         sys.exit(f"--repeats and --batch ask for more than the {len(store)} crystals there are: lower one of them")
@@ -205,8 +200,7 @@ def main() -> None:
         f"start after torch (CPU seconds): {whole:.2f}, bar {BARS['start']}: "
         + ", ".join(f"{name} {value:.2f}" for name, value in record["start"].items())
     )
-    settings = {name: getattr(options, name) for name in ("batch", "repeats", "starts", "threads")}
-    write_json(options.json, {**settings, "device": device, "torch": torch.__version__, **record})
+    write_json(options.json, {**described(options), **record})
 
 
 if __name__ == "__main__":

@@ -7,17 +7,16 @@ counted, parameters left out; the peak is of the whole process, weights and opti
 on a GPU).
 """
 
-import argparse
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import attrs
 import torch
 from torch import Tensor, nn
 
 from benchmarks.network import FAST, NETWORKS, SIZES, batch_for, of_form, training_step
+from benchmarks.options import add_network, common, described, parsed
 from benchmarks.timing import device_name, peak_memory, write_json
 
 
@@ -64,17 +63,12 @@ def measured(name: str, form: str, sizes: str, batch: int, hidden: int, device: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="memory of a training step")
+    parser = common("memory of a training step")
+    add_network(parser, precision=False)
     parser.add_argument("--network", choices=tuple(NETWORKS), default="cspvnet")
     parser.add_argument("--forms", nargs="+", default=["plain", *FAST], help="triton and compiled too")
     parser.add_argument("--sizes", choices=tuple(SIZES), default="mp_20", help="whose numbers of atoms")
-    parser.add_argument("--batch", type=int, default=64, help="crystals")
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parsed(parser)
     print(f"{options.network}, {options.batch} crystals of {options.sizes}, {device_name(options.device)}")
     print(f"{'':12}{'edges':>9}{'kept (GB)':>11}{'per edge (kB)':>15}{'peak (GB)':>11}")
     record = {}
@@ -85,8 +79,7 @@ def main() -> None:
         per_edge = found.kept / found.edges / 1e3
         print(f"{form:12}{found.edges:9}{found.kept / 1e9:11.2f}{per_edge:15.1f}{found.peak / 1e9:11.2f}", flush=True)
         record[form] = attrs.asdict(found)
-    described = {key: getattr(options, key) for key in ("network", "sizes", "batch", "hidden", "threads")}
-    write_json(options.json, {**described, "device": device_name(options.device), "forms": record})
+    write_json(options.json, {**described(options), "forms": record})
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ training split. They take turns, so that a busy machine slows all; reported are 
 Arithmetic is counted by torch; memory is in benchmarks.memory.
 """
 
-import argparse
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import attrs
 import torch
@@ -19,13 +17,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.floor import alone, flops, unavoidable
+from benchmarks.options import add_network, common, described, parsed
 from benchmarks.timing import Timing, Work, device_name, interleaved, write_json
 from kldm.crystals import Layout
 from kldm.execution import Execution
 from kldm.interfaces import Channel, Interface
 from kldm.networks import CSPNet, CSPNetPlain, CSPVNet, CSPVNetPlain
 from kldm.networks.pair_network import PairNetwork
-from kldm.training import Precision
 
 # Crystals with 1, 2, ... atoms: of the MP-20 training split (10.4 on average), and of 12,751 crystals drawn from that
 # of MPTS-52 (18.2).
@@ -170,18 +168,11 @@ def operations(work: Work) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="CSPVNet and CSPNet against their readable forms")
+    parser = common("CSPVNet and CSPNet against their readable forms")
+    add_network(parser)
     parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS))
-    parser.add_argument("--batch", type=int, default=64, help="crystals")
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
     parser.add_argument("--compiled", action="store_true", help="torch.compile too; takes minutes")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parsed(parser)
     torch.set_float32_matmul_precision("highest" if options.precision == "fp32" else "high")
     layout, _, _ = batch_for("cspvnet", options.batch, options.device)
     edges = 2 * len(layout.pairs.i)
@@ -212,9 +203,7 @@ def main() -> None:
                     flush=True,
                 )
         record[name] = {kind: {form: attrs.asdict(row) for form, row in rows.items()} for kind, rows in found.items()}
-    settings = {key: getattr(options, key) for key in ("batch", "hidden", "repeats", "threads", "precision")}
-    described = {"device": device_name(options.device), "torch": torch.__version__}
-    write_json(options.json, {**settings, **described, "atoms": layout.total, "edges": edges, "networks": record})
+    write_json(options.json, {**described(options), "atoms": layout.total, "edges": edges, "networks": record})
 
 
 if __name__ == "__main__":

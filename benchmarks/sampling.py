@@ -8,16 +8,15 @@ same batch and from the same seed; reported are medians of the CPU time of the p
 GPU). The floor is the matrix products of the fast network's calls, alone, in the same turns.
 """
 
-import argparse
 from functools import partial
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import attrs
 import torch
 
 from benchmarks.floor import alone, flops, unavoidable
 from benchmarks.network import batch_for
+from benchmarks.options import add_network, common, described, parsed
 from benchmarks.timing import Timing, Work, device_name, interleaved, peak_memory, write_json
 from kldm.crystals import Crystals
 from kldm.execution import Execution, set_execution
@@ -60,17 +59,10 @@ def step_of(sampler: Sampler, model: JointModel, given: Crystals, precision: Pre
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="a step of sampling against the readable network's")
-    parser.add_argument("--batch", type=int, default=64, help="crystals")
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="of ours; plain has fp32")
+    parser = common("a step of sampling against the readable network's")
+    add_network(parser)
     parser.add_argument("--graphs", action="store_true", help="replay of CUDA graphs too, and more steps to pay for it")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parsed(parser)
     device, steps = options.device, 100 if options.graphs else STEPS
     layout, latent, _ = batch_for("cspvnet", options.batch, device)
     lattice = torch.tensor([5.0, 6.0, 7.0, 1.5, 1.6, 1.7], device=device).expand(options.batch, 6)
@@ -115,8 +107,7 @@ def main() -> None:
             print(f"{row}{timing.median / floor:9.2f}{gigaflop:>8}", flush=True)
             record[name][form] = {**attrs.asdict(timing), "over_floor": timing.median / floor}
     print(f"peak memory of all forms: {peak_memory(device) / 1e9:.2f} GB")
-    settings = {key: getattr(options, key) for key in ("batch", "hidden", "repeats", "threads", "precision")}
-    write_json(options.json, {**settings, "device": device_name(device), "torch": torch.__version__, "steps": record})
+    write_json(options.json, {**described(options), "steps": record})
 
 
 if __name__ == "__main__":

@@ -9,12 +9,10 @@ CPU time of the process (of the GPU's own clock on a GPU, where the plain form p
 our step are timed in the same turns.
 """
 
-import argparse
 import itertools
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import attrs
 import torch
@@ -23,6 +21,7 @@ from torch import Tensor
 from benchmarks import plain_targets
 from benchmarks.floor import alone, flops, unavoidable
 from benchmarks.input import loaders, made_up
+from benchmarks.options import add_network, common, described, parsed
 from benchmarks.timing import Timing, Work, device_name, interleaved, peak_memory, write_json
 from kldm.averaging import MovingAverage
 from kldm.crystals import Crystals, CrystalStore, Layout
@@ -127,17 +126,10 @@ def parts(learner: Learner, store: CrystalStore, rows: Iterator[list[int]], batc
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="a whole step of training against its plain form")
-    parser.add_argument("--batch", type=int, default=64, help="crystals")
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="of ours; plain has fp32")
+    parser = common("a whole step of training against its plain form")
+    add_network(parser)
     parser.add_argument("--compile", action="store_true", help="ours through torch.compile; takes minutes")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parsed(parser)
     device, batch, hidden = options.device, options.batch, options.hidden
     host = made_up()
     store = host.to(device)
@@ -181,11 +173,9 @@ def main() -> None:
     floor = record["its products"].median / record["ours"].median
     peak = peak_memory(device)
     print(f"share of the floor reached: {floor:.0%}; peak memory of all forms: {peak / 1e9:.2f} GB")
-    settings = {key: getattr(options, key) for key in ("batch", "hidden", "repeats", "threads", "precision", "compile")}
-    described = {"device": device_name(device), "torch": torch.__version__}
     found = {"gigaflop": flops(products) / 1e9, "share_of_floor": floor, "peak": peak}
     seconds = {name: attrs.asdict(timing) for name, timing in record.items()}
-    write_json(options.json, {**settings, **described, **found, "seconds": seconds})
+    write_json(options.json, {**described(options), **found, "seconds": seconds})
 
 
 if __name__ == "__main__":
