@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from kldm.rows import add_rows
+
 _NARROW = 32  # numbers per atom up to which torch's means of segments are the faster ones on a CPU
 
 
@@ -117,8 +119,7 @@ class Layout:
 
     def sum(self, values: Tensor) -> Tensor:
         """[N, ...] to [B, ...]: sum over the atoms of each crystal."""
-        result = values.new_zeros((len(self), *values.shape[1:]))
-        return result.index_add(0, self.owner, values)
+        return add_rows(values, self.owner, len(self.num_atoms))
 
     def mean(self, values: Tensor) -> Tensor:
         """[N, ...] to [B, ...]: mean over the atoms of each crystal."""

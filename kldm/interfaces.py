@@ -6,7 +6,7 @@ them. Shapes: N atoms and B crystals of a batch, C numbers of a channel.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import attrs
 import torch
@@ -26,9 +26,8 @@ Prediction = Mapping[str, Tensor]
 Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 
 
-@attrs.frozen
-class Channel:
-    """One named tensor between processes and network.
+class Channel(NamedTuple):
+    """One named tensor between processes and network. A named tuple, which compilers can follow.
 
     Attributes:
         name: unique among all processes of a model.

@@ -4,11 +4,12 @@ Angles have period 2 pi. Everything follows the dtype and device of its input, i
 device.
 """
 
-from functools import lru_cache
 from math import inf, pi
 
 import torch
 from torch import Tensor
+
+from kldm.compiling import table
 
 # With x in [-pi, pi] and a variance v, leaving out |k| >= 2 changes the score by at most 3 pi exp(-4 pi^2 / v) / (2 v),
 # at |x| = pi; leaving out the sixth wave, by 12 exp(-18 v) over the density, whose least is 0.18 of the uniform one's
@@ -87,17 +88,15 @@ def score_root_mean_square(sigma: Tensor, widest: float = inf) -> Tensor:
     return torch.where(sigma > high, 2**0.5 * torch.exp(sigma.square() / -2), inner) if widest > high else inner
 
 
-@lru_cache
+@table
 def _log_root_mean_square(device: torch.device, dtype: torch.dtype) -> Tensor:
     """log(sigma sqrt(n(sigma))) at either end of every cell of the grid, [cells + 1, 2]; the last cell has no width."""
     high, cells = _GRID
-    # The table outlives the call and may meet autograd later, whatever mode it is first asked for in.
-    with torch.inference_mode(False), torch.no_grad():
-        sigma = torch.linspace(0, high, cells + 1, dtype=torch.float64, device="cpu").unsqueeze(-1)
-        wide = sigma.clamp(min=_NARROW)
-        x = (torch.arange(48, dtype=torch.float64, device="cpu") + 0.5) * (pi / 48)  # even: half the circle is enough
-        shift = 2 * pi * torch.arange(-4, 5, dtype=torch.float64, device="cpu").view(-1, 1, 1)
-        density = torch.exp(((x + shift) / wide).square() / -2).sum(0)
-        mean = (wrapped_normal_score(x, wide.square()).square() * density).sum(-1) / density.sum(-1)
-        ends = torch.where(sigma > _NARROW, 0.5 * (mean.unsqueeze(-1) * wide.square()).log(), 0.0).squeeze(-1)
-        return torch.stack([ends, torch.cat([ends[1:], ends[-1:]])], -1).to(device=device, dtype=dtype)
+    sigma = torch.linspace(0, high, cells + 1, dtype=torch.float64, device="cpu").unsqueeze(-1)
+    wide = sigma.clamp(min=_NARROW)
+    x = (torch.arange(48, dtype=torch.float64, device="cpu") + 0.5) * (pi / 48)  # even: half the circle is enough
+    shift = 2 * pi * torch.arange(-4, 5, dtype=torch.float64, device="cpu").view(-1, 1, 1)
+    density = torch.exp(((x + shift) / wide).square() / -2).sum(0)
+    mean = (wrapped_normal_score(x, wide.square()).square() * density).sum(-1) / density.sum(-1)
+    ends = torch.where(sigma > _NARROW, 0.5 * (mean.unsqueeze(-1) * wide.square()).log(), 0.0).squeeze(-1)
+    return torch.stack([ends, torch.cat([ends[1:], ends[-1:]])], -1).to(device=device, dtype=dtype)

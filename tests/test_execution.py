@@ -17,9 +17,9 @@ QUICKSTART = RECIPES / "quickstart.cfg"
 
 
 @pytest.fixture(autouse=True)
-def _indeterministic_again() -> Iterator[None]:
+def _as_before() -> Iterator[None]:
     yield
-    torch.use_deterministic_algorithms(False)
+    set_execution(None, Execution())
 
 
 def test_a_recipe_reaches_the_network(tmp_path: Path) -> None:
@@ -40,6 +40,16 @@ def test_same_losses_to_rounding_and_a_run_may_go_on_with_another_choice(tmp_pat
     more = options({**QUICK, "execution.messages": "manual", "training.epochs": 2})
     assert kldm("train", QUICKSTART, "--out", tmp_path / "autograd", *more).exit_code == 0
     assert len(losses(tmp_path / "autograd")) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["quickstart.cfg", "quickstart_dng.cfg"])
+def test_compiled_training_has_the_same_losses(tmp_path: Path, recipe: str) -> None:
+    for name, compile_ in (("plain", False), ("compiled", True)):
+        chosen = options({**QUICK, "execution.compile": compile_, "training.epochs": 1})
+        assert kldm("train", RECIPES / recipe, "--out", tmp_path / name, *chosen).exit_code == 0
+    for ours, theirs in zip(losses(tmp_path / "compiled"), losses(tmp_path / "plain"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 def test_a_network_without_a_choice_is_left_alone() -> None:

@@ -98,18 +98,6 @@ def test_images_and_waves_meet(variance: float) -> None:
     assert (found - expected).abs().max() < 1e-10
 
 
-def test_mean_square_first_asked_for_in_inference_mode_serves_autograd_later() -> None:
-    from kldm.torus import _log_root_mean_square
-
-    _log_root_mean_square.cache_clear()
-    with torch.inference_mode():
-        score_root_mean_square(torch.tensor([0.5]))
-    weight = torch.ones(1, requires_grad=True)
-    (weight * score_root_mean_square(torch.tensor([0.5]))).sum().backward()  # type: ignore[no-untyped-call]
-    assert weight.grad is not None
-    assert weight.grad.item() == pytest.approx(2.0, rel=5e-4)
-
-
 @given(st.floats(-1e4, 1e4), st.sampled_from([torch.float32, torch.float64]))
 def test_wrap_and_unit_stay_in_their_half_open_intervals(value: float, dtype: torch.dtype) -> None:
     x = torch.tensor([value, -value, value * 1e-12], dtype=dtype)

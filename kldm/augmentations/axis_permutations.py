@@ -1,12 +1,12 @@
 """Names the axes of a crystal anew: the invariance to permutations of the lattice vectors, learnt from data."""
 
 import itertools
-from functools import lru_cache
 
 import attrs
 import torch
 from torch import Tensor
 
+from kldm.compiling import table
 from kldm.crystals import Crystals
 from kldm.registry import augmentation
 from kldm.torus import unit
@@ -43,7 +43,7 @@ class AxisPermutations:
         """The crystals with their axes in another order; a draw of one integer per crystal."""
         layout, device = crystals.layout, crystals.device
         drawn = torch.randint(len(_ORDERS), (len(crystals),), generator=rng, device=device)
-        order, odd = (table[drawn] for table in _tables(device))
+        order, odd = _orders(device)[drawn], _odd(device)[drawn]
         fractional = crystals.fractional.gather(1, layout.per_atom(order))
         if self.keep_handedness:
             fractional = torch.where(layout.per_atom(odd).unsqueeze(-1), unit(-fractional), fractional)
@@ -51,9 +51,13 @@ class AxisPermutations:
         return attrs.evolve(crystals, fractional=fractional, lattice=lattice)
 
 
-@lru_cache
-def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
-    """The orders, int64 [6, 3], and which of them are odd, bool [6]."""
-    with torch.inference_mode(False):
-        odd = [_is_odd(order) for order in _ORDERS]
-        return torch.tensor(_ORDERS, device=device), torch.tensor(odd, device=device)
+@table
+def _orders(device: torch.device) -> Tensor:
+    """The orders, int64 [6, 3]."""
+    return torch.tensor(_ORDERS, device=device)
+
+
+@table
+def _odd(device: torch.device) -> Tensor:
+    """Which of them are odd, bool [6]."""
+    return torch.tensor([_is_odd(order) for order in _ORDERS], device=device)

@@ -11,6 +11,7 @@ from kldm.crystals import Pairs
 from kldm.execution import Messages
 from kldm.networks.manual import manual_messages
 from kldm.networks.triton_messages import triton_messages
+from kldm.rows import add_rows, take_rows
 
 
 class MessageBlock(Protocol):
@@ -58,12 +59,11 @@ def messages_of_tensors(
     receiver: Tensor, sender: Tensor, even: Tensor, odd: Tensor, weight: Tensor, bias: Tensor, i: Tensor, j: Tensor
 ) -> Tensor:
     """``autograd_messages`` of the pairs i, j: to be fused by a compiler, which knows no record of them."""
-    to_i = receiver.index_select(0, i) + sender.index_select(0, j) + even + odd
-    to_j = receiver.index_select(0, j) + sender.index_select(0, i) + even - odd
+    to_i = take_rows(receiver, i) + take_rows(sender, j) + even + odd
+    to_j = take_rows(receiver, j) + take_rows(sender, i) + even - odd
     to_i, to_j = (message(first.to(weight.dtype), weight, bias) for first in (to_i, to_j))
     wide = torch.promote_types(receiver.dtype, torch.float32)
-    zero = receiver.new_zeros(receiver.shape, dtype=wide)
-    return zero.index_add(0, i, to_i.to(wide)).index_add(0, j, to_j.to(wide))
+    return add_rows(to_i.to(wide), i, len(receiver)) + add_rows(to_j.to(wide), j, len(receiver))
 
 
 MESSAGE_BLOCKS: Mapping[Messages, MessageBlock] = {

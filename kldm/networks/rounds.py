@@ -8,15 +8,14 @@ import torch
 from torch import Tensor, nn, split
 from torch.nn.functional import linear
 
+from kldm.compiling import allow_shapes
 from kldm.networks.features import sinusoids
 from kldm.networks.message import message, messages_of_tensors
 from kldm.networks.parts import Layer
+from kldm.rows import take_rows
 
 PAIRS, ATOMS, CRYSTALS = 1024, 512, 64
 """Multiples that a compiled batch is padded to: a training run on MP-20 then has about ten shapes, 3 % larger."""
-
-SHAPES = 64
-"""Largest number of shapes that are compiled."""
 
 
 class Surroundings(NamedTuple):
@@ -82,7 +81,7 @@ def rounds(
             drift = linear(velocity, moving @ layer.velocity.weight)
             receiver, sender = receiver - drift, sender + drift
             common = common + moving @ layer.velocity.bias
-        receiver = receiver + common.index_select(0, owner)
+        receiver = receiver + take_rows(common, owner)
         weight, bias = layer.message_out.weight, layer.message_out.bias
         rounded = weight.to(product), bias.to(product)
         total = block(receiver, sender, linear(cos, even.to(product)), linear(sin, odd.to(product)), *rounded)
@@ -143,8 +142,5 @@ def _fused(
 @cache
 def _compiled() -> Callable[..., Tensor]:
     """Made once for all networks: the weights are arguments, so that a copy of a network shares what was compiled."""
-    import torch._dynamo.config
-
-    # Past its limit of 8 shapes torch would silently go on without what was compiled.
-    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, SHAPES)
+    allow_shapes()
     return torch.compile(_fused, dynamic=False)

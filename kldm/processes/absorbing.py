@@ -1,7 +1,6 @@
 """Masked (absorbing) diffusion of atom types in continuous time."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Literal, Self, get_args
 
 import attrs
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from kldm.compiling import fused, table
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, Correction, Latent, Noised, Prediction, Step
@@ -74,9 +74,16 @@ class Absorbing:
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
         """Each atom masked with probability m(s); the target is the clean token of every atom."""
-        tokens = clean.species - 1
-        probability = clean.layout.per_atom(torch.where(s > 0, masked(self.schedule, s), 0.0))
-        return Noised({"species": torch.where(_happens(probability, rng), _MASK, tokens)}, {"species": tokens})
+        uniform = torch.rand(clean.species.shape, generator=rng, dtype=s.dtype, device=s.device)
+        noisy, tokens = self._noised(clean.species, clean.layout, s, uniform)
+        return Noised({"species": noisy}, {"species": tokens})
+
+    @fused
+    def _noised(self, species: Tensor, layout: Layout, s: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens after and before, [N] each, from uniform draws [N]."""
+        tokens = species - 1
+        probability = layout.per_atom(torch.where(s > 0, masked(self.schedule, s), 0.0))
+        return torch.where(uniform < probability, _MASK, tokens), tokens
 
     def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
         """Mean over all N atoms of w(s) times the cross-entropy, 0 for those that are not masked (Shi et al., 2024).
@@ -151,12 +158,11 @@ class Absorbing:
         return values.masked_fill(_forbidden(self.elements, values.device), float("-inf"))
 
 
-@lru_cache(maxsize=32)
+@table
 def _forbidden(elements: tuple[int, ...], device: torch.device) -> Tensor:
     """bool [100], True for the types that are not among the elements."""
     allowed = set(elements)
-    with torch.inference_mode(False):
-        return torch.tensor([number not in allowed for number in range(1, VOCABULARY + 1)], device=device)
+    return torch.tensor([number not in allowed for number in range(1, VOCABULARY + 1)], device=device)
 
 
 def _happens(probability: Tensor, rng: torch.Generator) -> Tensor:

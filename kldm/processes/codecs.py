@@ -1,7 +1,6 @@
 """Codecs of the lattice: the six cell parameters as real numbers that a Euclidean process diffuses."""
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from math import pi
 from typing import Self, cast
 
@@ -9,6 +8,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from kldm.compiling import table
 from kldm.crystals import Crystals, CrystalStore, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, Json
@@ -144,7 +144,6 @@ def _rows_of(fit: Mapping[str, Json]) -> tuple[tuple[float, ...], ...]:
     return tuple(rows.get(str(count), pooled) for count in range(max(counts, default=0) + 2))
 
 
-@lru_cache(maxsize=32)
+@table
 def _table(rows: tuple[tuple[float, ...], ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(rows, dtype=dtype, device=device)
+    return torch.tensor(rows, dtype=dtype, device=device)

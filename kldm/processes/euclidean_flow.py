@@ -6,6 +6,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from kldm.compiling import fused
 from kldm.crystals import Crystals
 from kldm.errors import KldmError
 from kldm.interfaces import Latent, Noised, Prediction, Step
@@ -45,10 +46,15 @@ class EuclideanFlow(CodedProcess):
         super().__attrs_post_init__()
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
-        start, noise = self.codec.encode(clean), self._draw(clean, rng)
+        noisy, target = self._noised(clean, s, self._draw(clean, rng))
+        return Noised({self._name: noisy}, {self._name: target})
+
+    @fused
+    def _noised(self, clean: Crystals, s: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """x_s and the target."""
+        start = self.codec.encode(clean)
         s = self._rows(s, clean.layout, start)
-        target = start if self.parameterization == "x0" else start - noise
-        return Noised({self._name: s * noise + (1 - s) * start}, {self._name: target})
+        return s * noise + (1 - s) * start, start if self.parameterization == "x0" else start - noise
 
     def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """``flow``: nothing is random but the prior."""

@@ -5,13 +5,13 @@ v_t = exp(-t) v_0 + sigma_v eps_v
 r_t = theta_t - theta_0 ~ WN(tanh(t/2) (v_t + v_0), sigma_r^2)
 """
 
-from functools import cached_property, lru_cache
 from math import inf, tanh
+from typing import NamedTuple
 
-import attrs
 import torch
 from torch import Tensor
 
+from kldm.compiling import table
 from kldm.torus import score_root_mean_square
 
 # Terms of the series of sigma_r^2 follow one another by (t / pi)^2 in size. Those up to t = 2 are exact to 1e-17 and
@@ -40,31 +40,29 @@ def position_variance(t: Tensor, floor: float = 0.0, latest: float = inf) -> Ten
 
 
 def _series(t: Tensor, terms: int) -> Tensor:
-    powers, coefficients = _power_series(terms, t.device, t.dtype)
+    powers, coefficients = _power_series(terms, t.device, t.dtype).unbind()
     return (t.unsqueeze(-1).pow(powers) * coefficients).sum(-1)
 
 
-@lru_cache
-def _power_series(terms: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+@table
+def _power_series(terms: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Exponents 3, 5, ... and coefficients of 2 (t - 2 tanh(t/2)), from tanh' = 1 - tanh^2."""
     series = [1.0]  # of tanh(x): x, x^3, ...
     for order in range(1, terms + 1):
         series.append(-sum(series[i] * series[order - 1 - i] for i in range(order)) / (2 * order + 1))
     found = [-4 * value / 2 ** (2 * order + 1) for order, value in enumerate(series) if order]
-    with torch.inference_mode(False):  # the tables outlive the call
-        powers = torch.arange(3, 2 * terms + 3, 2, dtype=dtype, device=device)
-        return powers, torch.tensor(found, dtype=dtype, device=device)
+    return torch.tensor([range(3, 2 * terms + 3, 2), found], dtype=dtype, device=device)
 
 
-@attrs.frozen(slots=False, eq=False)
-class Kernel:
-    """The kernel at times t; made by ``Kernel.at``.
+class Kernel(NamedTuple):
+    """The kernel at times t; made by ``Kernel.at``. Compilers know named tuples, but no other records.
 
     Attributes:
         time: t.
         gain: tanh(t/2), the share of velocity in the mean displacement.
         velocity_variance: sigma_v^2, with the floor.
         position_variance: sigma_r^2, with the floor.
+        position_std: sigma_r, with the floor.
         widest: a number that sigma_r does not exceed.
     """
 
@@ -72,17 +70,20 @@ class Kernel:
     gain: Tensor
     velocity_variance: Tensor
     position_variance: Tensor
+    position_std: Tensor
     widest: float
 
     @classmethod
     def at(cls, t: Tensor, floor: float = 0.0, latest: float = inf) -> "Kernel":
         """The kernel at times t >= 0 of any shape, none above ``latest``, with ``floor`` added to both variances."""
         floor = max(floor, _SMALLEST)
+        variance = position_variance(t, floor, latest)
         return cls(
             t,
             torch.tanh(t / 2),
             velocity_variance(t, floor),
-            position_variance(t, floor, latest),
+            variance,
+            variance.sqrt(),
             (2 * (latest - 2 * tanh(latest / 2)) + floor) ** 0.5,
         )
 
@@ -91,12 +92,7 @@ class Kernel:
         """exp(-t)."""
         return torch.exp(-self.time)
 
-    @cached_property
-    def position_std(self) -> Tensor:
-        """sigma_r."""
-        return self.position_variance.sqrt()
-
-    @cached_property
+    @property
     def score_size(self) -> Tensor:
         """sqrt(n(sigma_r)), the root mean square of g = d/dmu_r log WN(r | mu_r, sigma_r^2)."""
         return score_root_mean_square(self.position_std, self.widest)

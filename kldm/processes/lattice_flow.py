@@ -1,7 +1,6 @@
 """Flow matching of the lattice from noise that is a plausible cell already."""
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from math import isfinite, pi
 from typing import Self, cast
 
@@ -9,6 +8,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from kldm.compiling import table
 from kldm.crystals import Crystals, CrystalStore
 from kldm.errors import KldmError
 from kldm.interfaces import Json
@@ -90,7 +90,6 @@ def _moments_of(fit: Mapping[str, Json]) -> _Moments:
     return mean, std
 
 
-@lru_cache(maxsize=32)
+@table
 def _table(moments: _Moments, device: torch.device, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(moments, dtype=dtype, device=device)
+    return torch.tensor(moments, dtype=dtype, device=device)

@@ -4,6 +4,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from kldm.compiling import fused
 from kldm.crystals import Crystals, Layout
 from kldm.interfaces import Channel, Latent, Noised, Prediction, Step
 from kldm.processes.euler import not_negative, stride
@@ -49,10 +50,15 @@ class TorusFlow:
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
         """The point of the geodesic at s, counted from its end f_0 that rounding must not move: f_0 - s u."""
-        end, layout = clean.fractional, clean.layout
-        u = wrap(end - _uniform(end, rng), 1.0)
-        place = unit(end - layout.per_atom(s.to(end.dtype)).unsqueeze(-1) * u)
-        return Noised({"fractional": place}, {"flow": self._free(u, layout)})
+        end = clean.fractional
+        fractional, target = self._noised(end, clean.layout, s, _uniform(end, rng))
+        return Noised({"fractional": fractional}, {"flow": target})
+
+    @fused
+    def _noised(self, end: Tensor, layout: Layout, s: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Fractional coordinates and target from f_0 and f_1, [N, 3] each."""
+        u = wrap(end - noise, 1.0)
+        return unit(end - layout.per_atom(s.to(end.dtype)).unsqueeze(-1) * u), self._free(u, layout)
 
     def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
         """Mean square error over atoms and axes."""

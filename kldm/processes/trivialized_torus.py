@@ -7,6 +7,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from kldm.compiling import fused
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, Correction, Latent, Noised, Prediction, Step
@@ -85,8 +86,18 @@ class TrivializedTorus:
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
         """A draw from the kernel of Eq. 16 and the target (Algorithm 1)."""
-        like, layout = clean.fractional, clean.layout
-        kernel, simplified = self._kernel(s, like), self.parameterization == "simplified"
+        like = clean.fractional
+        noise = _draw(like, rng, 2)
+        start = _draw(like, rng) if self.initial_velocity_std > 0 else None
+        fractional, velocity, target = self._noised(like, clean.layout, s, noise, start)
+        return Noised({"fractional": fractional, "velocity": velocity}, {"velocity": target})
+
+    @fused
+    def _noised(
+        self, fractional: Tensor, layout: Layout, s: Tensor, noise: Tensor, start: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Fractional coordinates, velocities and target, [N, 3] each, from normal draws [N, 2, 3], of v_0 [N, 3]."""
+        kernel, simplified = self._kernel(s, fractional), self.parameterization == "simplified"
         gain, sigma_v, sigma_r, variance, scale = layout.columns(
             kernel.gain,
             kernel.velocity_variance.sqrt(),
@@ -94,17 +105,18 @@ class TrivializedTorus:
             kernel.position_variance,
             kernel.score_size if simplified else kernel.velocity_variance,
         )
-        noise = self._normal(like, layout, rng, 2)
+        noise = self._free(noise, layout)
         push, displacement = sigma_v * noise[:, 0], sigma_r * noise[:, 1]
         velocity, travelled = push, push  # v_t, v_t + v_0
-        if self.initial_velocity_std > 0:
-            start = self.initial_velocity_std * self._normal(like, layout, rng)
+        if start is not None:
+            start = self.initial_velocity_std * self._free(start, layout)
             velocity = torch.addcmul(push, layout.per_atom(kernel.decay).unsqueeze(-1), start)
             travelled = velocity + start
         r = torch.addcmul(displacement, gain, travelled)
-        latent = {"fractional": unit(torch.add(like, r, alpha=1 / _TURN)), "velocity": velocity / _TURN}
+        moved = unit(torch.add(fractional, r, alpha=1 / _TURN))
         g = self._free(wrapped_normal_score(displacement, variance, kernel.widest), layout)
-        return Noised(latent, {"velocity": g / scale if simplified else velocity_score(g, push, gain, scale)})
+        target = g / scale if simplified else velocity_score(g, push, gain, scale)
+        return moved, velocity / _TURN, target
 
     def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
         """Mean square error over atoms and axes.
@@ -184,12 +196,16 @@ class TrivializedTorus:
         """h = horizon (s - r), [B]."""
         return self.horizon * (step.s - step.r).to(like.dtype)
 
-    def _normal(self, like: Tensor, layout: Layout, rng: torch.Generator, draws: int | None = None) -> Tensor:
-        """Noise of the shape of ``like`` [N, 3], or so many of them at once, [N, draws, 3]."""
-        shape = like.shape if draws is None else (len(like), draws, like.shape[-1])
-        draw = torch.randn(shape, generator=rng, dtype=like.dtype, device=like.device)
-        return self._free(draw, layout)
+    def _normal(self, like: Tensor, layout: Layout, rng: torch.Generator) -> Tensor:
+        """Noise of the shape of ``like`` [N, 3]."""
+        return self._free(_draw(like, rng), layout)
 
     def _free(self, values: Tensor, layout: Layout) -> Tensor:
         """Values without net translation, where that is asked for."""
         return layout.centred(values) if self.zero_net_translation else values
+
+
+def _draw(like: Tensor, rng: torch.Generator, draws: int | None = None) -> Tensor:
+    """Normal numbers of the shape of ``like`` [N, 3], or so many of them at once, [N, draws, 3]."""
+    shape = like.shape if draws is None else (len(like), draws, like.shape[-1])
+    return torch.randn(shape, generator=rng, dtype=like.dtype, device=like.device)

@@ -1,12 +1,12 @@
 """Atom types as rows of real numbers: the codes of the vocabulary, of which samples may be held to some elements."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import attrs
 import torch
 from torch import Tensor
 
+from kldm.compiling import table
 from kldm.crystals import Crystals
 from kldm.errors import KldmError
 from kldm.interfaces import Channel
@@ -65,7 +65,7 @@ class CodeBook:
     def _allowed(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """The atomic numbers [E] that samples may hold, and their codes [E, C]."""
         elements = self.elements or tuple(range(1, VOCABULARY + 1))
-        return _table(self.code, elements, like.device, like.dtype)
+        return _numbers(elements, like.device), _codes(self.code, elements, like.device, like.dtype)
 
 
 def check_elements(elements: Sequence[int]) -> None:
@@ -94,8 +94,11 @@ def narrowed(held: tuple[int, ...] | None, elements: Sequence[int]) -> tuple[int
     return tuple(sorted(both))
 
 
-@lru_cache(maxsize=32)
-def _table(code: Code, elements: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False):
-        numbers = torch.tensor(sorted(set(elements)), device=device)
-        return numbers, code(numbers - 1).to(dtype)
+@table
+def _numbers(elements: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(sorted(set(elements)), device=device)
+
+
+@table
+def _codes(code: Code, elements: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    return code(_numbers(elements, device) - 1).to(dtype)

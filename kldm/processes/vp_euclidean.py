@@ -6,6 +6,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from kldm.compiling import fused
 from kldm.crystals import Crystals
 from kldm.errors import KldmError
 from kldm.interfaces import Correction, Latent, Noised, Prediction, Schedule, Step
@@ -49,12 +50,17 @@ class VPEuclidean(CodedProcess):
         super().__attrs_post_init__()
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
+        noise = self._draw(clean, rng)
+        noisy, start = self._noised(clean, s, noise)
+        return Noised({self._name: noisy}, {self._name: start if self.parameterization == "x0" else noise})
+
+    @fused
+    def _noised(self, clean: Crystals, s: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """x_s and x_0."""
         start = self.codec.encode(clean)
         s = s.to(start.dtype)
         alpha, sigma = self._columns(clean.layout, self.schedule.alpha(s), self.schedule.sigma(s))
-        noise = _normal(start, rng)
-        noisy = torch.addcmul(alpha * start, sigma, noise)
-        return Noised({self._name: noisy}, {self._name: start if self.parameterization == "x0" else noise})
+        return torch.addcmul(alpha * start, sigma, noise), start
 
     def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Euler-Maruyama: x <- x + (x / 2 + score) beta h + sqrt(beta h) eps; the step that ends at 0 adds no noise.

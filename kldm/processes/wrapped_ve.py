@@ -6,6 +6,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from kldm.compiling import fused
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, Correction, Latent, Noised, Prediction, Step
@@ -69,13 +70,18 @@ class WrappedVE:
         return {"fractional": torch.rand(like.shape, generator=rng, dtype=like.dtype, device=like.device)}
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
-        like, layout = clean.fractional, clean.layout
-        sigma = self._angle(s, like)
+        like = clean.fractional
+        fractional, target = self._noised(like, clean.layout, s, _draw(like, rng))
+        return Noised({"fractional": fractional}, {"displacement": target})
+
+    @fused
+    def _noised(self, fractional: Tensor, layout: Layout, s: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Fractional coordinates and target from normal draws, [N, 3] each."""
+        sigma = self._angle(s, fractional)
         sigma, variance, size = layout.columns(sigma, sigma.square(), self._size(sigma))
-        displacement = self._displacement(sigma * self._normal(like, layout, rng), layout)
+        displacement = self._displacement(sigma * self._free(noise, layout), layout)
         score = self._free(wrapped_normal_score(displacement, variance, self._widest), layout)
-        latent = self._moved({"fractional": like}, displacement)
-        return Noised(latent, {"displacement": score / -size})  # the score by f_s is minus that by the mean
+        return _moved(fractional, displacement), score / -size  # the score by f_s is minus that by the mean
 
     def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
         """Mean square error over atoms and axes."""
@@ -134,12 +140,11 @@ class WrappedVE:
         layout, output = step.layout, self._free(prediction["displacement"], step.layout)
         length = length * self._size(sigma)
         if noise is None:
-            return self._moved(latent, layout.per_atom(length).unsqueeze(-1) * output)
-        length, noise = layout.columns(length, noise)
-        return self._moved(latent, torch.addcmul(length * output, noise, self._normal(output, layout, step.rng)))
-
-    def _moved(self, latent: Latent, angle: Tensor) -> Latent:
-        return {"fractional": unit(torch.add(latent["fractional"], angle, alpha=1 / _TURN))}
+            angle = layout.per_atom(length).unsqueeze(-1) * output
+        else:
+            length, noise = layout.columns(length, noise)
+            angle = torch.addcmul(length * output, noise, self._free(_draw(output, step.rng), layout))
+        return {"fractional": _moved(latent["fractional"], angle)}
 
     def _size(self, sigma: Tensor) -> Tensor:
         """sqrt(n(sigma)), the root mean square of the score per radian."""
@@ -157,10 +162,14 @@ class WrappedVE:
         """sigma in radians at times s, in the dtype of ``like``."""
         return _TURN * self.sigma(s.to(like.dtype))
 
-    def _normal(self, like: Tensor, layout: Layout, rng: torch.Generator) -> Tensor:
-        draw = torch.randn(like.shape, generator=rng, dtype=like.dtype, device=like.device)
-        return self._free(draw, layout)
-
     def _free(self, values: Tensor, layout: Layout) -> Tensor:
         """Values without net translation, where that is asked for."""
         return layout.centred(values) if self.zero_net_translation else values
+
+
+def _moved(fractional: Tensor, angle: Tensor) -> Tensor:
+    return unit(torch.add(fractional, angle, alpha=1 / _TURN))
+
+
+def _draw(like: Tensor, rng: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=rng, dtype=like.dtype, device=like.device)
