@@ -6,7 +6,7 @@ Nothing in it is executed on loading: tensors are raw bytes and all the rest is 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import torch
@@ -18,6 +18,11 @@ from kldm.errors import KldmError
 from kldm.files import atomic_write
 
 FORMAT = 1
+
+Rounding = Literal["fp32", "fp16", "bf16"]
+"""How exported weights are stored."""
+
+_ROUNDED: Mapping[Rounding, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @attrs.frozen(eq=False)
@@ -39,11 +44,31 @@ class Checkpoint:
         """The tensors whose name starts with ``prefix.``, without it."""
         return {name.removeprefix(f"{prefix}."): t for name, t in self.tensors.items() if name.startswith(f"{prefix}.")}
 
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged weights, or the plain ones where there is no average yet."""
+        return self.part("average") or self.part("model")
+
+    def to_share(self, rounding: Rounding = "fp16") -> "Checkpoint":
+        """What sampling needs and no more: the weights, rounded, and the recipe.
+
+        Raises:
+            KldmError: a weight is too large for the type.
+        """
+        rounded = {
+            f"model.{name}": weight.to(_ROUNDED[rounding]) if weight.is_floating_point() else weight
+            for name, weight in self.weights.items()
+        }
+        for name, weight in rounded.items():
+            if not torch.isfinite(weight).all():
+                problem = f"the weight {name.removeprefix('model.')} holds a number that {rounding} does not"
+                raise KldmError(problem, place="checkpoint", remedy="take bf16 or fp32")
+        return Checkpoint(self.recipe, rounded, self.state)
+
     def load_weights(self, module: nn.Module) -> None:
-        """Put the averaged weights, or the plain ones where there is no average yet, into a rebuilt model."""
-        weights = self.part("average") or self.part("model")
+        """Put ``weights`` into a rebuilt model."""
         try:
-            module.load_state_dict({name: weight.to(torch.float32) for name, weight in weights.items()})
+            module.load_state_dict({name: weight.to(torch.float32) for name, weight in self.weights.items()})
         except RuntimeError as error:
             raise KldmError(
                 "the weights do not fit the model of its recipe",

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from kldm.errors import KldmError
+from kldm.errors import KldmError, nearest
 from kldm.version import __version__
 
 if TYPE_CHECKING:
     import torch
+
+    from kldm.checkpoint import Rounding
 
 _EXTRA = {"ignore_unknown_options": True, "allow_extra_args": True, "max_content_width": 110}
 
@@ -101,19 +103,17 @@ def _run(
 ) -> None:
     from kldm import runs
     from kldm.judging import table
-    from kldm.recipe import parse_overrides
 
     folder = out or Path("runs") / recipe.stem
     with _working(device) as own:
         _load(code)
-        overrides = parse_overrides(ctx.args)
-        report = runs.run(recipe, folder, overrides=overrides, device=own, evaluate=evaluate)
+        report = runs.run(recipe, folder, overrides=_overrides(ctx), device=own, evaluate=evaluate)
         if report["evaluation"]:
             _say(table(report["evaluation"]))
         _say(f"run folder: {folder}")
 
 
-@main.command()
+@main.command(context_settings=_EXTRA)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--formula", "formulas", multiple=True, help="Content of one cell, e.g. Na2Cl2; may be repeated.")
 @click.option("--z", "units", help="Formula units per cell, N or N-M: the formulas are reduced, then multiplied.")
@@ -147,7 +147,9 @@ def _run(
 @_code
 @_out("Folder for the samples; by default samples-1, samples-2 ... beside the model.")
 @_device
+@click.pass_context
 def sample(
+    ctx: click.Context,
     model: Path,
     formulas: tuple[str, ...],
     units: str | None,
@@ -179,7 +181,8 @@ def sample(
       kldm sample runs/dng --template host.cif --atoms 10
       kldm sample runs/dng --template host.cif --keep cell
 
-    What is asked for is verified on the structures; report.json counts the violations.
+    What is asked for is verified on the structures; report.json counts the violations. Keys of the sampler can be
+    overridden: `--sampler.steps 500`.
     """
     from kldm import runs
     from kldm.wish import Wish
@@ -200,12 +203,35 @@ def sample(
             count=count,
             seed=seed,
         )
-        report, folder = runs.sample_run(model, wish, out, device=own, max_pairs=max_pairs, graphs=graphs)
+        report, folder = runs.sample_run(
+            model, wish, out, overrides=_overrides(ctx), device=own, max_pairs=max_pairs, graphs=graphs
+        )
         failed = sum(report["not_built"].values())
         _say(f"{report['requests'] - failed} structures, {failed} failed: {folder}")
         for name, number in report["violations"].items():
             if number:
                 _say(f"{number} structures violate the constraint on {name}", err=True)
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The file, NAME.safetensors.")
+@click.option(
+    "--precision",
+    default="fp16",
+    show_default=True,
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    help="What the weights are rounded to; they are used in fp32.",
+)
+def export(model: Path, out: Path, precision: "Rounding") -> None:
+    """Write the weights and the recipe of MODEL, a run folder or a checkpoint, to one small file to be shared.
+
+    `kldm sample` takes it like a run folder. It has no optimiser's state, so training cannot go on from it.
+    """
+    from kldm import runs
+
+    runs.export(model, out, precision)
+    _say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
 _OF_TASK: Mapping[str, Collection[str]] = {
@@ -328,10 +354,10 @@ def compare(paths: tuple[Path, ...], out: Path | None) -> None:
 def check(ctx: click.Context, recipe: Path, code: tuple[Path, ...]) -> None:
     """Everything short of work: read RECIPE, build its parts, see that they fit, and print it complete."""
     from kldm import experiment
-    from kldm.recipe import parse_overrides, read_recipe, recipe_text
+    from kldm.recipe import read_recipe, recipe_text
 
     _load(code)
-    built, tree = experiment.assemble(read_recipe(recipe, parse_overrides(ctx.args)))
+    built, tree = experiment.assemble(read_recipe(recipe, _overrides(ctx)))
     click.echo(recipe_text(tree))
     parameters = sum(parameter.numel() for parameter in built.model.parameters())
     click.echo(f"# network: {parameters:,} parameters")
@@ -366,6 +392,18 @@ def _given(options: Collection[str]) -> list[str]:
         for parameter in context.command.params
         if (name := parameter.name) in options and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     ]
+
+
+def _overrides(ctx: click.Context) -> dict[str, Any]:
+    """Values for keys of a recipe: whatever options the command does not have, if they are dotted."""
+    from kldm.recipe import parse_overrides
+
+    known = [name for parameter in ctx.command.params for name in parameter.opts]
+    for argument in ctx.args:
+        name = argument.partition("=")[0]
+        if name.startswith("--") and "." not in name:
+            raise KldmError("there is no such option", place=name, remedy=nearest(name, known))
+    return parse_overrides(ctx.args)
 
 
 def _load(code: tuple[Path, ...]) -> None:

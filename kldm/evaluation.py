@@ -173,7 +173,7 @@ def _evaluate(
         )
         found = candidates(generated, wanted)
         if world().is_writer:
-            write_samples(place, found, targets.ids)
+            write_samples(place, found, dict(enumerate(targets.ids)))
             write_json(place / "origin.json", origin)
     judged = reference.judged(experiment, found, place / "results.csv")
     return {**judged, "seconds": round(time.monotonic() - started, 1)}
@@ -181,10 +181,15 @@ def _evaluate(
 
 def draw(store: CrystalStore, limit: int | None, seed: int) -> CrystalStore:
     """At most ``limit`` crystals, drawn by the seed, in the order of the store."""
-    if limit is None or limit >= len(store):
-        return store
-    rows = torch.randperm(len(store), generator=seeded(torch.device("cpu"), seed, "draw"))[:limit]
-    return store.subset(sorted(rows.tolist()))
+    return store if limit is None or limit >= len(store) else store.subset(drawn_rows(len(store), limit, seed))
+
+
+def drawn_rows(count: int, limit: int | None, seed: int) -> list[int]:
+    """The rows, in order, that ``draw`` takes of ``count``."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    rows = torch.randperm(count, generator=seeded(torch.device("cpu"), seed, "draw"))[:limit]
+    return sorted(rows.tolist())
 
 
 def _stored(place: Path, origin: Mapping[str, Any], *, any_max_pairs: bool) -> tuple[Candidate, ...] | None:

@@ -61,6 +61,11 @@ def read_recipe(path: Path | str, overrides: Mapping[str, Json] = {}) -> Tree:
     return _interpolated(tree, str(path))
 
 
+def overridden(tree: Tree, overrides: Mapping[str, Json]) -> Tree:
+    """A complete recipe with other values, by dotted key."""
+    return _merged(tree, _nested(overrides))
+
+
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Json]:
     """``--model.lattice.beta_max 20 --training.seed=3`` by dotted key; what is not JSON is a string."""
     found: dict[str, Json] = {}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LIBRARIES = ("kldm", "torch", "torch-geometric", "pymatgen", "smact", "matminer", "ase", "numpy", "scipy")
 
 
-def write_samples(folder: Path, candidates: Sequence[Candidate], names: Sequence[str] = ()) -> None:
+def write_samples(folder: Path, candidates: Sequence[Candidate], names: Mapping[int, str] = {}) -> None:
     """Write all candidates to ``folder``, each file whole or not at all.
 
     - ``samples.jsonl``, the full record: rows ``{"target", "candidate", "structure", "reason"}``, where structure is
@@ -33,7 +33,7 @@ def write_samples(folder: Path, candidates: Sequence[Candidate], names: Sequence
     The last two hold the structures whose numbers are all finite; others would break the programs that read them.
 
     Args:
-        names: the name of each target, such as its material id; as many as there are targets, or none.
+        names: of targets, such as their material ids.
 
     Raises:
         KldmError: a file cannot be written.
@@ -101,14 +101,14 @@ def _finite(structure: "Structure") -> bool:
     return bool(np.isfinite(structure.lattice.matrix).all() and np.isfinite(structure.frac_coords).all())
 
 
-def _write_extxyz(path: Path, structures: Iterable[tuple[Candidate, "Structure"]], names: Sequence[str]) -> None:
+def _write_extxyz(path: Path, structures: Iterable[tuple[Candidate, "Structure"]], names: Mapping[int, str]) -> None:
     import ase
     from ase.io import write
 
     frames = []
     for candidate, structure in structures:
         info = {"target": candidate.target, "candidate": candidate.candidate, "formula": _formula(structure)}
-        if candidate.target < len(names):
+        if candidate.target in names:
             info["name"] = names[candidate.target]
         numbers = [site.specie.Z for site in structure]
         cell = structure.lattice.matrix

@@ -16,7 +16,7 @@ import attrs
 import torch
 
 from kldm import checkpoint as checkpoints
-from kldm.checkpoint import Checkpoint
+from kldm.checkpoint import Checkpoint, Rounding
 from kldm.constraints import violations
 from kldm.distributed import world
 from kldm.errors import KldmError
@@ -25,7 +25,7 @@ from kldm.execution import set_execution
 from kldm.experiment import Experiment, assemble, assemble_fitted
 from kldm.memory import sampling_pairs
 from kldm.reading import read_samples
-from kldm.recipe import Tree, read_recipe, write_recipe
+from kldm.recipe import Tree, overridden, read_recipe, write_recipe
 from kldm.results import library_versions, write_json, write_samples
 from kldm.samplers import replaying
 from kldm.sampling import candidates, generate, requests
@@ -82,19 +82,30 @@ def run(
     return report
 
 
-def load_run(path: Path) -> tuple[Experiment, Checkpoint, Path]:
-    """The experiment of a run folder or of one checkpoint file, with its trained weights."""
-    file = path / "checkpoints" / "best.safetensors" if path.is_dir() else path
-    if path.is_dir() and not file.exists():
-        file = path / "checkpoints" / "last.safetensors"
-    if not file.exists():
-        raise KldmError("no checkpoint here", place=str(path), remedy="name a run folder or a .safetensors file")
+def load_run(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[Experiment, Checkpoint, Path]:
+    """The experiment of a run folder or of one checkpoint file, with its trained weights.
+
+    Args:
+        overrides: of the sampler's keys in its recipe, by dotted key.
+    """
+    for key in overrides or {}:
+        if not key.startswith("sampler."):
+            remedy = "only keys of the sampler can be overridden, e.g. --sampler.steps 500"
+            raise KldmError("belongs to a model that is trained already", place=f"--{key}", remedy=remedy)
+    file = _checkpoint_file(path)
     record = checkpoints.load(file)
-    experiment, _ = assemble(record.recipe)
+    experiment, _ = assemble(overridden(record.recipe, overrides or {}))
     record.load_weights(experiment.model)
     set_precision(experiment.model, experiment.training.precision)
     set_execution(experiment.model.network, experiment.execution)
     return experiment, record, file
+
+
+def export(path: Path, out: Path, rounding: Rounding = "fp16") -> None:
+    """Write the weights that a run folder or checkpoint samples with, and the recipe, to one file to be shared."""
+    if out.exists():
+        raise KldmError("there is such a file already", place=str(out), remedy="remove it, or choose another --out")
+    checkpoints.save(out, checkpoints.load(_checkpoint_file(path)).to_share(rounding))
 
 
 def sample_run(
@@ -102,6 +113,7 @@ def sample_run(
     wish: Wish,
     out: Path | None = None,
     *,
+    overrides: Mapping[str, Any] | None = None,
     device: torch.device | None = None,
     max_pairs: int | None = None,
     graphs: bool | None = None,
@@ -112,13 +124,14 @@ def sample_run(
     structures each constraint is violated) to ``out``, by default a new folder beside the model.
 
     Args:
+        overrides: see ``load_run``.
         max_pairs: see ``Evaluation``.
         graphs: see ``Execution``; by default as the model's recipe says.
 
     Returns:
         the report, and the folder.
     """
-    experiment, _, file = load_run(path)
+    experiment, _, file = load_run(path, overrides)
     folder = out or fresh_folder(file.parent if path.is_file() else path, "samples")
     if (folder / "samples.jsonl").exists():
         raise KldmError("the folder holds samples already", place=str(folder), remedy="choose another --out")
@@ -138,12 +151,14 @@ def sample_run(
         )
     made = candidates(generated, wanted)
     if world().is_writer:
-        write_samples(folder, made, targets.store.ids)
+        numbered = [attrs.evolve(one, target=targets.number(one.target)) for one in made]
+        write_samples(folder, numbered, {targets.number(row): name for row, name in enumerate(targets.store.ids)})
     broken = violations(made, [request.target for request in wanted], targets.store, targets.constraints)
     asked = {name: value for name, value in attrs.asdict(wish).items() if value not in (None, ())}
     report: dict[str, Any] = {
         "checkpoint": str(file),
         "wish": {name: str(value) if isinstance(value, Path) else value for name, value in asked.items()},
+        "overrides": dict(overrides or {}),
         "max_pairs": max_pairs,
         "device": _device_name(place),
         "libraries": library_versions(),
@@ -174,6 +189,16 @@ def evaluate_run(folder: Path, out: Path | None = None) -> dict[str, Any]:
     if world().is_writer:
         write_json((out or folder) / "report.json", report)
     return report
+
+
+def _checkpoint_file(path: Path) -> Path:
+    """The checkpoint that a run folder samples with, or this file."""
+    file = path / "checkpoints" / "best.safetensors" if path.is_dir() else path
+    if path.is_dir() and not file.exists():
+        file = path / "checkpoints" / "last.safetensors"
+    if not file.exists():
+        raise KldmError("no checkpoint here", place=str(path), remedy="name a run folder or a .safetensors file")
+    return file
 
 
 def _report(folder: Path) -> dict[str, Any]:

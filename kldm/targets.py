@@ -24,10 +24,16 @@ class Targets:
     Attributes:
         store: sizes and known values by row; what is not known holds any valid value.
         constraints: masks over ``store``.
+        numbers: what results call the rows, where that is not 0, 1, ...: of a split, its own rows.
     """
 
     store: CrystalStore
     constraints: Constraints
+    numbers: tuple[int, ...] | None = None
+
+    def number(self, row: int) -> int:
+        """What results call a row."""
+        return row if self.numbers is None else self.numbers[row]
 
 
 @attrs.frozen(eq=False)

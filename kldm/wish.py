@@ -9,7 +9,7 @@ import attrs
 
 from kldm.convert import from_structures
 from kldm.errors import KldmError, nearest
-from kldm.evaluation import draw
+from kldm.evaluation import drawn_rows
 from kldm.experiment import Experiment, takes_compositions
 from kldm.formulas import cells
 from kldm.targets import Part, Targets, atom_range, compositions, de_novo, drawn_sizes, given_species
@@ -84,8 +84,10 @@ class Wish:
                 raise KldmError(
                     "the model takes its atom types from the composition", remedy="give whole formulas with --formula"
                 )
-            store = draw(experiment.data.load(self.split or "test"), self.limit, self.seed)
-            return _within(given_species(store), elements), self.count
+            store = experiment.data.load(self.split or "test")
+            rows = drawn_rows(len(store), self.limit, self.seed)
+            targets = attrs.evolve(given_species(store.subset(rows)), numbers=tuple(rows))
+            return _within(targets, elements), self.count
         part, usual = self._part()
         atoms = self.atoms or usual or experiment.evaluation.atoms
         least = max(1, len(part.species)) if part else 1
@@ -142,7 +144,7 @@ def element_numbers(symbols: str) -> tuple[int, ...]:
 
 
 def _within(targets: Targets, elements: tuple[int, ...] | None) -> Targets:
-    return Targets(targets.store, attrs.evolve(targets.constraints, elements=elements))
+    return attrs.evolve(targets, constraints=attrs.evolve(targets.constraints, elements=elements))
 
 
 def _atoms(text: str | None, count: int) -> list[int]:

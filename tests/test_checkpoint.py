@@ -44,6 +44,22 @@ def test_round_trip(tmp_path: Path) -> None:
     assert set(found.part("model")) == {"a", "b"}
 
 
+def test_what_is_shared_are_the_weights_that_sampling_takes() -> None:
+    weights = {"model.a": torch.zeros(2), "average.a": torch.tensor([1 / 3, 1e-3]), "average.count": torch.tensor(7)}
+    record = Checkpoint(RECIPE, {**weights, "optimizer.0.step": torch.ones(1)}, STATE)
+    for rounding, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        shared = record.to_share(rounding)  # type: ignore[arg-type]  # mypy takes the names for any text
+        assert (shared.recipe, shared.state) == (RECIPE, STATE)
+        assert set(shared.tensors) == {"model.a", "model.count"}
+        assert shared.weights["a"].dtype == dtype
+        torch.testing.assert_close(shared.weights["a"].float(), weights["average.a"], rtol=4e-3, atol=0)
+        assert shared.weights["count"].item() == 7
+    large = Checkpoint(RECIPE, {"model.a": torch.tensor([1e5])}, STATE)
+    with pytest.raises(KldmError, match="the weight a holds a number that fp16 does not; take bf16 or fp32"):
+        large.to_share("fp16")
+    assert large.to_share("bf16").weights["a"].item() == pytest.approx(1e5, rel=4e-3)
+
+
 def test_tied_weights_are_saved(tmp_path: Path) -> None:
     weight = torch.randn(4)
     save(tmp_path / "x.safetensors", Checkpoint({}, {"model.a": weight, "model.b": weight}, {}))

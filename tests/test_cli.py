@@ -4,14 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+from ase.io import read
 
 from kldm.reading import read_samples
 from kldm.recipe import read_recipe
 from kldm.registry import SHELVES
+from kldm.runs import load_run
 from tests.small import OVERRIDES, QUICK, RECIPES, kldm, options, refused
 
 QUICKSTART = RECIPES / "quickstart.cfg"
-COMMANDS = ("run", "train", "sample", "evaluate", "compare", "check", "components")
+COMMANDS = ("run", "train", "sample", "export", "evaluate", "compare", "check", "components")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -19,7 +21,7 @@ def test_help_of_each_command(command: str) -> None:
     result = kldm(command, "--help")
     assert result.exit_code == 0
     assert f"{command} [OPTIONS]" in result.output
-    assert ("--code" in result.output) == (command != "compare")
+    assert ("--code" in result.output) == (command not in ("compare", "export"))
     overview = kldm("--help").output
     assert f"\n  {command} " in overview
 
@@ -103,7 +105,50 @@ def test_sample_a_split_beside_the_run(finished: Path, tmp_path: Path) -> None:
         assert kldm("sample", finished, *arguments, "--out", tmp_path / out).exit_code == 0
         runs.append((tmp_path / out / "samples.jsonl").read_bytes())
     assert runs[0] == runs[1]
-    assert len(read_samples(tmp_path / "one" / "samples.jsonl")) == 8
+    made = read_samples(tmp_path / "one" / "samples.jsonl")
+    assert len(made) == 8
+    split = load_run(finished)[0].data.load("val")
+    numbers = {one.target for one in made}
+    assert len(numbers) == 4 < len(split)
+    for one in made:
+        if one.structure is not None:
+            assert sorted(one.structure.atomic_numbers) == sorted(split.batch([one.target]).species.tolist())
+    assert {frame.info["name"] for frame in read(tmp_path / "one" / "samples.extxyz", ":")} <= {
+        split.ids[number] for number in numbers
+    }
+
+
+def test_sample_with_another_sampler(finished: Path, tmp_path: Path) -> None:
+    arguments: list[str | Path] = ["--formula", "NaCl", "--device", "cpu"]
+    changes: dict[str, list[str]] = {
+        "recipe's": [],
+        "steps": ["--sampler.steps", "2"],
+        "sampler": ["--sampler.@samplers", "probability_flow.v1", "--sampler.steps=2"],
+    }
+    found = {}
+    for name, change in changes.items():
+        assert kldm("sample", finished, *arguments, *change, "--out", tmp_path / name).exit_code == 0
+        found[name] = (tmp_path / name / "samples.jsonl").read_bytes()
+    assert len(set(found.values())) == 3
+    report = json.loads((tmp_path / "sampler" / "report.json").read_text())
+    assert report["overrides"] == {"sampler.@samplers": "probability_flow.v1", "sampler.steps": 2}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_an_exported_model_samples_like_the_run(finished: Path, tmp_path: Path, precision: str) -> None:
+    file = tmp_path / "model.safetensors"
+    result = kldm("export", finished, "--out", file, "--precision", precision)
+    assert result.exit_code == 0, result.output
+    assert file.stat().st_size < (finished / "checkpoints" / "best.safetensors").stat().st_size
+    arguments: list[str | Path] = ["--formula", "Na2Cl2", "--device", "cpu"]
+    sizes, samples = {}, {}
+    for name, source in (("run", finished), ("file", file)):
+        assert kldm("sample", source, *arguments, "--out", tmp_path / name).exit_code == 0
+        (made,) = read_samples(tmp_path / name / "samples.jsonl")
+        assert made.structure is not None
+        sizes[name], samples[name] = made.structure.lattice.abc, made
+    assert sizes["file"] == pytest.approx(sizes["run"], rel=1e-6 if precision == "fp32" else 0.05)
+    assert refused("export", finished, "--out", file).endswith("remove it, or choose another --out")
 
 
 def test_evaluate_a_run(finished: Path, tmp_path: Path) -> None:
@@ -174,6 +219,7 @@ def test_components_lists_all_with_a_line_and_parameters() -> None:
         (["check", QUICKSTART, "--sampler.@samplers", "euler.v1"], "did you mean 'euler_maruyama.v1'?"),
         (["check", QUICKSTART, "--training.clip_norm", "-1"], "must be above 0"),
         (["check", QUICKSTART, "stray"], "cannot read 'stray'"),
+        (["check", QUICKSTART, "--cod", "mine.py"], "--cod: there is no such option; did you mean '--code'?"),
         (["check", QUICKSTART, "--training.epochs"], "--training.epochs: has no value"),
         (["check", QUICKSTART, "--data.name", "mp20"], "did you mean 'mp_20'?"),
         (["run", QUICKSTART, "--device", "tpu"], "--device tpu: not usable here"),
@@ -203,6 +249,9 @@ def test_mistakes_are_told_in_a_sentence(
         (["--formula", "NaCl", "--z", "two"], "--z two: wants N or N-M"),
         (["--formula", "Nacl2x"], "--formula Nacl2x: not a chemical formula"),
         (["--split", "tset"], "no split is called 'tset'"),
+        (["--formulas", "NaCl"], "--formulas: there is no such option; did you mean '--formula'?"),
+        (["--formula", "NaCl", "--sampler.step", "2"], "sampler.step: unknown key; did you mean 'steps'?"),
+        (["--formula", "NaCl", "--model.network.hidden", "4"], "--model.network.hidden: belongs to a model"),
         (["--device", "tpu"], "--device tpu"),
     ],
     ids=str,

@@ -57,7 +57,7 @@ def same(one: Structure | None, other: Structure | None) -> bool:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_samples(tmp_path / "run", CANDIDATES, [f"mp-{row}" for row in range(13)])
+    write_samples(tmp_path / "run", CANDIDATES, {row: f"mp-{row}" for row in range(13)})
     return tmp_path / "run"
 
 
@@ -97,7 +97,7 @@ def test_names_and_labels(folder: Path) -> None:
 
 
 def test_equal_samples_make_equal_bytes(folder: Path, tmp_path: Path) -> None:
-    write_samples(tmp_path / "again", CANDIDATES, [f"mp-{row}" for row in range(13)])
+    write_samples(tmp_path / "again", CANDIDATES, {row: f"mp-{row}" for row in range(13)})
     files = sorted(path.name for path in folder.iterdir())
     assert files == ["samples.extxyz", "samples.jsonl", "structures.zip"]
     assert [(folder / name).read_bytes() for name in files] == [
