@@ -133,7 +133,7 @@ class Recording:
         self._start, self._end = start.clone(), end.clone()
         self.rng = torch.Generator(rng.device)
         self.rng.set_state(rng.get_state())
-        with _no_autocast_cache():
+        with _no_autocast_cache(rng.device.type):
             self._replay = record(self._run, self.rng)
         # Recording may have drawn from it; the buffers are filled anew by every call.
         self.rng.set_state(rng.get_state())
@@ -168,14 +168,15 @@ def capture(run: Callable[[], None], rng: torch.Generator) -> Callable[[], None]
         Exception: what cannot be captured. All generators but ``rng`` are then as they were.
     """
     device = rng.device
-    graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(rng)
-    # Every capture registers the device's own generator, which a component may draw from.
-    general = torch.cuda.default_generators[device.index]
-    state = general.get_state()
-    side = _side_stream(device)
     # A capture that fails leaves its stream current: the outer contexts put back the one that was.
     with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(rng)  # with memory on the current device
+        # Every capture registers the device's own generator, which a component may draw from. A device may go without
+        # its number.
+        general = torch.cuda.default_generators[torch.cuda.current_device()]
+        state = general.get_state()
+        side = _side_stream(device)
         try:
             side.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(side):
@@ -223,10 +224,14 @@ def _reason(error: BaseException) -> str:
 
 
 @contextmanager
-def _no_autocast_cache() -> Iterator[None]:
-    """Autocast keeps rounded weights for as long as it is on; those made while recording are the graph's."""
+def _no_autocast_cache(kind: str) -> Iterator[None]:
+    """Autocast keeps rounded weights for as long as it is on; those made while recording are the graph's.
+
+    Where it is off, what a step rounds is forgotten with the step, and the cache stays as it is: compiled functions are
+    compiled anew for either setting.
+    """
     kept = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
+    torch.set_autocast_cache_enabled(kept and not torch.is_autocast_enabled(kind))
     try:
         yield
     finally:

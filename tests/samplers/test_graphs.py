@@ -167,9 +167,17 @@ def test_progress_is_told_of_every_step(taped: list[int]) -> None:
 def test_a_recording_keeps_its_autocast_casts_to_itself(taped: list[int]) -> None:
     caches: list[bool] = []
     built = Doing(model("kldm"), lambda s: caches.append(torch.is_autocast_cache_enabled()))
-    sampled(EulerMaruyama(steps=3), built, graphs=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        sampled(EulerMaruyama(steps=3), built, graphs=True)
     assert caches == [True, False, False]
     assert torch.is_autocast_cache_enabled()
+
+
+def test_a_recording_without_autocast_leaves_what_compilers_look_at(taped: list[int]) -> None:
+    caches: list[bool] = []
+    built = Doing(model("kldm"), lambda s: caches.append(torch.is_autocast_cache_enabled()))
+    sampled(EulerMaruyama(steps=3), built, graphs=True)
+    assert caches == [True] * 3
 
 
 def test_nothing_is_replayed_where_there_is_no_gpu() -> None:
