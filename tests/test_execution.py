@@ -14,6 +14,7 @@ from kldm.samplers import graphs
 from tests.small import QUICK, RECIPES, kldm, losses, options, refused
 
 QUICKSTART = RECIPES / "quickstart.cfg"
+CPU = ("--device", "cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +25,7 @@ def _as_before() -> Iterator[None]:
 
 def test_a_recipe_reaches_the_network(tmp_path: Path) -> None:
     chosen = options({**QUICK, "execution.messages": "autograd", "execution.deterministic": True})
-    assert kldm("train", QUICKSTART, "--out", tmp_path / "run", *chosen).exit_code == 0
+    assert kldm("train", QUICKSTART, *CPU, "--out", tmp_path / "run", *chosen).exit_code == 0
     assert torch.are_deterministic_algorithms_enabled()
     network = runs.load_run(tmp_path / "run")[0].model.network
     assert isinstance(network, PairNetwork)
@@ -34,11 +35,11 @@ def test_a_recipe_reaches_the_network(tmp_path: Path) -> None:
 def test_same_losses_to_rounding_and_a_run_may_go_on_with_another_choice(tmp_path: Path) -> None:
     for messages in ("manual", "autograd"):
         chosen = options({**QUICK, "execution.messages": messages, "training.epochs": 1})
-        assert kldm("train", QUICKSTART, "--out", tmp_path / messages, *chosen).exit_code == 0
+        assert kldm("train", QUICKSTART, *CPU, "--out", tmp_path / messages, *chosen).exit_code == 0
     for ours, theirs in zip(losses(tmp_path / "manual"), losses(tmp_path / "autograd"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
     more = options({**QUICK, "execution.messages": "manual", "training.epochs": 2})
-    assert kldm("train", QUICKSTART, "--out", tmp_path / "autograd", *more).exit_code == 0
+    assert kldm("train", QUICKSTART, *CPU, "--out", tmp_path / "autograd", *more).exit_code == 0
     assert len(losses(tmp_path / "autograd")) == 2
 
 
@@ -47,7 +48,7 @@ def test_same_losses_to_rounding_and_a_run_may_go_on_with_another_choice(tmp_pat
 def test_compiled_training_has_the_same_losses(tmp_path: Path, recipe: str) -> None:
     for name, compile_ in (("plain", False), ("compiled", True)):
         chosen = options({**QUICK, "execution.compile": compile_, "training.epochs": 1})
-        assert kldm("train", RECIPES / recipe, "--out", tmp_path / name, *chosen).exit_code == 0
+        assert kldm("train", RECIPES / recipe, *CPU, "--out", tmp_path / name, *chosen).exit_code == 0
     for ours, theirs in zip(losses(tmp_path / "compiled"), losses(tmp_path / "plain"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
 
@@ -77,15 +78,16 @@ def test_graphs_are_asked_for_where_the_model_samples(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(graphs, "recorder", lambda device: refuse)
     chosen = options({**QUICK, "evaluation.untrained": False})
-    assert kldm("run", QUICKSTART, "--out", tmp_path / "plain", *chosen).exit_code == 0
+    assert kldm("run", QUICKSTART, *CPU, "--out", tmp_path / "plain", *chosen).exit_code == 0
     assert not asked
-    assert kldm("run", QUICKSTART, "--out", tmp_path / "graphs", *chosen, "--execution.graphs", "true").exit_code == 0
+    replayed = (*chosen, "--execution.graphs", "true")
+    assert kldm("run", QUICKSTART, *CPU, "--out", tmp_path / "graphs", *replayed).exit_code == 0
     assert asked == ["record"]
     made = [(tmp_path / name / "samples" / "test" / "samples.jsonl").read_bytes() for name in ("plain", "graphs")]
     assert made[0] == made[1]
-    assert kldm("sample", tmp_path / "graphs", "--formula", "NaCl").exit_code == 0
+    assert kldm("sample", tmp_path / "graphs", "--formula", "NaCl", *CPU).exit_code == 0
     assert asked == ["record", "record"]
-    assert kldm("sample", tmp_path / "graphs", "--formula", "NaCl", "--no-graphs").exit_code == 0
+    assert kldm("sample", tmp_path / "graphs", "--formula", "NaCl", *CPU, "--no-graphs").exit_code == 0
     assert asked == ["record", "record"]
-    assert kldm("sample", tmp_path / "plain", "--formula", "NaCl", "--graphs").exit_code == 0
+    assert kldm("sample", tmp_path / "plain", "--formula", "NaCl", *CPU, "--graphs").exit_code == 0
     assert asked == ["record", "record", "record"]

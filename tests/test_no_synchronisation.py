@@ -3,6 +3,7 @@
 Everything is done once before it is watched: tables and index tensors are made when they are first asked for.
 """
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -19,6 +20,7 @@ from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
 from kldm.experiment import Experiment, assemble_fitted, load_components
 from kldm.interfaces import DiffusionProcess, GenerativeModel, Latent, Prediction, Sampler
+from kldm.model import JointModel
 from kldm.processes import Absorbing
 from kldm.recipe import Tree, read_recipe
 from kldm.registry import samplers
@@ -81,6 +83,11 @@ def experiment(family: str) -> Experiment:
     return assemble_fitted(read_recipe(RECIPES / f"{family}.cfg", OVERRIDES), STORE)[0]
 
 
+def model_on(device: str, family: str) -> JointModel:
+    """A copy: without values a model cannot move on to another device."""
+    return copy.deepcopy(experiment(family).model).to(device)
+
+
 @attrs.define
 class Watched:
     """A model that watches everything from its first call on, until ``stack`` is closed."""
@@ -121,9 +128,8 @@ def test_a_batch_is_put_together_without_waiting() -> None:
 @each_device
 @each_family
 def test_training(family: str, device: str) -> None:
-    parts = experiment(family)
-    model, rng, clean = parts.model.to(device), generator(device), STORE.batch(range(5)).to(device)
-    augmentation = parts.training.augmentation
+    model, rng, clean = model_on(device, family), generator(device), STORE.batch(range(5)).to(device)
+    augmentation = experiment(family).training.augmentation
 
     def step(s: Tensor) -> None:
         described = clean if augmentation is None else augmentation.augmented(clean, rng)
@@ -138,7 +144,7 @@ def test_training(family: str, device: str) -> None:
 @each_family
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_sampling(name: str, family: str, device: str) -> None:
-    model = experiment(family).model.to(device)
+    model = model_on(device, family)
     try:
         SAMPLERS[name].check(model.processes)
     except KldmError:
@@ -164,7 +170,7 @@ def test_sampling_under_constraints(name: str, remask: bool, device: str) -> Non
 @pytest.mark.parametrize("family", ["kldm_x0_onehot_mp20_dng", "kldm_x0_bits_mp20_dng", "kldm_x0_absorbing_mp20_dng"])
 @each_device
 def test_sampling_with_allowed_elements(family: str, device: str) -> None:
-    model, store = experiment(family).model.to(device), STORE.to(device)
+    model, store = model_on(device, family), STORE.to(device)
     bound = constrained(model, Constraints(elements=(3, 8, 25)), store, range(5))
     sample_watched(SAMPLERS["predictor_corrector.v1"], bound, store.batch(range(5)), device)
 
@@ -213,7 +219,7 @@ class Faulty:
 @pytest.mark.parametrize("fault", [*LOOKS.values(), *COPIES.values()], ids=[*LOOKS, *COPIES])
 def test_the_watch_sees_a_planted_fault(fault: Callable[[Tensor], object]) -> None:
     """torch itself refuses some of them, as the tensors have no values."""
-    model, given = experiment("kldm_eps_em_mp20").model.to(META), STORE.batch(range(5)).to(META)
+    model, given = model_on(META, "kldm_eps_em_mp20"), STORE.batch(range(5)).to(META)
     with ExitStack() as stack:
         watching = Watched(Faulty(model, fault), META, stack)
         with pytest.raises(RuntimeError):
