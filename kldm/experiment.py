@@ -120,8 +120,9 @@ def assemble(tree: Tree) -> tuple[Experiment, Tree]:
     """
     load_components()
     seed = tree.get("training", {}).get("seed", 0) if isinstance(tree.get("training", {}), dict) else 0
-    with torch.random.fork_rng():
-        torch.manual_seed(seed if isinstance(seed, int) else 0)
+    # Weights are drawn on the host. Without a list of devices torch would open every GPU of the machine.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed if isinstance(seed, int) else 0)
         return build(tree, Experiment)
 
 
