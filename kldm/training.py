@@ -324,7 +324,7 @@ class _Trainer:
         if self.epoch >= settings.ema_start:
             self.average.update(self.model)
         for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=self.device)) + value
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.progress.step += 1
 
     def _rows(self, step: int) -> list[int]:
