@@ -3,13 +3,17 @@
 import math
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.nn.functional import silu
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, Interface
@@ -62,6 +66,35 @@ def test_fast_equals_plain(family: str, interface: Interface, sizes: tuple[int, 
         assert parameter.grad is not None
         assert reference is not None
         assert relative(parameter.grad, reference) < bound, name
+
+
+class Factors(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Collects the right factors of all products whose left one has so many rows."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.rows = rows
+        self.found: list[Tensor] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default) and len(args[-2]) == self.rows:
+            self.found.append(args[-1])
+        return func(*args, **(kwargs or {}))
+
+
+@each_family
+def test_products_of_pairs_are_aligned(family: str) -> None:
+    """As a GPU's fast products want them: rows of the weights at multiples of 16 bytes."""
+    fast, _ = twins(family, INTERFACES["structure prediction"], hidden=16, layers=2)
+    latent, s, layout = case(INTERFACES["structure prediction"], (3, 5), torch.float32)
+    with torch.no_grad(), Factors(len(layout.pairs.i)) as factors:
+        fast(latent, s, layout)
+    assert len(factors.found) == 4
+    for weight in factors.found:
+        assert weight.data_ptr() % 16 == 0
+        assert 4 * max(weight.stride()) % 16 == 0
 
 
 @each_family
