@@ -198,7 +198,7 @@ def main() -> None:
                 judged = form == "manual" and name in BARS
                 bar, most = BARS[name][kind] if judged else "", OVER_FLOOR if judged and kind != "forward" else ""
                 print(
-                    f"{name:9}{kind:15}{form:10}{timing.median:9.3f}{timing.ratio:7.2f}{spread:>14}{bar:>5}"
+                    f"{name:9}{kind:15}{form:10}{timing.median:9.5f}{timing.ratio:7.2f}{spread:>14}{bar:>5}"
                     f"{row.over_floor:9.2f}{most:>5}{row.gigaflop:8.0f}",
                     flush=True,
                 )

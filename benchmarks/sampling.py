@@ -103,7 +103,7 @@ def main() -> None:
             timing = Timing.of(per_step[form], per_step["plain"])
             spread, bar = f"{timing.least:.2f} - {timing.most:.2f}", BAR if form == "manual" else ""
             gigaflop = "" if form == "plain" else f"{flops(products) / 1e9:.0f}"
-            row = f"{name:22}{form:9}{timing.median:9.3f}{timing.ratio:7.2f}{spread:>14}{bar:>5}"
+            row = f"{name:22}{form:9}{timing.median:9.5f}{timing.ratio:7.2f}{spread:>14}{bar:>5}"
             print(f"{row}{timing.median / floor:9.2f}{gigaflop:>8}", flush=True)
             record[name][form] = {**attrs.asdict(timing), "over_floor": timing.median / floor}
     print(f"peak memory of all forms: {peak_memory(device) / 1e9:.2f} GB")

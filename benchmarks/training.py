@@ -169,7 +169,7 @@ def main() -> None:
         whole = name in ("plain", "ours")
         spread, bar = (f"{timing.least:.2f} - {timing.most:.2f}", BAR if name == "ours" else "") if whole else ("", "")
         ratio = f"{timing.ratio:.2f}" if whole else ""
-        print(f"{name if whole else '  ' + name:24}{timing.median:10.4f}{ratio:>7}{spread:>14}{bar:>5}")
+        print(f"{name if whole else '  ' + name:24}{timing.median:10.5f}{ratio:>7}{spread:>14}{bar:>5}")
     floor = record["its products"].median / record["ours"].median
     peak = peak_memory(device)
     print(f"share of the floor reached: {floor:.0%}; peak memory of all forms: {peak / 1e9:.2f} GB")
