@@ -1,5 +1,7 @@
 """The section [execution]: what it reaches, and that it changes nothing else."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,10 +10,11 @@ import torch
 from torch import nn
 
 from kldm import runs
+from kldm.checkpoint import load
 from kldm.execution import Execution, set_execution
 from kldm.networks.pair_network import PairNetwork
 from kldm.samplers import graphs
-from tests.small import QUICK, RECIPES, kldm, losses, options, refused
+from tests.small import QUICK, RECIPES, kldm, losses, needs_gpu, options, refused
 
 QUICKSTART = RECIPES / "quickstart.cfg"
 CPU = ("--device", "cpu")
@@ -51,6 +54,20 @@ def test_compiled_training_has_the_same_losses(tmp_path: Path, recipe: str) -> N
         assert kldm("train", RECIPES / recipe, *CPU, "--out", tmp_path / name, *chosen).exit_code == 0
     for ours, theirs in zip(losses(tmp_path / "compiled"), losses(tmp_path / "plain"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+@needs_gpu
+@pytest.mark.parametrize("recipe", ["quickstart.cfg", "quickstart_dng.cfg"])
+def test_a_gpu_gives_the_same_bits_again(tmp_path: Path, recipe: str) -> None:
+    """In processes of their own: what the matrix library is asked for counts before its first product."""
+    command = (sys.executable, "-m", "kldm", "train", str(RECIPES / recipe), "--device", "cuda")
+    chosen = options({**QUICK, "execution.deterministic": True})
+    for name in ("once", "again"):
+        subprocess.run((*command, "--out", str(tmp_path / name), *chosen), check=True)
+    assert losses(tmp_path / "once") == losses(tmp_path / "again")
+    once, again = (load(tmp_path / name / "checkpoints" / "last.safetensors").tensors for name in ("once", "again"))
+    assert once.keys() == again.keys()
+    assert all(torch.equal(once[name], again[name]) for name in once)
 
 
 def test_a_network_without_a_choice_is_left_alone() -> None:
