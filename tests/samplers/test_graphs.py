@@ -1,9 +1,11 @@
 """Replayed steps are plain steps: the same numbers from the same generator, or a warning and plain steps."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import attrs
 import pytest
@@ -35,7 +37,7 @@ from kldm.processes import (
 )
 from kldm.registry import samplers
 from kldm.samplers import EulerMaruyama, PredictorCorrector, replaying
-from kldm.samplers.graphs import Recording
+from kldm.samplers.graphs import Recording, capture
 from tests.oracles import random_crystals
 from tests.samplers.tape import record
 from tests.small import NETWORK, needs_gpu, random_store
@@ -288,6 +290,51 @@ def test_times_and_draws_are_those_of_the_call() -> None:
         plain = step(plain, *times, rng)
         replayed = dict(recording(replayed, *times))
         assert torch.equal(replayed["a"]["x"], plain["a"]["x"])
+
+
+class Cuda:
+    """What stands for ``torch.cuda`` with two GPUs; the list says what is done, and on which of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done: list[tuple[str, int]] = []
+        self._current = 0
+        graph = SimpleNamespace(register_generator_state=self._says("register"), replay=self._says("replay"))
+        given: dict[str, Any] = {
+            "device": self._device,
+            "stream": nullcontext,
+            "Stream": lambda device: SimpleNamespace(wait_stream=lambda other: None),
+            "current_stream": lambda device: SimpleNamespace(wait_stream=lambda other: None),
+            "current_device": lambda: self._current,
+            "default_generators": (torch.Generator(), torch.Generator()),
+            "CUDAGraph": lambda: graph,
+            "graph": lambda *_, **__: nullcontext(),
+        }
+        for name, value in given.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def run(self) -> None:
+        self.done.append(("run", self._current))
+
+    def _says(self, what: str) -> Callable[..., None]:
+        return lambda *_: self.done.append((what, self._current))
+
+    @contextmanager
+    def _device(self, device: torch.device) -> Iterator[None]:
+        before, self._current = self._current, self._current if device.index is None else device.index
+        yield
+        self._current = before
+
+
+@pytest.mark.parametrize(("device", "number"), [("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)])
+def test_a_capture_is_made_on_the_device_of_its_generator(
+    device: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory of a registered generator is taken on the current device; a device may go without its number."""
+    cuda = Cuda(monkeypatch)
+    kldm.samplers.graphs._side_stream.cache_clear()
+    capture(cuda.run, cast(torch.Generator, SimpleNamespace(device=torch.device(device))))
+    kldm.samplers.graphs._side_stream.cache_clear()
+    assert cuda.done == [("register", number), ("run", number), ("run", number)]
 
 
 def on_gpu(family: str) -> tuple[JointModel, Crystals]:
