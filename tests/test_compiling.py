@@ -28,6 +28,7 @@ from kldm.processes import (
 from kldm.registry import processes
 from tests.conformance.test_processes import build
 from tests.oracles import random_crystals
+from tests.small import needs_gpu
 
 CELL = VPEuclidean(codec=LogTan(fit={"mean": {"pooled": [1.7, 1.8, 1.9]}, "std": {"pooled": [0.1, 0.2, 0.3]}}))
 PROCESSES: dict[str, DiffusionProcess] = {
@@ -70,8 +71,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
 
 
 def drawn(process: DiffusionProcess, crystals: Crystals) -> Noised:
-    s = torch.rand(len(crystals), generator=torch.Generator().manual_seed(1))
-    return process.noise(crystals, s, torch.Generator().manual_seed(2))
+    s = torch.rand(len(crystals), generator=torch.Generator().manual_seed(1)).to(crystals.device)
+    return process.noise(crystals, s, torch.Generator(crystals.device).manual_seed(2))
 
 
 def noising(*parts: DiffusionProcess) -> Callable[[], object]:
@@ -117,11 +118,11 @@ def test_noise_and_targets_are_about_twenty_kernels() -> None:
     assert operators(work) > 40, "compiling is off again"
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=needs_gpu)])
 @pytest.mark.parametrize("name", PROCESSES)
-def test_noise_with_the_real_compiler(name: str) -> None:
+def test_noise_with_the_real_compiler(name: str, device: str) -> None:
     for sizes in ((1, 4, 20, 2), (7,)):
-        same(PROCESSES[name], random_crystals(sizes, 0, torch.float32), 5e-6)
+        same(PROCESSES[name], random_crystals(sizes, 0, torch.float32).to(device), 5e-6)
     assert not compiling._refused
 
 

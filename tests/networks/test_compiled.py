@@ -15,6 +15,7 @@ from kldm.networks import rounds
 from kldm.networks.pair_network import PairNetwork
 from tests.networks.cases import INTERFACES, MIXED, case, generator, random_latent
 from tests.networks.twins import FAMILIES, loss, relative
+from tests.small import needs_gpu
 
 Compile = Callable[..., Callable[..., Tensor]]
 each_family = pytest.mark.parametrize("family", FAMILIES)
@@ -116,6 +117,7 @@ def test_a_copy_has_weights_of_its_own(shapes: list[tuple[int, ...]]) -> None:
 
 
 @each_family
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -125,11 +127,12 @@ def test_a_copy_has_weights_of_its_own(shapes: list[tuple[int, ...]]) -> None:
     ],
     ids=len,
 )
-def test_with_the_real_compiler(family: str, sizes: tuple[int, ...]) -> None:
+def test_with_the_real_compiler(family: str, sizes: tuple[int, ...], device: str) -> None:
     torch._dynamo.reset()
     rounds._compiled.cache_clear()
-    compiled, plain = pair(family)
+    compiled, plain = (network.to(device) for network in pair(family))
     latent, s, layout = case(OF_FAMILY[family], sizes, torch.float32)
+    latent, s, layout = {name: value.to(device) for name, value in latent.items()}, s.to(device), layout.to(device)
     found, expected = compiled(latent, s, layout), plain(latent, s, layout)
     torch.autograd.backward([loss(found), loss(expected)])
     for name, value in expected.items():
