@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from functools import cache, wraps
-from typing import ParamSpec, TypeVar, TypeVarTuple
+from typing import Any, Generic, ParamSpec, TypeVar, TypeVarTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -59,6 +59,8 @@ def fused(function: Callable[P, R]) -> Callable[P, R]:
 def compiled(function: Callable[..., R]) -> Callable[..., R]:
     """``torch.compile`` for any number of atoms and crystals."""
     allow_shapes()
+    for one in _tables:
+        one.hide()
     return torch.compile(function, dynamic=True)
 
 
@@ -76,22 +78,29 @@ def _make_indices(argument: object) -> None:
         _ = layout.owner, layout.ptr
 
 
-def table(make: Callable[[*Key], Tensor]) -> Callable[[*Key], Tensor]:
+class table(Generic[*Key]):
     """A function of hashable arguments that makes a table once for each of them.
 
     Compilers see through the dictionary to a table that is there, and leave it to Python to make one that is not.
     """
-    kept: dict[tuple[*Key], Tensor] = {}
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def made(*key: *Key) -> Tensor:
+    def __init__(self, make: Callable[[Unpack[Key]], Tensor]) -> None:
+        self._make, self._kept = make, dict[tuple[*Key], Tensor]()
+        self._made = self._outliving
+        _tables.append(self)
+
+    def __call__(self, *key: *Key) -> Tensor:
+        return self._kept[key] if key in self._kept else self._made(*key)
+
+    def hide(self) -> None:
+        """Keep compilers from following what makes a table. Importing torch's takes a second: not before it is used."""
+        self._made = torch.compiler.disable(self._outliving)  # type: ignore[no-untyped-call]
+
+    def _outliving(self, *key: *Key) -> Tensor:
         # The table outlives the call and may meet autograd later, whatever mode it is first asked for in.
         with torch.inference_mode(False), torch.no_grad():
-            kept[key] = make(*key)
-        return kept[key]
+            self._kept[key] = self._make(*key)
+        return self._kept[key]
 
-    @wraps(make)
-    def found(*key: *Key) -> Tensor:
-        return kept[key] if key in kept else made(*key)
 
-    return found
+_tables: list[table[*tuple[Any, ...]]] = []

@@ -1,6 +1,8 @@
 """Noise through torch.compile: the same numbers, one graph for all batches, and no harm where it fails."""
 
 import logging
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -189,6 +191,15 @@ def test_a_table_is_made_once_for_its_arguments_and_outlives_inference() -> None
     (weight * first).sum().backward()  # type: ignore[no-untyped-call]
     assert weight.grad is not None
     assert weight.grad.tolist() == [0, 1, 2]
+
+
+def test_the_compiler_is_not_imported_before_it_is_used() -> None:
+    """It takes more than a second, which every command would wait for."""
+    program = (
+        "import sys, torch; from kldm.experiment import load_components; load_components(); "
+        "sys.exit(any(name.startswith(('torch._dynamo', 'torch._inductor')) for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 def test_a_table_is_no_part_of_a_graph(graphs: list[torch.fx.GraphModule]) -> None:
