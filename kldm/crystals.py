@@ -6,13 +6,15 @@ atoms of one crystal, M crystals of a data set, C numbers of a channel.
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import attrs
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from kldm.pieces import pieces
 from kldm.rows import add_rows
 
 _NARROW = 32  # numbers per atom up to which torch's means of segments are the faster ones on a CPU
@@ -109,6 +111,24 @@ class Layout:
         order = torch.argsort(target * self.total + source)
         return torch.stack([source[order], target[order]])
 
+    def part(self, first: int, last: int) -> "Layout":
+        """Of the crystals ``first`` to ``last``, the latter excluded."""
+        return Layout(self.num_atoms[first:last], self.sizes[first:last])
+
+    def parts(self, max_pairs: int) -> tuple["Part", ...]:
+        """Consecutive parts of at most ``max_pairs`` ordered pairs (of a larger crystal, it alone); made once."""
+        if max_pairs not in self._parts:
+            atoms = [0, *accumulate(self.sizes)]
+            self._parts[max_pairs] = tuple(
+                Part(slice(atoms[first], atoms[last]), slice(first, last), self.part(first, last))
+                for first, last in pieces(self.sizes, (0, len(self)), max_pairs)
+            )
+        return self._parts[max_pairs]
+
+    @cached_property
+    def _parts(self) -> dict[int, tuple["Part", ...]]:
+        return {}
+
     def per_atom(self, values: Tensor) -> Tensor:
         """[B, ...] to [N, ...]: each atom gets its crystal's value."""
         return values.index_select(0, self.owner)
@@ -140,6 +160,14 @@ class Layout:
 
     def to(self, device: torch.device | str) -> "Layout":
         return Layout(self.num_atoms.to(device), self.sizes)
+
+
+class Part(NamedTuple):
+    """Consecutive crystals of a batch, and their atoms."""
+
+    atoms: slice
+    crystals: slice
+    layout: Layout
 
 
 class _SegmentMean(Function):

@@ -58,8 +58,7 @@ class NoisedBatch:
             )
             for name, draw in self.draws.items()
         }
-        layout = Layout(self.layout.num_atoms[crystals], sizes[first:last])
-        return NoisedBatch(draws, self.s[crystals], layout)
+        return NoisedBatch(draws, self.s[crystals], self.layout.part(first, last))
 
 
 class JointModel(nn.Module):

@@ -115,6 +115,20 @@ def test_columns_repeat_the_numbers_of_crystals_for_their_atoms() -> None:
     assert second.tolist() == [[3.0], [3.0], [4.0]]
 
 
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12), most=st.integers(1, 200))
+def test_parts_of_a_layout(sizes: list[int], most: int) -> None:
+    layout = Layout.of(sizes)
+    parts = layout.parts(most)
+    atoms, crystals = torch.arange(sum(sizes)), torch.arange(len(sizes))
+    assert torch.cat([atoms[part.atoms] for part in parts]).equal(atoms)
+    assert torch.cat([crystals[part.crystals] for part in parts]).equal(crystals)
+    for part in parts:
+        assert part.layout.num_atoms.equal(layout.num_atoms[part.crystals])
+        assert part.layout.total == len(atoms[part.atoms])
+        assert len(part.layout) == 1 or 2 * len(part.layout.pairs.i) <= most
+    assert layout.parts(most) is parts, "made once for all steps of a sampler"
+
+
 def test_no_crystal_is_empty() -> None:
     with pytest.raises(ValueError, match="at least one atom"):
         Layout.of([2, 0])

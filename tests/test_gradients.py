@@ -15,9 +15,10 @@ from torch import Tensor
 from kldm.crystals import Crystals, Layout
 from kldm.distributed import Lost, World
 from kldm.errors import KldmError
-from kldm.gradients import Gradients, _explained, pieces, shares
+from kldm.gradients import Gradients, _explained
 from kldm.interfaces import Channel, Noised
 from kldm.model import JointModel, NoisedBatch
+from kldm.pieces import pieces, shares
 from kldm.processes import Given
 from kldm.training import Training, fit
 from tests.oracles import random_crystals

@@ -37,6 +37,8 @@ class PairNetwork(nn.Module):
     Attributes:
         self_edges: whether an atom is among those that it gets messages from.
         tangent_head: what predicts tangent channels: two layers, or one linear map.
+        bytes_in_cache: what one array over the edges of a batch may take on a CPU without gradients; a larger batch is
+            computed in parts, as passes over arrays that leave the cache cost more than the products.
 
     Raises:
         KldmError: the interface or a size is one that the network cannot have.
@@ -44,6 +46,7 @@ class PairNetwork(nn.Module):
 
     self_edges: ClassVar[bool]
     tangent_head: ClassVar[TangentHead]
+    bytes_in_cache: int = 12 * 10**6
 
     def __init__(
         self,
@@ -100,7 +103,7 @@ class PairNetwork(nn.Module):
         layout: Layout,
         product: torch.dtype,
     ) -> Tensor:
-        """All layers: nodes [N, H] in, nodes out.
+        """All layers: nodes [N, H] in, nodes out; on a CPU, without gradients, in parts that its cache can hold.
 
         Args:
             fractional: [N, 3], at least float32.
@@ -109,6 +112,25 @@ class PairNetwork(nn.Module):
             layout: of the batch.
             product: type that the factors of the products of an edge are rounded to.
         """
+        if nodes.device.type == "cpu" and not torch.is_grad_enabled():
+            parts = layout.parts(max(1, self.bytes_in_cache // (nodes.shape[1] * nodes.element_size())))
+            if len(parts) > 1:
+                of_parts = (
+                    self._rounds(nodes[atoms], fractional[atoms], velocity[atoms], crystal[crystals], part, product)
+                    for atoms, crystals, part in parts
+                )
+                return torch.cat(list(of_parts))
+        return self._rounds(nodes, fractional, velocity, crystal, layout, product)
+
+    def _rounds(
+        self,
+        nodes: Tensor,
+        fractional: Tensor,
+        velocity: Tensor,
+        crystal: Tensor,
+        layout: Layout,
+        product: torch.dtype,
+    ) -> Tensor:
         pairs, kind = layout.pairs, (self.frequencies, self.self_edges, product)
         around = Surroundings(fractional, velocity, crystal, layout.owner, pairs.i, pairs.j, pairs.degree)
         if self.execution.compile:

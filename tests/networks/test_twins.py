@@ -17,8 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, Interface
+from kldm.networks import pair_network
 from kldm.networks.pair_network import PairNetwork
 from kldm.networks.parts import Layer
+from kldm.networks.rounds import rounds
 from kldm.registry import networks
 from tests.networks.cases import (
     FRACTIONAL,
@@ -44,6 +46,28 @@ each_family = pytest.mark.parametrize("family", FAMILIES)
 def double_twins(family: str) -> tuple[PairNetwork, PairNetwork]:
     fast, plain = twins(family, INTERFACES["several matrices"], hidden=8, layers=2)
     return fast.double(), plain.double()
+
+
+@each_family
+def test_a_cpu_s_parts_are_the_whole(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = double_twins(family)[0]
+    latent, s, layout = case(INTERFACES["several matrices"], (3, 1, 20, 2, 7, 1, 4))
+    whole = network(latent, s, layout)
+    counted: list[int] = []
+
+    def count(*arguments: Any, **options: Any) -> Tensor:
+        counted.append(len(arguments[1]))
+        return rounds(*arguments, **options)
+
+    monkeypatch.setattr(pair_network, "rounds", count)
+    monkeypatch.setattr(network, "bytes_in_cache", 8 * 8 * 50)
+    with torch.no_grad():
+        found = network(latent, s, layout)
+    assert counted == [4, 20, 10, 4], "at most 50 edges of eight doubles each, or one crystal"
+    for name, value in whole.items():
+        torch.testing.assert_close(found[name], value.detach(), atol=1e-12, rtol=1e-12)
+    network(latent, s, layout)
+    assert counted[4:] == [38], "with gradients in one go"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
