@@ -87,8 +87,11 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     # Cloned, because safetensors refuses tensors that share memory, as tied weights do.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.tensors.items()}
     with atomic_write(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         try:
             save_file(tensors, temporary, metadata=header)
+            temporary.chmod(mode)  # safetensors lets the owner alone read its files
         except SafetensorError as error:
             raise OSError(str(error)) from error
 

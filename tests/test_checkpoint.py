@@ -44,6 +44,12 @@ def test_round_trip(tmp_path: Path) -> None:
     assert set(found.part("model")) == {"a", "b"}
 
 
+def test_others_may_read_it_like_any_new_file(file: Path) -> None:
+    plain = file.with_name("plain")
+    plain.touch()
+    assert file.stat().st_mode == plain.stat().st_mode
+
+
 def test_what_is_shared_are_the_weights_that_sampling_takes() -> None:
     weights = {"model.a": torch.zeros(2), "average.a": torch.tensor([1 / 3, 1e-3]), "average.count": torch.tensor(7)}
     record = Checkpoint(RECIPE, {**weights, "optimizer.0.step": torch.ones(1)}, STATE)
