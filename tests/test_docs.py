@@ -19,7 +19,7 @@ from kldm.registry import SHELVES
 from kldm.signatures import parameters
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "weights" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 @attrs.frozen
