@@ -50,7 +50,7 @@ class Checkpoint:
         return self.part("average") or self.part("model")
 
     def to_share(self, rounding: Rounding = "fp16") -> "Checkpoint":
-        """What sampling needs and no more: the weights, rounded, and the recipe.
+        """The weights that sampling takes, rounded, with the recipe and the counters.
 
         Raises:
             KldmError: a weight is too large for the type.

@@ -73,7 +73,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Json]:
     for argument in rest:
         key, equals, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or "." not in key:
-            raise KldmError(f"cannot read {argument!r}", remedy="a recipe is overridden by --section.key value")
+            raise KldmError(f"cannot read {argument!r}", remedy="write --section.key value, after RECIPE or MODEL")
         if not equals:
             text = next(rest, "--")
             if text.startswith("--"):
