@@ -53,17 +53,18 @@ class Checkpoint:
         """The weights that sampling takes, rounded, with the recipe and the counters.
 
         Raises:
-            KldmError: a weight is too large for the type.
+            KldmError: a weight is too large for the type, or not finite.
         """
-        rounded = {
-            f"model.{name}": weight.to(_ROUNDED[rounding]) if weight.is_floating_point() else weight
-            for name, weight in self.weights.items()
-        }
-        for name, weight in rounded.items():
-            if not torch.isfinite(weight).all():
-                problem = f"the weight {name.removeprefix('model.')} holds a number that {rounding} does not"
-                raise KldmError(problem, place="checkpoint", remedy="take bf16 or fp32")
-        return Checkpoint(self.recipe, rounded, self.state)
+        shared = {}
+        for name, weight in self.weights.items():
+            rounded = weight.to(_ROUNDED[rounding]) if weight.is_floating_point() else weight
+            if not torch.isfinite(rounded).all():
+                lost = bool(torch.isfinite(weight).all())
+                problem = f"{name} holds a number that is " + (f"too large for {rounding}" if lost else "not finite")
+                remedy = "take bf16 or fp32" if lost else "take an older checkpoint"
+                raise KldmError(problem, place="checkpoint", remedy=remedy)
+            shared[f"model.{name}"] = rounded
+        return Checkpoint(self.recipe, shared, self.state)
 
     def load_weights(self, module: nn.Module) -> None:
         """Put ``weights`` into a rebuilt model."""

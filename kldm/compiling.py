@@ -33,7 +33,8 @@ def fused(function: Callable[P, R]) -> Callable[P, R]:
 
     It may take crystals, layouts and frozen objects with options beside tensors, and returns tensors. What
     ``torch.compile`` cannot follow belongs outside: draws from a generator, and records that are made (of ``attrs``).
-    Numbers are the same to rounding. Where compiling fails, a warning is logged and the function is called as it is.
+    Numbers are the same to rounding. Where compiling fails, a warning is logged and the function is called as it is
+    from then on.
     """
 
     @wraps(function)
@@ -45,6 +46,8 @@ def fused(function: Callable[P, R]) -> Callable[P, R]:
         try:
             result: R = compiled(function)(*args, **kwargs)
             return result
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # a compiler fails in many ways; what is wrong with the call itself, the call says
             result = function(*args, **kwargs)
             _refused.add(function)

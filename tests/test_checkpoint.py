@@ -61,8 +61,10 @@ def test_what_is_shared_are_the_weights_that_sampling_takes() -> None:
         torch.testing.assert_close(shared.weights["a"].float(), weights["average.a"], rtol=4e-3, atol=0)
         assert shared.weights["count"].item() == 7
     large = Checkpoint(RECIPE, {"model.a": torch.tensor([1e5])}, STATE)
-    with pytest.raises(KldmError, match="the weight a holds a number that fp16 does not; take bf16 or fp32"):
+    with pytest.raises(KldmError, match="a holds a number that is too large for fp16; take bf16 or fp32"):
         large.to_share("fp16")
+    with pytest.raises(KldmError, match="a holds a number that is not finite; take an older checkpoint"):
+        Checkpoint(RECIPE, {"model.a": torch.tensor([torch.nan])}, STATE).to_share("fp32")
     assert large.to_share("bf16").weights["a"].item() == pytest.approx(1e5, rel=4e-3)
 
 

@@ -251,6 +251,14 @@ def test_mistakes_are_told_in_a_sentence(
         (["--split", "tset"], "no split is called 'tset'"),
         (["--formulas", "NaCl"], "--formulas: there is no such option; did you mean '--formula'?"),
         (["--formula", "NaCl", "--sampler.step", "2"], "sampler.step: unknown key; did you mean 'steps'?"),
+        (
+            ["--formula", "NaCl", "--sampler.steps", "1000000000000"],
+            "must be from 1 to 1,000,000, got 1,000,000,000,000",
+        ),
+        (
+            ["--formula", "NaCl", "--sampler.@samplers", "predictor_corrector.v1", "--sampler.tau", "Infinity"],
+            "sampler.tau: must be above 0",
+        ),
         (["--formula", "NaCl", "--model.network.hidden", "4"], "--model.network.hidden: belongs to a model"),
         (["--device", "tpu"], "--device tpu"),
     ],

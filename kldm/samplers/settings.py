@@ -1,17 +1,27 @@
 """Validators that the options of several samplers share."""
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import attrs
 
 from kldm.errors import KldmError
 
+MOST_STEPS = 10**6
+"""The times of all steps are made beforehand; nobody has wanted more than a thousand of them."""
+
 
 def positive(_instance: Any, attribute: "attrs.Attribute[Any]", value: float) -> None:
-    """An option that must be above 0."""
-    if not value > 0:
+    """An option that must be above 0, and finite."""
+    if not 0 < value < inf:
         raise KldmError(f"must be above 0, got {value}", place=attribute.name)
+
+
+def number_of_steps(_instance: Any, attribute: "attrs.Attribute[Any]", value: int) -> None:
+    """An option that must be from 1 to ``MOST_STEPS``."""
+    if not 1 <= value <= MOST_STEPS:
+        raise KldmError(f"must be from 1 to {MOST_STEPS:,}, got {value:,}", place=attribute.name)
 
 
 def below_one(_instance: Any, attribute: "attrs.Attribute[Any]", value: float) -> None:

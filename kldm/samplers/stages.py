@@ -24,7 +24,7 @@ from kldm.interfaces import (
     Step,
 )
 from kldm.samplers.graphs import Latents, stepping
-from kldm.samplers.settings import below_one, positive
+from kldm.samplers.settings import below_one, number_of_steps
 
 Move = Literal["denoise", "exponential", "flow", "predict", "correct"]
 
@@ -132,7 +132,7 @@ class StagedSampler(ABC):
         s_min: unit time at which to stop.
     """
 
-    steps: int = attrs.field(default=1000, validator=positive)
+    steps: int = attrs.field(default=1000, validator=number_of_steps)
     s_min: float = attrs.field(default=0.0, validator=below_one)
 
     @abstractmethod
