@@ -116,21 +116,10 @@ class PairNetwork(nn.Module):
             parts = layout.parts(max(1, self.bytes_in_cache // (nodes.shape[1] * nodes.element_size())))
             if len(parts) > 1:
                 of_parts = (
-                    self._rounds(nodes[atoms], fractional[atoms], velocity[atoms], crystal[crystals], part, product)
+                    self.evaluate(nodes[atoms], fractional[atoms], velocity[atoms], crystal[crystals], part, product)
                     for atoms, crystals, part in parts
                 )
                 return torch.cat(list(of_parts))
-        return self._rounds(nodes, fractional, velocity, crystal, layout, product)
-
-    def _rounds(
-        self,
-        nodes: Tensor,
-        fractional: Tensor,
-        velocity: Tensor,
-        crystal: Tensor,
-        layout: Layout,
-        product: torch.dtype,
-    ) -> Tensor:
         pairs, kind = layout.pairs, (self.frequencies, self.self_edges, product)
         around = Surroundings(fractional, velocity, crystal, layout.owner, pairs.i, pairs.j, pairs.degree)
         if self.execution.compile:
