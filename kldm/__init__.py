@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Measurement,
         Metric,
         Noised,
+        Potential,
         Prediction,
         Sampler,
         Samples,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
         Step,
     )
     from kldm.model import JointModel
-    from kldm.registry import augmentation, codec, metric, network, process, sampler, schedule
+    from kldm.registry import augmentation, codec, metric, network, potential, process, sampler, schedule
     from kldm.runs import load_run, run
     from kldm.training import Training, fit
 
@@ -54,6 +55,7 @@ _HOME = {
         "Measurement",
         "Metric",
         "Noised",
+        "Potential",
         "Prediction",
         "Sampler",
         "Samples",
@@ -62,7 +64,7 @@ _HOME = {
         "Step",
     ),
     "kldm.model": ("JointModel",),
-    "kldm.registry": ("augmentation", "codec", "metric", "network", "process", "sampler", "schedule"),
+    "kldm.registry": ("augmentation", "codec", "metric", "network", "potential", "process", "sampler", "schedule"),
     "kldm.runs": ("load_run", "run"),
     "kldm.training": ("Training", "fit"),
 }
@@ -88,6 +90,7 @@ __all__ = [
     "Measurement",
     "Metric",
     "Noised",
+    "Potential",
     "Prediction",
     "Sampler",
     "Samples",
@@ -103,6 +106,7 @@ __all__ = [
     "load_run",
     "metric",
     "network",
+    "potential",
     "process",
     "run",
     "sampler",

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 from click.core import ParameterSource
@@ -41,6 +41,26 @@ class _Commands(click.Group):
                 raise
             remedy = "lower training.max_pairs or evaluation.max_pairs (of `kldm sample`, --max-pairs)"
             raise click.ClickException(f"the GPU's memory does not suffice; {remedy}") from error
+
+
+class _WithKeys(click.Command):
+    """Keeps options with a dot, and their values, from being counted as arguments, of which it takes any number."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        keys: list[str] = []
+        others: list[str] = []
+        left = iter(args)
+        for argument in left:
+            name, equals, _ = argument.partition("=")
+            if not name.startswith("--") or "." not in name:
+                others.append(argument)
+                continue
+            keys.append(argument)
+            if not equals and (value := next(left, None)) is not None:
+                keys.append(value)
+        super().parse_args(ctx, others)
+        ctx.args = keys
+        return keys
 
 
 @click.group(cls=_Commands, context_settings={"max_content_width": 110})
@@ -234,17 +254,69 @@ def export(model: Path, out: Path, precision: "Rounding") -> None:
     _say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
+@main.command(context_settings=_EXTRA)
+@click.argument("structures", metavar="STRUCTURES")
+@click.option("--potential", required=True, help="What relaxes, e.g. mattersim.v1; `kldm components` lists them.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first so many structures.")
+@click.option("--workers", default=1, show_default=True, help="Processes; -1: as many as there are CPU cores.")
+@click.option(
+    "--time-limit", default=600.0, show_default=True, help="Seconds per structure; what takes longer has failed."
+)
+@_code
+@_out("Folder; by default relaxed-1, relaxed-2 ... beside the structures, or here.")
+@click.pass_context
+def relax(
+    ctx: click.Context,
+    structures: str,
+    potential: str,
+    limit: int | None,
+    workers: int,
+    time_limit: float,
+    code: tuple[Path, ...],
+    out: Path | None,
+) -> None:
+    """Relax STRUCTURES: a file or folder of any program, or DATASET/SPLIT.
+
+    \b
+      kldm relax samples.jsonl --potential mattersim.v1 --potential.weights mattersim-v1.0.0-1M.pth
+      kldm relax mp_20/train --potential chgnet.v1 --relaxation.max_steps 0 --workers 8
+
+    Options with a dot are those of the potential and of the relaxation. The folder gets the relaxed structures
+    (samples.jsonl, samples.extxyz, structures.zip), results.csv, report.json, and entries.json.gz, which is a convex
+    hull for `kldm evaluate --task stability --hull`. Interrupted work goes on where it was.
+    """
+    from kldm import runs
+    from kldm.relaxing import relax_file, relaxing_with
+
+    with _working(None):
+        _load(code)
+        by = relaxing_with(potential, _overrides(ctx))
+        source = Path(structures).expanduser()
+        beside = (source if source.is_dir() else source.parent) if source.exists() else Path()
+        folder = out or runs.fresh_folder(beside, "relaxed")
+        report = relax_file(structures, by, folder, workers=workers, time_limit=time_limit, limit=limit)
+        _say(
+            f"{report['relaxed']} structures ({report['unconverged']} not converged), "
+            f"{sum(report['failures'].values())} failed: {folder}"
+        )
+
+
 _OF_TASK: Mapping[str, Collection[str]] = {
     "csp": ("k", "rules", "full_seeds", "longest_edge"),
     "dng": ("cutoffs", "draw", "seed", "states", "legacy"),
+    "stability": ("potential", "hull", "corrections", "matcher"),
 }
 """Options of ``kldm evaluate`` that one task alone has."""
 
 
-@main.command()
+@main.command(cls=_WithKeys, context_settings={"allow_extra_args": True, "max_content_width": 110})
 @click.argument("samples", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--reference", help="DATASET/SPLIT, e.g. mp_20/test, or a file; not needed for a run folder.")
-@click.option("--task", type=click.Choice(["csp", "dng"]), help="Structure prediction or de-novo generation.")
+@click.option(
+    "--task",
+    type=click.Choice(["csp", "dng", "stability"]),
+    help="Structure prediction (by default), de-novo generation, or stability after relaxation.",
+)
 @click.option("--k", type=click.IntRange(1), help="csp: at most so many candidates of each target; by default all.")
 @click.option("--rules", default="structural,full", show_default=True, help="csp: rules of a match.")
 @click.option(
@@ -259,14 +331,22 @@ _OF_TASK: Mapping[str, Collection[str]] = {
 @click.option("--seed", default=0, show_default=True, help="dng: of that draw.")
 @click.option("--states", default="smact14", show_default=True, help="dng: oxidation states, smact14 or icsd24.")
 @click.option("--legacy", is_flag=True, help="dng: judge compositions exactly as smact 2.2.1 does.")
+@click.option("--potential", help="stability: what relaxes, e.g. mattersim.v1; its options as in `kldm relax`.")
+@click.option("--hull", type=click.Path(path_type=Path), help="stability: file of entries to be stable against.")
+@click.option("--corrections", help="stability: those in its energies, none or mp2020, if they are of no potential.")
+@click.option("--matcher", default="disordered", show_default=True, help="stability: disordered or ordered.")
 @click.option("--train", default="", help="The training set, to see whether the reference overlaps with it.")
 @click.option("--workers", default=1, show_default=True, help="Processes; -1: as many as there are CPU cores.")
 @click.option(
-    "--time-limit", default=60.0, show_default=True, help="Seconds per structure; what takes longer has failed."
+    "--time-limit",
+    type=float,
+    help="Seconds per structure; what takes longer has failed. By default 60, for a relaxation 600.",
 )
 @_code
 @_out("Folder for report.json, results.csv and results.jsonl; by default beside the samples.")
+@click.pass_context
 def evaluate(
+    ctx: click.Context,
     samples: tuple[Path, ...],
     reference: str | None,
     task: str | None,
@@ -279,9 +359,13 @@ def evaluate(
     seed: int,
     states: str,
     legacy: bool,
+    potential: str | None,
+    hull: Path | None,
+    corrections: str | None,
+    matcher: str,
     train: str,
     workers: int,
-    time_limit: float,
+    time_limit: float | None,
     code: tuple[Path, ...],
     out: Path | None,
 ) -> None:
@@ -294,15 +378,21 @@ def evaluate(
       kldm evaluate runs/quickstart
       kldm evaluate samples.jsonl --reference mp_20/test --task csp --k 20
       kldm evaluate generated.pt --reference mp_20/test --task dng --workers 8
+      kldm evaluate generated.pt --reference mp_20/train --task stability --potential chgnet.v1 --hull entries.json.gz
+
+    With `--task stability` the reference is what is not novel.
     """
     from kldm import runs
     from kldm.judging import table
+    from kldm.relaxing import of_options
     from kldm.scoring import Task, metric_for, score_files, usual_cutoffs
 
     with _working("cpu"):
         _load(code)
+        overrides = _overrides(ctx)
         if len(samples) == 1 and (samples[0] / "recipe.cfg").exists():
-            if asked_for := _given({"reference", "task", "train", "workers", "time_limit"}.union(*_OF_TASK.values())):
+            foreign = {"reference", "task", "train", "workers", "time_limit"}.union(*_OF_TASK.values())
+            if asked_for := [*_given(foreign), *(f"--{key}" for key in overrides)]:
                 remedy = f"leave {' and '.join(asked_for)} out, or judge its file of samples"
                 raise KldmError("a run folder has its own reference and metrics", place=str(samples[0]), remedy=remedy)
             folder = out or samples[0]
@@ -313,16 +403,21 @@ def evaluate(
                     "a file of samples needs a reference", place=str(samples[0]), remedy="add --reference mp_20/test"
                 )
             folder = out or (samples[0] if samples[0].is_dir() else samples[0].parent)
-            asked: Task = "dng" if task == "dng" else "csp"
-            other: Task = "csp" if asked == "dng" else "dng"
-            if foreign := _given(_OF_TASK[other]):
-                remedy = f"leave it out, or say --task {other}"
-                raise KldmError(f"says nothing with --task {asked}", place=foreign[0], remedy=remedy)
-            options: dict[str, Any] = {"workers": workers, "time_limit": time_limit}
+            asked = cast("Task", task or "csp")
+            for other, names in _OF_TASK.items():
+                if other != asked and (misplaced := _given(names)):
+                    remedy = f"leave it out, or say --task {other}"
+                    raise KldmError(f"says nothing with --task {asked}", place=misplaced[0], remedy=remedy)
+            options: dict[str, Any] = {"workers": workers}
+            if time_limit is not None:
+                options["time_limit"] = time_limit
+            options |= of_options(potential, overrides)
             if asked == "csp":
                 named = [rule for rule in (word.strip() for word in rules.split(",")) if rule]
                 several = len(samples) > 1 if full_seeds is None else full_seeds
                 options |= {"rules": named, "full_seeds": several, "longest_edge": longest_edge}
+            elif asked == "stability":
+                options |= {"hull": str(hull) if hull else None, "corrections": corrections, "matcher": matcher}
             else:
                 options |= {"cutoffs": cutoffs or usual_cutoffs(reference), "draw": draw, "seed": seed}
                 options |= {"states": states, "legacy": legacy}
@@ -358,6 +453,7 @@ def check(ctx: click.Context, recipe: Path, code: tuple[Path, ...]) -> None:
 
     _load(code)
     built, tree = experiment.assemble(read_recipe(recipe, _overrides(ctx)))
+    experiment.prepare(built)
     click.echo(recipe_text(tree))
     parameters = sum(parameter.numel() for parameter in built.model.parameters())
     click.echo(f"# network: {parameters:,} parameters")

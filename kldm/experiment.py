@@ -11,7 +11,7 @@ from kldm.data import Data
 from kldm.data.sources import SPLITS
 from kldm.errors import KldmError, nearest
 from kldm.execution import Execution
-from kldm.interfaces import Metric, Sampler
+from kldm.interfaces import Metric, Prepares, Sampler
 from kldm.judging import RESERVED
 from kldm.model import JointModel
 from kldm.recipe import Tree, build
@@ -92,7 +92,7 @@ class Experiment:
         evaluation: what is judged at the end.
         validation: what is judged during training; without it the last weights are the best.
         execution: how it is computed.
-        metrics: by the name they have in the report; ``csp`` and ``dng`` are read by ``kldm compare``.
+        metrics: by the name they have in the report; ``csp``, ``dng`` and ``stability`` are read by ``kldm compare``.
     """
 
     data: Data
@@ -140,11 +140,20 @@ def takes_compositions(model: JointModel) -> bool:
     return not model.processes["species"].predicts
 
 
+def prepare(experiment: Experiment) -> None:
+    """See that its metrics have what they need beside samples, before hours of work. Raises ``KldmError``."""
+    validation = experiment.validation.metrics if experiment.validation else {}
+    for metric in (*experiment.metrics.values(), *validation.values()):
+        if isinstance(metric, Prepares):
+            metric.prepare()
+
+
 def load_components() -> None:
     """Put kldm's own components on their shelves."""
     import kldm.augmentations
     import kldm.metrics
     import kldm.networks
+    import kldm.potentials
     import kldm.processes
     import kldm.samplers  # noqa: F401
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from kldm.crystals import Crystals, CrystalStore, Layout
 
 if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
     from pymatgen.core.structure import Structure
 
 Latent = Mapping[str, Tensor]
@@ -332,3 +333,48 @@ class Metric(Protocol):
     """Judges samples. Never raises on a bad structure: it counts as a failure with a reason."""
 
     def measure(self, samples: Samples) -> Measurement: ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A metric that needs more than samples: files, packages, a device."""
+
+    def prepare(self) -> None:
+        """Raises ``KldmError`` where something of it is missing. Called before training."""
+        ...
+
+
+EnergyScale = Literal["own", "uncorrected", "mp2020"]
+"""What the energies of a potential may be compared with: ``own``, with others of the same potential alone;
+``uncorrected``, with raw PBE(+U) energies in the settings of the Materials Project; ``mp2020``, with such energies
+after the corrections of ``MaterialsProject2020Compatibility``."""
+
+
+class Potential(Protocol):
+    """The energy of atoms by their positions, species and cell: what structures are relaxed with.
+
+    Must be hashable and equal to what computes the same, and travel between processes: a frozen record of settings,
+    which loads its weights in ``calculator``.
+    """
+
+    def __hash__(self) -> int: ...
+
+    @property
+    def scale(self) -> EnergyScale: ...
+
+    @property
+    def identity(self) -> Mapping[str, Json]:
+        """All that its energies depend on (name, version, digest of the weights), but not where it computes.
+
+        Raises:
+            KldmError: its weights or its package are not there.
+        """
+        ...
+
+    def calculator(self) -> "Calculator":
+        """A new ASE calculator with energy (eV per cell), forces (eV/angstrom) and stress (eV/angstrom^3).
+
+        Raises:
+            KldmError: its weights or its package are not there.
+        """
+        ...

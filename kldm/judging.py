@@ -57,6 +57,11 @@ def flat(tree: Mapping[str, Any], place: str = "") -> dict[str, float | None]:
     return found
 
 
+def number(name: str, value: float) -> str:
+    """A value as text: a count (``n_failed``) without decimals, any other with four."""
+    return f"{value:.0f}" if name.rpartition(".")[2].startswith("n_") else f"{value:.4f}"
+
+
 def write_rows(
     path: Path,
     measured: Mapping[str, Measurement],
@@ -101,7 +106,7 @@ def table(judged: Mapping[str, Any]) -> str:
         for metric in judged[label]["definitions"]:
             for key, value in flat(judged[label][metric], f"{metric}.").items():
                 cells = rows.setdefault(key, ["-"] * len(labels))
-                cells[column] = "none" if value is None else f"{value:.4f}"
+                cells[column] = "none" if value is None else number(key, value)
     lines = [["", *labels], *([name, *cells] for name, cells in rows.items())]
     widths = [max(len(line[column]) for line in lines) for column in range(len(labels) + 1)]
     text = [

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import catalogue
 
 from kldm.errors import KldmError, nearest
-from kldm.interfaces import Augmentation, Codec, DiffusionProcess, Metric, Sampler, Schedule, ScoreNetwork
+from kldm.interfaces import Augmentation, Codec, DiffusionProcess, Metric, Potential, Sampler, Schedule, ScoreNetwork
 
 P = TypeVar("P", bound=Callable[..., DiffusionProcess])
 N = TypeVar("N", bound=Callable[..., ScoreNetwork])
@@ -24,6 +24,7 @@ M = TypeVar("M", bound=Callable[..., Metric])
 C = TypeVar("C", bound=Callable[..., Codec])
 H = TypeVar("H", bound=Callable[..., Schedule])
 A = TypeVar("A", bound=Callable[..., Augmentation])
+E = TypeVar("E", bound=Callable[..., Potential])
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -76,8 +77,12 @@ metrics = Shelf("metrics", Metric)
 codecs = Shelf("codecs", Codec)
 schedules = Shelf("schedules", Schedule)
 augmentations = Shelf("augmentations", Augmentation)
+potentials = Shelf("potentials", Potential)
 
-SHELVES = {shelf.kind: shelf for shelf in (processes, networks, samplers, metrics, codecs, schedules, augmentations)}
+SHELVES = {
+    shelf.kind: shelf
+    for shelf in (processes, networks, samplers, metrics, codecs, schedules, augmentations, potentials)
+}
 
 
 def process(name: str) -> Callable[[P], P]:
@@ -113,3 +118,8 @@ def schedule(name: str) -> Callable[[H], H]:
 def augmentation(name: str) -> Callable[[A], A]:
     """Register an ``Augmentation``."""
     return lambda component: augmentations.put(name, component)
+
+
+def potential(name: str) -> Callable[[E], E]:
+    """Register a ``Potential``."""
+    return lambda component: potentials.put(name, component)

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 LIBRARIES = ("kldm", "torch", "torch-geometric", "pymatgen", "smact", "matminer", "ase", "numpy", "scipy")
 
 
-def write_samples(folder: Path, candidates: Sequence[Candidate], names: Mapping[int, str] = {}) -> None:
+def write_samples(
+    folder: Path,
+    candidates: Sequence[Candidate],
+    names: Mapping[int, str] = {},
+    energies: Mapping[tuple[int, int], float] = {},
+) -> None:
     """Write all candidates to ``folder``, each file whole or not at all.
 
     - ``samples.jsonl``, the full record: rows ``{"target", "candidate", "structure", "reason"}``, where structure is
@@ -34,6 +39,7 @@ def write_samples(folder: Path, candidates: Sequence[Candidate], names: Mapping[
 
     Args:
         names: of targets, such as their material ids.
+        energies: eV, by target and candidate, for the second file.
 
     Raises:
         KldmError: a file cannot be written.
@@ -42,7 +48,7 @@ def write_samples(folder: Path, candidates: Sequence[Candidate], names: Mapping[
         for candidate in candidates:
             file.write(json.dumps(_row(candidate)) + "\n")
     finite = [(c, c.structure) for c in candidates if c.structure is not None and _finite(c.structure)]
-    _write_extxyz(folder / "samples.extxyz", finite, names)
+    _write_extxyz(folder / "samples.extxyz", finite, names, energies)
     _write_zip(folder / "structures.zip", finite)
 
 
@@ -101,8 +107,14 @@ def _finite(structure: "Structure") -> bool:
     return bool(np.isfinite(structure.lattice.matrix).all() and np.isfinite(structure.frac_coords).all())
 
 
-def _write_extxyz(path: Path, structures: Iterable[tuple[Candidate, "Structure"]], names: Mapping[int, str]) -> None:
+def _write_extxyz(
+    path: Path,
+    structures: Iterable[tuple[Candidate, "Structure"]],
+    names: Mapping[int, str],
+    energies: Mapping[tuple[int, int], float],
+) -> None:
     import ase
+    from ase.calculators.singlepoint import SinglePointCalculator
     from ase.io import write
 
     frames = []
@@ -112,7 +124,10 @@ def _write_extxyz(path: Path, structures: Iterable[tuple[Candidate, "Structure"]
             info["name"] = names[candidate.target]
         numbers = [site.specie.Z for site in structure]
         cell = structure.lattice.matrix
-        frames.append(ase.Atoms(numbers, scaled_positions=structure.frac_coords, cell=cell, pbc=True, info=info))
+        atoms: Any = ase.Atoms(numbers, scaled_positions=structure.frac_coords, cell=cell, pbc=True, info=info)
+        if (energy := energies.get((candidate.target, candidate.candidate))) is not None:
+            atoms.calc = SinglePointCalculator(atoms, energy=energy)  # type: ignore[no-untyped-call]
+        frames.append(atoms)
     with atomic_write(path) as temporary:
         write(temporary, frames, format="extxyz")
 

@@ -22,7 +22,7 @@ from kldm.distributed import world
 from kldm.errors import KldmError
 from kldm.evaluation import Reference, Validator, evaluate_splits
 from kldm.execution import set_execution
-from kldm.experiment import Experiment, assemble, assemble_fitted
+from kldm.experiment import Experiment, assemble, assemble_fitted, prepare
 from kldm.memory import sampling_pairs
 from kldm.reading import read_samples
 from kldm.recipe import Tree, overridden, read_recipe, write_recipe
@@ -49,6 +49,7 @@ def run(
     device = device or default_device()
     tree = read_recipe(recipe, overrides or {})
     experiment, _ = assemble(tree)
+    prepare(experiment)
     train = experiment.data.load("train").to(device)
     experiment, tree = assemble_fitted(tree, train)
     with world().writer_first():

@@ -16,12 +16,12 @@ from kldm.interfaces import Candidate, Measurement, Metric, Samples
 from kldm.judging import judgement, measure, nested, write_rows
 from kldm.metrics.coverage import CUTOFFS
 from kldm.overlap import of_structures, overlap_note
-from kldm.reading import Alignment, Reference, SampleFile, align, read_file, read_reference
+from kldm.reading import Alignment, Reference, SampleFile, align, read_file, read_reference, record_of
 from kldm.recipe import build
 from kldm.results import library_versions, write_json
 from kldm.version import __version__
 
-Task = Literal["csp", "dng"]
+Task = Literal["csp", "dng", "stability"]
 
 
 @attrs.frozen(kw_only=True)
@@ -36,12 +36,14 @@ def metric_for(task: Task, options: Mapping[str, Any]) -> Metric:
         KldmError: at the option as the command line spells it.
     """
     load_components()
-    name = {"csp": "match_rate.v1", "dng": "de_novo.v1"}[task]
+    name = {"csp": "match_rate.v1", "dng": "de_novo.v1", "stability": "stability.v1"}[task]
     try:
         built, _ = build({"metric": {"@metrics": name, **options}}, _Scoring)
     except KldmError as error:
         section, _, key = (error.place or "").partition(".")
-        place = f"--{key.partition('.')[0].replace('_', '-')}" if section == "metric" else None
+        if not key.startswith(("potential.", "relaxation.")):  # these are written with their dots
+            key = key.partition(".")[0].replace("_", "-")
+        place = f"--{key}" if section == "metric" else None
         raise KldmError(error.problem, place=place, remedy=error.remedy) from error
     return built.metric
 
@@ -67,7 +69,7 @@ def score_files(
     Args:
         paths: files in any format of ``kldm.reading``; several are several seeds.
         reference: ``DATASET/SPLIT`` or a file.
-        task: ``csp``, where a sample answers a row of the reference; or ``dng``, where it answers none.
+        task: ``csp``, where a sample answers a row of the reference; ``dng`` and ``stability``, where it answers none.
         metric: what judges; its values stand in the report under the task's name.
         out: folder.
         k: of crystal structure prediction, at most so many candidates of each target.
@@ -80,11 +82,11 @@ def score_files(
     for path in paths:
         if paths.count(path) > 1:
             raise KldmError("is given twice", place=str(path), remedy="give every seed once")
-    files, known = [read_file(_samples(path)) for path in paths], read_reference(reference)
+    files, known = [read_file(record_of(path)) for path in paths], read_reference(reference)
     notes = list(known.notes)
     if train:
         notes += overlap_note(of_structures(known.structures), of_structures(read_reference(train).structures), train)
-    judged = _predicted(files, known, metric, out, k) if task == "csp" else _generated(files, known, metric, out)
+    judged = _predicted(files, known, metric, out, k) if task == "csp" else _generated(files, known, task, metric, out)
     judged["notes"] = list(dict.fromkeys([*notes, *judged["notes"]]))
     report = {
         "kldm": __version__,
@@ -103,11 +105,6 @@ def score_files(
     if world().is_writer:
         write_json(out / "report.json", report)
     return report
-
-
-def _samples(path: Path) -> Path:
-    """The full record in a folder of samples that kldm wrote; any other path as it is."""
-    return path / "samples.jsonl" if (path / "samples.jsonl").is_file() else path
 
 
 def _predicted(
@@ -129,7 +126,9 @@ def _predicted(
     return {"alignment": placed.rule, "unplaced": len(placed.unplaced), **judged, "notes": notes}
 
 
-def _generated(files: Sequence[SampleFile], reference: Reference, metric: Metric, out: Path) -> dict[str, Any]:
+def _generated(
+    files: Sequence[SampleFile], reference: Reference, task: Task, metric: Metric, out: Path
+) -> dict[str, Any]:
     """De-novo generation: every file is a set of its own; of several, mean and population standard deviation."""
     _prepare(out)
     sets = [Samples(_renumbered(file, seed), reference.structures) for seed, file in enumerate(files)]
@@ -141,7 +140,7 @@ def _generated(files: Sequence[SampleFile], reference: Reference, metric: Metric
         tuple(dict.fromkeys(note for one in found for note in one.notes)),
     )
     samples = Samples(tuple(one for each in sets for one in each.candidates), reference.structures)
-    measured = {"dng": together}
+    measured: dict[str, Measurement] = {task: together}
     if world().is_writer:
         write_rows(out / "results.csv", measured, samples, [name for file in files for name in file.names])
     judged = judgement(measured, samples)

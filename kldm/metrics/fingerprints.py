@@ -22,7 +22,7 @@ from kldm.distributed import world
 from kldm.errors import KldmError
 from kldm.files import atomic_write
 from kldm.metrics.pool import Failure, each
-from kldm.metrics.structure import structural_validity
+from kldm.metrics.structure import structural_validity, structure_bytes
 from kldm.metrics.voronoi import surely_found
 
 if TYPE_CHECKING:
@@ -295,13 +295,7 @@ def _composition_fingerprint(amounts: tuple[tuple[str, float], ...]) -> Vector:
 def _key(structures: Sequence["Structure | None"], time_limit: float | None) -> str:
     digest = hashlib.sha256(json.dumps([FORMAT, versions(), time_limit]).encode())
     for structure in structures:
-        if structure is None:
-            digest.update(b"\nnone\n")
-            continue
-        species = ",".join(site.species_string for site in structure)
-        digest.update(f"\n{len(structure)} {species}\n".encode())
-        digest.update(np.ascontiguousarray(structure.lattice.matrix, dtype=np.float64).tobytes())
-        digest.update(np.ascontiguousarray(structure.frac_coords, dtype=np.float64).tobytes())
+        digest.update(b"\nnone\n" if structure is None else structure_bytes(structure))
     return digest.hexdigest()
 
 

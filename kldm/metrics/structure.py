@@ -59,6 +59,17 @@ def structural_rule(longest_edge: float | None = None) -> str:
     )
 
 
+def structure_bytes(structure: "Structure") -> bytes:
+    """Species, cell and coordinates to the last bit, to tell structures apart by a digest."""
+    species = ",".join(site.species_string for site in structure)
+    cell = np.ascontiguousarray(structure.lattice.matrix, dtype=np.float64).tobytes()
+    return (
+        f"\n{len(structure)} {species}\n".encode()
+        + cell
+        + np.ascontiguousarray(structure.frac_coords, dtype=np.float64).tobytes()
+    )
+
+
 def _fault(structure: "Structure", cutoff: float, minimum_volume: float, longest_edge: float | None) -> str:
     matrix = np.asarray(structure.lattice.matrix, dtype=float)
     if len(structure) == 0:

@@ -3,6 +3,16 @@
 from kldm.reading.alignment import Alignment, align, seeds
 from kldm.reading.reference import Reference, read_reference
 from kldm.reading.rows import SampleFile
-from kldm.reading.samples import read_file, read_samples
+from kldm.reading.samples import read_file, read_samples, record_of
 
-__all__ = ["Alignment", "Reference", "SampleFile", "align", "read_file", "read_reference", "read_samples", "seeds"]
+__all__ = [
+    "Alignment",
+    "Reference",
+    "SampleFile",
+    "align",
+    "read_file",
+    "read_reference",
+    "read_samples",
+    "record_of",
+    "seeds",
+]

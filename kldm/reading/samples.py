@@ -64,6 +64,11 @@ def read_file(path: str | Path) -> SampleFile:
         raise KldmError(f"the file is cut short or damaged ({error})", place=str(path), remedy=remedy) from error
 
 
+def record_of(path: Path) -> Path:
+    """The full record in a folder of samples that kldm wrote; any other path as it is."""
+    return path / "samples.jsonl" if (path / "samples.jsonl").is_file() else path
+
+
 def _reader(path: Path) -> Callable[[Path], Sequence[Row]]:
     name = path.name.lower()
     if name.startswith(("poscar", "contcar")):

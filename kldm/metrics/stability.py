@@ -1,0 +1,310 @@
+"""Relaxation, stability, uniqueness and novelty of generated structures: MatterGen's pipeline, in one metric."""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+
+from kldm.errors import KldmError
+from kldm.interfaces import Candidate, Json, Measurement, Potential, Samples
+from kldm.metrics.corrections import mp2020
+from kldm.metrics.displacement import displacement, displacement_mattergen
+from kldm.metrics.hull import Hull, Scheme, above_hull, check_scales, read_hull
+from kldm.metrics.pool import Failure, each
+from kldm.metrics.relaxation import TIME_LIMIT, Relaxation, relaxed, versions
+from kldm.metrics.similarity import ELECTRONEGATIVITIES, RADII, TOLERANCES, Matcher, novel, unique
+from kldm.metrics.structure import structural_validity
+from kldm.metrics.validity import formula
+from kldm.registry import metric
+
+if TYPE_CHECKING:
+    from pymatgen.core.structure import Structure
+
+PLACE = "stability.v1"
+
+
+@metric(PLACE)
+@attrs.frozen(kw_only=True)
+class Stability:
+    """Stability, uniqueness and novelty of relaxed structures (Zeni et al., Nature 2025, MatterGen; KLDM's Table 2).
+
+        rmsd, rmsd_mattergen  = mean displacement in relaxation, angstrom (``displacement``, ``displacement_mattergen``)
+        energy_drop           = mean energy lost in relaxation, eV/atom
+        avg_, median_e_above_hull = of those with an energy above hull, eV/atom; negative below the reference's hull
+        stable_<t>meV         = candidates at most t meV/atom above the hull / all requested candidates
+        unique                = candidates like none before them / all requested
+        novel                 = candidates like none of the known structures / all requested
+        sun_<t>meV            = candidates that are all three / all requested
+
+    Shares are in [0, 1]. A candidate that failed, could not be relaxed, or has an element that the hull lacks stays in
+    every denominator. Structures are compared after relaxation. Without a hull nothing is called stable; without a
+    potential nothing is relaxed, and uniqueness and novelty are of the structures as they are.
+
+    Args:
+        potential: what relaxes.
+        relaxation: how.
+        hull: a file of entries whose convex hull decides: those that ``kldm relax`` made of a reference with the same
+            potential, or computed entries of density functional theory.
+        corrections: those in the energies of the latter, none or mp2020. An uncorrected potential's energies get them.
+        thresholds: eV/atom above the hull, up to which a structure counts as stable.
+        matcher: ``disordered`` (MatterGen's default, behind published shares) or ``ordered``; see ``same``.
+        known: what is not new: ``DATASET/SPLIT`` or files of structures; if empty, the reference of the samples.
+        workers: processes; -1: as many as there are CPU cores. A potential on a GPU is best served by one.
+        time_limit: seconds for the relaxation of one structure; what takes longer has failed.
+    """
+
+    potential: Potential | None = None
+    relaxation: Relaxation = attrs.field(factory=Relaxation)
+    hull: Path | None = None
+    corrections: Scheme | None = None
+    thresholds: tuple[float, ...] = (0.0, 0.1)
+    matcher: Matcher = "disordered"
+    known: tuple[str, ...] = ()
+    workers: int = 1
+    time_limit: float = TIME_LIMIT
+
+    def __attrs_post_init__(self) -> None:
+        if self.hull is not None and self.potential is None:
+            remedy = "name a potential, e.g. mattersim.v1"
+            raise KldmError("a hull is of no use without energies", place=f"{PLACE}: hull", remedy=remedy)
+        if self.hull is None and self.corrections is not None:
+            raise KldmError(
+                "corrections are those of a hull", place=f"{PLACE}: corrections", remedy="give the hull too"
+            )
+        if not all(math.isfinite(threshold) for threshold in self.thresholds):
+            raise KldmError("not finite", place=f"{PLACE}: thresholds", remedy="give numbers in eV/atom")
+        if self.workers < 1 and self.workers != -1:
+            remedy = "give a number of processes, or -1 for all cores"
+            raise KldmError(f"workers is {self.workers}", place=PLACE, remedy=remedy)
+        if not (self.time_limit > 0 and math.isfinite(self.time_limit)):
+            raise KldmError(f"time_limit is {self.time_limit}", place=PLACE, remedy="give a positive number of seconds")
+
+    def prepare(self) -> None:
+        """See that weights and hull are there and belong together."""
+        self._hull()
+
+    def measure(self, samples: Samples) -> Measurement:
+        """The values; one row per candidate with target, candidate, formula, reason (against its structure, its
+        relaxation or its energy above hull, the first found), energy (eV/atom, relaxed, corrected as the hull is),
+        e_above_hull, rmsd, rmsd_mattergen, steps, converged, unique, novel and stable_<t>meV."""
+        hull = self._hull()
+        rows = [_Row(candidate) for candidate in samples.candidates]
+        ordered = sorted(rows, key=lambda row: (row.candidate.target, row.candidate.candidate))
+        made = self._relax(ordered)
+        if hull is not None:
+            self._place(made, hull)
+        known = self._compare(made, samples)
+        levels = {f"{1000 * threshold:.10g}meV": threshold for threshold in self.thresholds if hull is not None}
+        return Measurement(
+            self._values(rows, hull, levels),
+            tuple(row.public(levels) for row in rows),
+            self._definition(rows, hull, known),
+            tuple(self._notes(rows, hull)),
+        )
+
+    def _hull(self) -> Hull | None:
+        """The hull, after a look at potential and hull that ends in one sentence where they cannot be used."""
+        if self.potential is None:
+            return None
+        identity = self.potential.identity
+        if self.hull is None:
+            return None
+        hull = read_hull(self.hull.expanduser(), self.corrections)
+        check_scales(hull, self.potential.scale, identity)
+        return hull
+
+    def _relax(self, rows: Sequence["_Row"]) -> list["_Made"]:
+        """What is left of the candidates after relaxation; the rows of the others get their reason."""
+        given = []
+        for row in rows:
+            row.reason = structural_validity(row.candidate.structure, cutoff=0)
+            if row.reason and row.candidate.structure is None:
+                row.reason = row.candidate.reason or row.reason
+            given.append(None if row.reason else row.candidate.structure)
+        if self.potential is None:
+            return [_Made(row, one) for row, one in zip(rows, given, strict=True) if one is not None]
+        made = []
+        done = relaxed(given, self.potential, self.relaxation, workers=self.workers, time_limit=self.time_limit)
+        for row, result in zip(rows, done, strict=True):
+            if result.structure is None:
+                row.reason = row.reason or result.reason
+                continue
+            atoms = len(result.structure)
+            row.energy, row.energy_drop = result.energy / atoms, (result.before - result.energy) / atoms
+            row.steps, row.converged = result.steps, result.converged
+            made.append(_Made(row, result.structure))
+        pairs = [(before, one.structure) for one in made if (before := one.row.candidate.structure) is not None]
+        moved = each(
+            _displacements, pairs, workers=self.workers, time_limit=self.time_limit, description="displacements"
+        )
+        for one, found in zip(made, moved, strict=True):
+            if not isinstance(found, Failure):
+                one.row.rmsd, one.row.rmsd_mattergen = found
+        return made
+
+    def _place(self, made: Sequence["_Made"], hull: Hull) -> None:
+        """Energies above the hull, of those that have one."""
+        if hull.scheme == "mp2020" and self.potential is not None and self.potential.scale == "uncorrected":
+            structures = [one.structure for one in made]
+            work = each(mp2020, structures, workers=self.workers, description="corrections")
+            for one, added in zip(made, work, strict=True):
+                if isinstance(added, Failure):
+                    one.row.supported, one.row.reason = False, "its energy cannot be corrected"
+                elif one.row.energy is not None:
+                    one.row.energy += added / len(one.structure)
+        placed = [one for one in made if one.row.supported]
+        energies = [one.row.energy or 0.0 for one in placed]
+        heights = above_hull([one.structure for one in placed], energies, hull, workers=self.workers)
+        for one, height in zip(placed, heights, strict=True):
+            one.row.e_above_hull = height
+            if height is None:
+                one.row.supported, one.row.reason = False, "the hull lacks one of its elements"
+
+    def _compare(self, made: Sequence["_Made"], samples: Samples) -> Mapping[str, Json]:
+        """Uniqueness and novelty of the rows. Returns what was known."""
+        from kldm.reading import read_reference
+
+        known = list(samples.reference)
+        if self.known:
+            known = [one for name in self.known for one in read_reference(name).structures]
+        there = [one for one in known if one is not None]
+        structures = [one.structure for one in made]
+        first = unique(structures, self.matcher, workers=self.workers)
+        unseen = novel(structures, there, self.matcher, workers=self.workers)
+        for one, is_first, is_unseen in zip(made, first, unseen, strict=True):
+            one.row.unique, one.row.novel = is_first, is_unseen
+        return {"names": list(self.known) or "the reference of the samples", "structures": len(there)}
+
+    def _values(
+        self, rows: Sequence["_Row"], hull: Hull | None, levels: Mapping[str, float]
+    ) -> Mapping[str, float | None]:
+        values: dict[str, float | None] = {}
+        if self.potential is not None:
+            values["rmsd"] = _mean([row.rmsd for row in rows])
+            values["rmsd_mattergen"] = _mean([row.rmsd_mattergen for row in rows])
+            values["energy_drop"] = _mean([row.energy_drop for row in rows])
+            values["n_failed"] = sum(row.energy is None for row in rows)
+            values["n_unconverged"] = sum(row.converged is False for row in rows)
+        if hull is not None:
+            heights = [row.e_above_hull for row in rows if row.e_above_hull is not None]
+            values["n_unsupported"] = sum(not row.supported for row in rows)
+            values["avg_e_above_hull"] = _mean(heights)
+            values["median_e_above_hull"] = statistics.median(heights) if heights else None
+        values |= {f"stable_{name}": _share([row.stable(level) for row in rows]) for name, level in levels.items()}
+        values["unique"] = _share([bool(row.unique) for row in rows])
+        values["novel"] = _share([bool(row.novel) for row in rows])
+        values |= {f"sun_{name}": _share([row.sun(level) for row in rows]) for name, level in levels.items()}
+        return values
+
+    def _definition(self, rows: Sequence["_Row"], hull: Hull | None, known: Mapping[str, Json]) -> Mapping[str, Json]:
+        definition: dict[str, Json] = {
+            "denominator": "all requested candidates: failed and unsupported ones included",
+            "structures_compared": "as they are" if self.potential is None else "relaxed",
+            "matcher": {"name": self.matcher, **TOLERANCES},
+            "known": known,
+            "counts": {
+                "candidates": len(rows),
+                "failures": dict(sorted(Counter(row.reason for row in rows if row.reason).items())),
+            },
+            "versions": versions(),
+        }
+        if self.matcher == "disordered":
+            definition["similar_elements"] = {"radii": RADII, "electronegativities": ELECTRONEGATIVITIES}
+        if self.potential is not None:
+            definition["potential"] = self.potential.identity
+            definition["relaxation"] = {**attrs.asdict(self.relaxation), "optimizer": "FIRE"}
+            definition["time_limit"] = self.time_limit
+        if hull is not None:
+            corrections = hull.scheme or "none; energies of the potential itself"
+            definition["hull"] = {"name": hull.name, "entries": hull.entries, "corrections": corrections}
+        return definition
+
+    def _notes(self, rows: Sequence["_Row"], hull: Hull | None) -> list[str]:
+        if not rows:
+            return ["There are no candidates, so nothing is defined."]
+        notes = []
+        if self.potential is None:
+            notes.append("No potential is given: nothing is relaxed, and nothing is said about energies.")
+        elif hull is None:
+            notes.append("No hull is given: nothing is said about stability.")
+        elif hull.potential is not None:
+            what = f"The hull consists of {hull.entries} structures of {hull.name}, by the same potential"
+            notes.append(f"{what}; phases that it lacks would lower the shares of stable ones.")
+        if unsupported := sum(not row.supported for row in rows):
+            notes.append(f"{unsupported} of {len(rows)} candidates have no energy above hull, and count as not stable.")
+        if unconverged := sum(row.converged is False for row in rows):
+            notes.append(f"{unconverged} of {len(rows)} relaxations did not converge; the last structure counts.")
+        return notes
+
+
+@attrs.define
+class _Row:
+    """What is found out about one candidate; None where nobody knows. Energies in eV/atom, lengths in angstrom."""
+
+    candidate: Candidate
+    reason: str = ""
+    energy: float | None = None
+    energy_drop: float | None = None
+    e_above_hull: float | None = None
+    supported: bool = True
+    rmsd: float | None = None
+    rmsd_mattergen: float | None = None
+    steps: int | None = None
+    converged: bool | None = None
+    unique: bool | None = None
+    novel: bool | None = None
+
+    def stable(self, threshold: float) -> bool:
+        """At the threshold itself too, with some room for rounding."""
+        return self.e_above_hull is not None and self.e_above_hull <= threshold + 1e-9
+
+    def sun(self, threshold: float) -> bool:
+        return self.stable(threshold) and bool(self.unique) and bool(self.novel)
+
+    def public(self, levels: Mapping[str, float]) -> Mapping[str, Json]:
+        """The row of the per-structure table."""
+        return {
+            "target": self.candidate.target,
+            "candidate": self.candidate.candidate,
+            "formula": formula(self.candidate),
+            "reason": self.reason,
+            "energy": self.energy,
+            "e_above_hull": self.e_above_hull,
+            "rmsd": self.rmsd,
+            "rmsd_mattergen": self.rmsd_mattergen,
+            "steps": self.steps,
+            "converged": self.converged,
+            "unique": self.unique,
+            "novel": self.novel,
+            **{f"stable_{name}": self.stable(level) for name, level in levels.items()},
+        }
+
+
+@attrs.frozen(eq=False)
+class _Made:
+    """A row, and the structure that the candidate became."""
+
+    row: _Row
+    structure: "Structure"
+
+
+def _displacements(pair: "tuple[Structure, Structure]") -> tuple[float, float | None]:
+    """The second is None where no symmetry can be found in the structure before."""
+    try:
+        published = displacement_mattergen(*pair)
+    except Exception:  # spglib and the matcher raise in many ways
+        return displacement(*pair), None
+    return displacement(*pair), published
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _share(flags: Sequence[bool]) -> float | None:
+    return sum(flags) / len(flags) if flags else None

@@ -1,0 +1,56 @@
+"""CHGNet: a pretrained graph network whose weights come with its package."""
+
+import warnings
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from io import StringIO
+from typing import TYPE_CHECKING, Literal, cast
+
+import attrs
+
+from kldm.interfaces import EnergyScale, Json
+from kldm.potentials.packages import package_version, unusable, usual_device
+from kldm.registry import potential
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+
+NAME = "chgnet.v1"
+
+
+@potential(NAME)
+@attrs.frozen(kw_only=True)
+class CHGNet:
+    """CHGNet (Deng et al., Nature Machine Intelligence 2023), trained on relaxations of the Materials Project.
+
+    Its energies are predictions of corrected ones (``mp2020``): they are not corrected again.
+
+    Args:
+        model: version of its weights; all come with the package. ``r2scan`` was trained on another functional, so
+            that its energies are comparable with its own alone.
+        device: cpu, cuda ...; by default the first GPU where there is one.
+    """
+
+    model: Literal["0.3.0", "0.2.0", "r2scan"] = "0.3.0"
+    device: str | None = None
+
+    @property
+    def scale(self) -> EnergyScale:
+        return "own" if self.model == "r2scan" else "mp2020"
+
+    @property
+    def identity(self) -> Mapping[str, Json]:
+        return {"name": NAME, "model": self.model, "chgnet": package_version("chgnet", NAME)}
+
+    def calculator(self) -> "Calculator":
+        package_version("chgnet", NAME)
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):  # it prints its name and device
+            warnings.simplefilter("ignore")
+            try:
+                from chgnet.model import CHGNet as Model
+                from chgnet.model import CHGNetCalculator
+            except Exception as error:  # of its compiled parts, or of what it imports
+                raise unusable("chgnet", NAME, error) from error
+            device = usual_device(self.device)
+            model = Model.load(model_name=self.model, use_device=device, verbose=False)
+            return cast("Calculator", CHGNetCalculator(model, use_device=device))

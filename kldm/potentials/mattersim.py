@@ -1,0 +1,110 @@
+"""MatterSim: the potential behind the published shares of stable structures. The user brings its weights."""
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import attrs
+import torch
+
+from kldm.errors import KldmError
+from kldm.interfaces import EnergyScale, Json
+from kldm.potentials.packages import package_version, unusable, usual_device
+from kldm.registry import potential
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+
+NAME = "mattersim.v1"
+
+USUAL = Path("~/.local/mattersim/pretrained_models/mattersim-v1.0.0-1M.pth")
+"""Where MatterSim itself keeps the weights that the published figures were made with."""
+
+
+@potential(NAME)
+@attrs.frozen(kw_only=True)
+class MatterSim:
+    """MatterSim (Yang et al., arXiv 2405.04967): raw PBE(+U) energies (``uncorrected``), elements up to Z = 94.
+
+    Args:
+        weights: a file such as mattersim-v1.0.0-1M.pth; by default where MatterSim keeps that one. Nothing is
+            downloaded, and nothing in the file is executed.
+        device: cpu, cuda ...; by default the first GPU where there is one.
+    """
+
+    weights: Path | None = None
+    device: str | None = None
+
+    @property
+    def scale(self) -> EnergyScale:
+        return "uncorrected"
+
+    @property
+    def identity(self) -> Mapping[str, Json]:
+        file = self._file()
+        digest = _digest(file, file.stat().st_mtime_ns)
+        return {"name": NAME, "weights": file.name, "sha256": digest, "mattersim": package_version("mattersim", NAME)}
+
+    def calculator(self) -> "Calculator":
+        package_version("mattersim", NAME)
+        file, device = self._file(), usual_device(self.device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                from loguru import logger
+                from mattersim.forcefield import MatterSimCalculator
+                from mattersim.forcefield import Potential as Model
+                from mattersim.forcefield.m3gnet.m3gnet import M3Gnet
+            except Exception as error:  # above all of a torchvision that does not fit
+                raise unusable("mattersim", NAME, error) from error
+            logger.disable("mattersim")
+            content = _content(file)
+            try:
+                network = M3Gnet(device=device, **content["model_args"]).to(device)
+                lacking = set(dict(network.named_parameters())) - set(content["model"])
+                # Other names are left alone, as MatterSim does; weights that stay random would go unnoticed there.
+                network.load_state_dict(content["model"], strict=False)
+            except (RuntimeError, TypeError, AttributeError) as error:
+                raise _foreign(file) from error
+            if lacking:
+                raise _foreign(file)
+            # The wrapper decides on TF32 for the whole process, in which a model may be in training.
+            before = torch.backends.cuda.matmul.allow_tf32
+            try:
+                model = Model(network.eval(), device=device)
+            finally:
+                torch.backends.cuda.matmul.allow_tf32 = before
+            return cast("Calculator", MatterSimCalculator(potential=model, args_dict={}, device=device))
+
+    def _file(self) -> Path:
+        file = (self.weights or USUAL).expanduser()
+        if not file.is_file():
+            remedy = "download mattersim-v1.0.0-1M.pth from MatterSim's repository and name it as `weights`"
+            raise KldmError(f"there are no weights {file}", place=NAME, remedy=remedy)
+        return file
+
+
+def _content(file: Path) -> Mapping[str, Any]:
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the reader raise all sorts
+        raise _foreign(file) from error
+    if not isinstance(content, Mapping) or content.get("model_name") != "m3gnet":
+        raise _foreign(file)
+    if not all(isinstance(content.get(key), Mapping) for key in ("model", "model_args")):
+        raise _foreign(file)
+    return content
+
+
+def _foreign(file: Path) -> KldmError:
+    remedy = "get mattersim-v1.0.0-1M.pth or mattersim-v1.0.0-5M.pth again"
+    return KldmError("the file does not hold weights of MatterSim's M3GNet", place=str(file), remedy=remedy)
+
+
+@lru_cache
+def _digest(file: Path, _: int) -> str:
+    """Of a file at a time of its last change."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()

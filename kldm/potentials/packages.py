@@ -1,0 +1,34 @@
+"""Packages that a potential alone needs: found when it is used, or missed in one sentence."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from kldm.errors import KldmError
+
+
+def package_version(package: str, potential: str) -> str:
+    """Of an installed package.
+
+    Raises:
+        KldmError: it is not installed.
+    """
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        remedy = f"pip install 'kldm[{package}]' (docs/stability.md says how, beside a torch for CPUs)"
+        raise KldmError(f"the package {package} is not installed", place=potential, remedy=remedy) from None
+
+
+def unusable(package: str, potential: str, error: Exception) -> KldmError:
+    """A package that is installed and cannot be imported, as one sentence."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    remedy = f"see docs/stability.md on installing {package}"
+    if "torchvision" in reason:
+        remedy = "its torchvision does not fit this torch, and nobody needs it: pip uninstall torchvision torchaudio"
+    return KldmError(f"the package {package} cannot be imported ({reason})", place=potential, remedy=remedy)
+
+
+def usual_device(device: str | None) -> str:
+    """The device asked for, or the first GPU where there is one."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
