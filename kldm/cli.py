@@ -49,15 +49,13 @@ class _WithKeys(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         keys: list[str] = []
         others: list[str] = []
-        left = iter(args)
-        for argument in left:
+        wants_value = False
+        for argument in args:
             name, equals, _ = argument.partition("=")
-            if not name.startswith("--") or "." not in name:
-                others.append(argument)
-                continue
-            keys.append(argument)
-            if not equals and (value := next(left, None)) is not None:
-                keys.append(value)
+            is_key = name.startswith("--") and "." in name
+            mine = is_key or (wants_value and not argument.startswith("--"))
+            (keys if mine else others).append(argument)
+            wants_value = is_key and not equals
         super().parse_args(ctx, others)
         ctx.args = keys
         return keys

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from kldm.judging import number
 from kldm.published import AT_K, VALUES, Figure, beside, published
 from kldm.reports import Column, read_reports
 from kldm.results import write_json, write_table
@@ -23,6 +24,12 @@ DEFINING = {
         "structures that coverage counts": ("coverage.generated",),
         "numbers drawn for property distances": ("draw",),
     },
+    "stability": {
+        "potentials": ("potential.name", "potential.weights", "potential.model"),
+        "hulls": ("hull.name", "hull.entries", "hull.corrections"),
+        "matchers": ("matcher.name",),
+        "known structures": ("known.structures",),
+    },
 }
 """By task: what must be equal for values to be comparable, and the keys of the definition that say it."""
 
@@ -30,11 +37,12 @@ RULES = {
     "structural": "rule: structural",
     "full": "rule: full",
     "cdvae": "definitions of CDVAE",
+    "mattergen": "definitions of MatterGen",
     "unstated": "rule not stated",
 }
 
-SHARES = ("match_rate", "METRe", "struct_valid", "comp_valid", "valid", "cov_")
-"""Values of csp and dng that begin so are shares, printed in percent."""
+SHARES = ("match_rate", "METRe", "struct_valid", "comp_valid", "valid", "cov_", "stable_", "unique", "novel", "sun_")
+"""Values of csp, dng and stability that begin so are shares, printed in percent."""
 
 
 @attrs.frozen
@@ -122,8 +130,8 @@ def _warnings(columns: Sequence[Column]) -> Iterable[str]:
         yield from _differing(f"{metric}: the references", group, _reference)
         if metric == "csp":
             yield from _differing("csp: the numbers of candidates", group, _candidates)
-        if metric == "dng":
-            yield from _differing("dng: the numbers of structures", group, lambda column: str(column.requests))
+        if metric in ("dng", "stability"):
+            yield from _differing(f"{metric}: the numbers of structures", group, lambda column: str(column.requests))
         for what, keys in DEFINING.get(metric, {}).items():
             yield from _differing(f"{metric}: the {what}", group, _stated(metric, keys))
     for library in LIBRARIES:
@@ -212,7 +220,7 @@ def _cell(values: Mapping[str, float | None], name: str, std: float | None, shar
         return "none"
     if share:
         return f"{100 * value:.1f} %" if std is None else f"{100 * value:.1f} ± {100 * std:.1f} %"
-    return f"{value:.4f}" if std is None else f"{value:.4f} ± {std:.4f}"
+    return number(name, value) if std is None else f"{value:.4f} ± {std:.4f}"
 
 
 def _beside(figures: Sequence[Figure]) -> str:

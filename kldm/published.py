@@ -11,7 +11,7 @@ import attrs
 
 Rule = Literal["structural", "full", "cdvae", "unstated", "mattergen"]
 """What a figure's definition is: a validity rule of crystal structure prediction (``structural``, ``full``); the
-definitions of CDVAE (``cdvae``) or those of MatterGen's stability pipeline (``mattergen``) for de-novo generation;
+definitions of CDVAE (``cdvae``) for de-novo generation; MatterGen's pipeline (``mattergen``) for stability;
 ``unstated`` where the source does not say."""
 
 AT_K = ("match_rate", "rmse")
@@ -19,13 +19,19 @@ AT_K = ("match_rate", "rmse")
 
 VALUES = {
     "csp": (*AT_K, "METRe"),
-    "dng": (
-        *("struct_valid", "comp_valid", "cov_recall", "cov_precision", "wdist_density", "wdist_num_elements"),
-        *("rmsd_mattergen", "avg_e_above_hull", "stable", "sun"),
-    ),
+    "dng": (*("struct_valid", "comp_valid", "cov_recall", "cov_precision", "wdist_density", "wdist_num_elements"),),
+    "stability": ("rmsd_mattergen", "avg_e_above_hull", "stable_100meV", "sun_100meV"),
 }
 """What the figures of a task may hold; shares lie in [0, 1]."""
 
+STABILITY = {
+    "potential.weights": "mattersim-v1.0.0-1M.pth",
+    "hull.entries": 845_997,
+    "hull.corrections": "mp2020",
+    "matcher.name": "disordered",
+    "known.structures": 845_997,
+}
+"""Definitions behind all published figures of stability: MatterSim-v1-1M, and Alex-MP as hull and as what is known."""
 
 TOLERANCES = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10}
 """Of the matcher, behind all published match rates."""
@@ -38,8 +44,8 @@ class Figure:
     Attributes:
         system: as its paper calls it.
         source: the paper, and the one that quotes it, with the table.
-        task: ``csp`` or ``dng``.
-        dataset: as ``kldm.data`` names it.
+        task: ``csp``, ``dng`` or ``stability``.
+        dataset: as ``kldm.data`` names it; of stability, what was trained on.
         split: of the data set.
         rule: see ``Rule``.
         values: by the names that reports have, ``match_rate@1``.
@@ -53,7 +59,7 @@ class Figure:
 
     system: str
     source: str
-    task: Literal["csp", "dng"]
+    task: Literal["csp", "dng", "stability"]
     dataset: str
     split: str
     rule: Rule
@@ -86,7 +92,7 @@ def beside(
 
     A published value agrees where data set, split (the whole of it), tolerances, rule and k are the report's. A value
     whose rule is unstated is given beside those of any rule. ``comp_valid`` also wants the same oxidation states, and
-    coverage the same cutoffs.
+    coverage the same cutoffs. Stability wants the same potential, hull and matcher, and is beside figures of any data.
 
     Args:
         reference: ``name``, ``rows`` and ``whole`` of the report's reference.
@@ -96,9 +102,10 @@ def beside(
     Returns:
         Pairs of a figure and the name of a value in it; and sentences that go after the name of a report.
     """
+    if task == "stability":
+        return _beside_stability(definition, names)
     dataset = str(reference.get("name")).partition("/")[0]
-    # of MatterGen's pipeline no report states the potential and the hull yet
-    found = [f for f in published() if (f.task, f.dataset) == (task, dataset) and f.rule != "mattergen"]
+    found = [f for f in published() if (f.task, f.dataset) == (task, dataset)]
     if not found:
         return [], [f"there are no published figures for {task} on {reference.get('name', 'an unnamed reference')}"]
     reasons = _other_reference(reference) + (_other_tolerances(definition) if task == "csp" else [])
@@ -118,6 +125,17 @@ def beside(
     for k in sorted(_numbers_of_candidates(names) - {figure.k for figure in found if figure.k is not None}):
         lost[f"there are no published figures for k = {k}"] = None
     return agreed, list(lost)
+
+
+def _beside_stability(
+    definition: Mapping[str, Any], names: Collection[str]
+) -> tuple[list[tuple[Figure, str]], list[str]]:
+    others = [key for key, value in STABILITY.items() if definition.get(key) != value]
+    if others:
+        wanted = ", ".join(f"{key} {STABILITY[key]}" for key in others)
+        return [], [f"published figures of stability are by another definition ({wanted})"]
+    figures = [figure for figure in published() if figure.task == "stability"]
+    return [(figure, name) for figure in figures for name in figure.values if name in names], []
 
 
 def _numbers_of_candidates(names: Collection[str]) -> set[int]:

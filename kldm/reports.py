@@ -12,7 +12,7 @@ import attrs
 from kldm.errors import KldmError
 from kldm.judging import flat
 
-TASKS = ("csp", "dng")
+TASKS = ("csp", "dng", "stability")
 """Metrics that stand in a report even where it defines nothing."""
 
 RESERVED = ("task", "value")
@@ -26,7 +26,7 @@ class Column:
     Attributes:
         name: of the report, with the label of the samples where it has several.
         path: of the report.
-        metrics: values by metric (``csp``, ``dng``, or one of the user's) and dotted name.
+        metrics: values by metric (``csp``, ``dng``, ``stability``, or one of the user's) and dotted name.
         reference: what the samples were judged against: ``name``, ``rows``, ``whole``.
         requests: number of structures judged.
         not_built: how many of them there were not.

@@ -41,7 +41,7 @@ def dng(**changes: Any) -> dict[str, Any]:
         "reference": MP_20,
         "requests": 10000,
         "not_built": 0,
-        "dng": {"comp_valid": 0.86, "cov_recall": 0.99, "amsd_recall": 0.1234, "wdist_density": 0.4, "stable": 0.5},
+        "dng": {"comp_valid": 0.86, "cov_recall": 0.99, "amsd_recall": 0.1234, "wdist_density": 0.4},
         "definitions": {"dng": CDVAE},
         "notes": ["generated structures are all alike"],
     } | changes
@@ -168,8 +168,6 @@ def test_de_novo_figures_follow_their_definitions(tmp_path: Path) -> None:
     found = compared(tmp_path, dng())
     assert beside(found, "DiffCSP", "cdvae") == {"comp_valid": 0.8325, "cov_recall": 0.9971, "wdist_density": 0.3502}
     assert beside(found, "Crystalite", "unstated") == {"wdist_density": 0.046}
-    # a report does not say by which potential and hull its structures are stable
-    assert not any(figure.rule == "mattergen" for figure in found.published)
     text = found.text()
     assert cells(text, "comp_valid") == ["86.0 %"]
     assert cells(text, "amsd_recall") == ["0.1234"]
@@ -182,6 +180,55 @@ def test_de_novo_figures_follow_their_definitions(tmp_path: Path) -> None:
     other = compared(tmp_path / "other", dng(definitions={"dng": CDVAE | {"coverage": {"cutoffs": "perov_5"}}}))
     assert beside(other, "DiffCSP", "cdvae") == {"comp_valid": 0.8325, "wdist_density": 0.3502}
     assert len(other.reasons) == 1
+
+
+TABLE_2: dict[str, Any] = {
+    "potential": {"name": "mattersim.v1", "weights": "mattersim-v1.0.0-1M.pth"},
+    "hull": {"name": "alex_mp.json.gz", "entries": 845997, "corrections": "mp2020"},
+    "matcher": {"name": "disordered"},
+    "known": {"structures": 845997},
+}
+
+
+def stability(**definition: Any) -> dict[str, Any]:
+    values = {"n_failed": 3, "avg_e_above_hull": 0.2, "stable_100meV": 0.5, "sun_100meV": 0.2, "stable_0meV": 0.1}
+    return {
+        "reference": {"name": "alex_mp.json.gz", "rows": 845997, "whole": False},
+        "requests": 1000,
+        "not_built": 0,
+        "stability": values,
+        "definitions": {"stability": TABLE_2 | definition},
+        "notes": [],
+    }
+
+
+def test_figures_of_stability_want_their_potential_and_hull(tmp_path: Path) -> None:
+    found = compared(tmp_path, stability())
+    expected = {"avg_e_above_hull": 0.155, "stable_100meV": 0.5921, "sun_100meV": 0.1852}
+    assert beside(found, "KLDM-x0 D", "mattergen") == expected
+    text = found.text()
+    assert cells(text, "stable_100meV") == ["50.0 %"]
+    assert cells(text, "n_failed") == ["3"]
+    assert cells(text, "KLDM-x0 D")[:3] == ["0.1550 ± 0.0100", "59.2 ± 0.1 %", "18.5 ± 0.1 %"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"potential": {"name": "chgnet.v1", "model": "0.3.0"}},
+        {"hull": {"name": "mine.json", "entries": 3, "corrections": "mp2020"}},
+        {"hull": {**TABLE_2["hull"], "corrections": "none"}},
+        {"matcher": {"name": "ordered"}},
+        {"known": {"structures": 27136}},
+    ],
+)
+def test_no_figure_of_stability_beside_another_definition(tmp_path: Path, changes: dict[str, Any]) -> None:
+    found = compared(tmp_path, stability(**changes), stability())
+    assert not compared(tmp_path / "alone", stability(**changes)).published
+    (reason,) = found.reasons
+    assert reason.startswith("a: published figures of stability are by another definition (")
+    assert len(found.warnings) == 1
+    assert "differ: " in found.warnings[0]
 
 
 def test_a_data_set_without_metre(tmp_path: Path) -> None:
@@ -307,7 +354,7 @@ def test_records(figure: Figure) -> None:
         assert figure.rule in ("structural", "full", "unstated")
     else:
         assert figure.k is None
-        assert figure.rule in ("cdvae", "unstated", "mattergen")
+        assert figure.rule in (("mattergen",) if figure.task == "stability" else ("cdvae", "unstated"))
     if "comp_valid" in figure.values:
         assert (figure.states, figure.legacy) == ("smact14", True)
     if "cov_recall" in figure.values:
@@ -351,7 +398,7 @@ def test_no_value_is_recorded_twice() -> None:
             "KLDM-x0 D",
             "mp_20",
             "mattergen",
-            {"rmsd_mattergen": 0.283, "avg_e_above_hull": 0.155, "stable": 0.5921, "sun": 0.1852},
+            {"rmsd_mattergen": 0.283, "avg_e_above_hull": 0.155, "stable_100meV": 0.5921, "sun_100meV": 0.1852},
         ),
     ],
 )

@@ -76,7 +76,7 @@ def read_hull(path: Path, corrections: Scheme | None) -> Hull:
         formula, energy = _entry(record, place)
         kept = lowest.setdefault(frozenset(symbol for symbol, _ in formula), {})
         kept[formula] = min(energy, kept.get(formula, math.inf))
-        source = (record.get("parameters") or {}).get("potential")
+        source = _potential(record, place)
         sources.setdefault(json.dumps(source, sort_keys=True), source)
         if len(sources) > 1:
             remedy = "take entries of one potential, or of none"
@@ -116,7 +116,7 @@ def above_hull(
     are not; None where the reference lacks one of the elements.
 
     Args:
-        energies: eV per cell, on the hull's scale.
+        energies: eV/atom, on the hull's scale.
     """
     groups: dict[frozenset[str], list[int]] = {}
     for row, structure in enumerate(structures):
@@ -129,7 +129,7 @@ def above_hull(
     for rows, heights in zip(supported.values(), work, strict=True):
         if not isinstance(heights, Failure):
             for row, height in zip(rows, heights, strict=True):
-                found[row] = energies[row] / len(structures[row]) - height
+                found[row] = energies[row] - height
     return found
 
 
@@ -161,6 +161,15 @@ def _records(path: Path) -> Sequence[Any]:
     if not isinstance(content, list) or not content:
         raise KldmError("the file has no list of entries", place=str(path), remedy=REMEDY)
     return content
+
+
+def _potential(record: Mapping[str, Any], place: str) -> Mapping[str, Json] | None:
+    """The identity of the potential that an entry names."""
+    parameters = record.get("parameters") or {}
+    source = parameters.get("potential") if isinstance(parameters, Mapping) else parameters
+    if source is not None and not isinstance(source, Mapping):
+        raise KldmError("its parameters name no potential as `kldm relax` does", place=place, remedy=REMEDY)
+    return source
 
 
 def _entry(record: Any, place: str) -> tuple[Formula, float]:

@@ -100,10 +100,10 @@ class Stability:
         known = self._compare(made, samples)
         levels = {f"{1000 * threshold:.10g}meV": threshold for threshold in self.thresholds if hull is not None}
         return Measurement(
-            self._values(rows, hull, levels),
+            self._values(rows, hull, levels, bool(known["structures"])),
             tuple(row.public(levels) for row in rows),
             self._definition(rows, hull, known),
-            tuple(self._notes(rows, hull)),
+            tuple(self._notes(rows, hull, bool(known["structures"]))),
         )
 
     def _hull(self) -> Hull | None:
@@ -174,13 +174,16 @@ class Stability:
         there = [one for one in known if one is not None]
         structures = [one.structure for one in made]
         first = unique(structures, self.matcher, workers=self.workers)
-        unseen = novel(structures, there, self.matcher, workers=self.workers)
-        for one, is_first, is_unseen in zip(made, first, unseen, strict=True):
-            one.row.unique, one.row.novel = is_first, is_unseen
+        for one, is_first in zip(made, first, strict=True):
+            one.row.unique = is_first
+        if there:
+            unseen = novel(structures, there, self.matcher, workers=self.workers)
+            for one, is_unseen in zip(made, unseen, strict=True):
+                one.row.novel = is_unseen
         return {"names": list(self.known) or "the reference of the samples", "structures": len(there)}
 
     def _values(
-        self, rows: Sequence["_Row"], hull: Hull | None, levels: Mapping[str, float]
+        self, rows: Sequence["_Row"], hull: Hull | None, levels: Mapping[str, float], known: bool
     ) -> Mapping[str, float | None]:
         values: dict[str, float | None] = {}
         if self.potential is not None:
@@ -196,8 +199,10 @@ class Stability:
             values["median_e_above_hull"] = statistics.median(heights) if heights else None
         values |= {f"stable_{name}": _share([row.stable(level) for row in rows]) for name, level in levels.items()}
         values["unique"] = _share([bool(row.unique) for row in rows])
-        values["novel"] = _share([bool(row.novel) for row in rows])
-        values |= {f"sun_{name}": _share([row.sun(level) for row in rows]) for name, level in levels.items()}
+        values["novel"] = _share([bool(row.novel) for row in rows]) if known else None
+        values |= {
+            f"sun_{name}": _share([row.sun(level) for row in rows]) if known else None for name, level in levels.items()
+        }
         return values
 
     def _definition(self, rows: Sequence["_Row"], hull: Hull | None, known: Mapping[str, Json]) -> Mapping[str, Json]:
@@ -223,7 +228,7 @@ class Stability:
             definition["hull"] = {"name": hull.name, "entries": hull.entries, "corrections": corrections}
         return definition
 
-    def _notes(self, rows: Sequence["_Row"], hull: Hull | None) -> list[str]:
+    def _notes(self, rows: Sequence["_Row"], hull: Hull | None, known: bool) -> list[str]:
         if not rows:
             return ["There are no candidates, so nothing is defined."]
         notes = []
@@ -234,6 +239,8 @@ class Stability:
         elif hull.potential is not None:
             what = f"The hull consists of {hull.entries} structures of {hull.name}, by the same potential"
             notes.append(f"{what}; phases that it lacks would lower the shares of stable ones.")
+        if not known:
+            notes.append("There are no known structures to compare with, so that novelty is undefined.")
         if unsupported := sum(not row.supported for row in rows):
             notes.append(f"{unsupported} of {len(rows)} candidates have no energy above hull, and count as not stable.")
         if unconverged := sum(row.converged is False for row in rows):

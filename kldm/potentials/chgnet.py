@@ -47,8 +47,8 @@ class CHGNet:
         with warnings.catch_warnings(), redirect_stdout(StringIO()):  # it prints its name and device
             warnings.simplefilter("ignore")
             try:
-                from chgnet.model import CHGNet as Model
-                from chgnet.model import CHGNetCalculator
+                from chgnet.model.dynamics import CHGNetCalculator
+                from chgnet.model.model import CHGNet as Model
             except Exception as error:  # of its compiled parts, or of what it imports
                 raise unusable("chgnet", NAME, error) from error
             device = usual_device(self.device)

@@ -1,0 +1,184 @@
+"""`kldm relax`, its entries as a hull, and `kldm evaluate --task stability`: files, values and mistakes."""
+
+import csv
+import gzip
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import pytest
+
+from kldm.potentials import EMT
+from kldm.reading import read_samples
+from tests.metals import fcc, ordered
+from tests.small import RECIPES, kldm
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KLDM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Elements as a reference, and samples of which two are like each other and one has failed."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "elements.json").write_text(json.dumps([fcc("Cu", 3.6).as_dict(), fcc("Au", 4.1).as_dict()]))
+    made = [ordered("Au", "Cu", 3.75), ordered("Cu", "Au", 4.0), ordered("Cu", "Au", 3.95), fcc("Fe", 3.6), None]
+    rows = [{"target": n, "candidate": 0, "structure": one and one.as_dict()} for n, one in enumerate(made)]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hull(place: Path) -> Path:
+    done = kldm("relax", place / "elements.json", "--potential", "emt.v1", "--out", place / "elements")
+    assert done.exit_code == 0, done.output
+    assert "2 structures (0 not converged), 0 failed" in done.output
+    return place / "elements" / "entries.json.gz"
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_relaxed_folder_holds_structures_energies_and_entries(place: Path, hull: Path) -> None:
+    found = rows(hull.parent / "results.csv")
+    assert [row["formula"] for row in found] == ["Cu", "Au"]
+    assert all(float(row["energy"]) <= float(row["energy_before"]) for row in found)
+    frames: Any = ase.io.read(hull.parent / "samples.extxyz", ":")
+    assert [frame.get_potential_energy() for frame in frames] == [float(row["energy"]) for row in found]
+    entries = json.loads(gzip.decompress(hull.read_bytes()))
+    assert [entry["energy"] for entry in entries] == [float(row["energy"]) for row in found]
+    assert {json.dumps(entry["parameters"]["potential"]) for entry in entries} == {json.dumps(dict(EMT().identity))}
+    report = json.loads((hull.parent / "report.json").read_text())
+    assert (report["requests"], report["relaxed"], report["failures"]) == (2, 2, {})
+    assert report["relaxation"]["fmax"] == 0.05
+
+
+def test_entries_are_read_by_pymatgen(hull: Path) -> None:
+    from pymatgen.entries.computed_entries import ComputedStructureEntry
+
+    entries = [ComputedStructureEntry.from_dict(one) for one in json.loads(gzip.decompress(hull.read_bytes()))]
+    assert [entry.reduced_formula for entry in entries] == ["Cu", "Au"]
+    assert len(read_samples(hull)) == 2, "they serve as a reference too"
+
+
+def test_failed_structures_keep_their_numbers_and_reasons(place: Path, tmp_path: Path) -> None:
+    done = kldm("relax", place / "samples.jsonl", "--potential", "emt.v1", "--out", tmp_path / "out")
+    assert "3 structures (0 not converged), 2 failed" in done.output
+    kept = read_samples(tmp_path / "out" / "samples.jsonl")
+    assert [one.target for one in kept] == [0, 1, 2, 3, 4]
+    assert [one.reason for one in kept][3:] == ["the potential failed (NotImplementedError)", "no structure"]
+    assert len(rows(tmp_path / "out" / "results.csv")) == 5
+    again = kldm("relax", tmp_path / "out", "--potential", "emt.v1", "--limit", "2")
+    assert again.exit_code == 0
+    assert len(rows(tmp_path / "out" / "relaxed-1" / "results.csv")) == 2
+
+
+def test_samples_are_judged_by_the_hull(place: Path, hull: Path, tmp_path: Path) -> None:
+    arguments = ("--reference", place / "elements.json", "--task", "stability", "--potential", "emt.v1")
+    done = kldm("evaluate", place / "samples.jsonl", *arguments, "--hull", hull, "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "report.json").read_text())
+    values = report["stability"]
+    assert (values["unique"], values["novel"], values["n_failed"]) == (0.4, 0.6, 2)
+    assert values["stable_100meV"] == 0.6
+    assert re.search(r"^stability\.n_failed +2$", done.output, re.MULTILINE)
+    found = rows(tmp_path / "results.csv")
+    assert [row["unique"] for row in found] == ["True", "True", "False", "", ""]
+    compared = kldm("compare", tmp_path)
+    assert "published figures of stability are by another definition" in compared.output
+
+
+def test_options_with_a_dot_stand_anywhere(place: Path, tmp_path: Path) -> None:
+    arguments = ("--relaxation.max_steps", "1", "--reference", place / "elements.json", "--relaxation.fmax=0.2")
+    done = kldm(
+        *("evaluate", *arguments, "--task", "stability", "--potential", "emt.v1"),
+        *("--out", tmp_path, place / "samples.jsonl"),
+    )
+    assert done.exit_code == 0, done.output
+    definition = json.loads((tmp_path / "report.json").read_text())["definitions"]["stability"]
+    assert (definition["relaxation"]["max_steps"], definition["relaxation"]["fmax"]) == (1, 0.2)
+
+
+JUDGE = ("evaluate", "SAMPLES", "--reference", "REFERENCE")
+STABILITY = (*JUDGE, "--task", "stability", "--potential", "emt.v1")
+RELAX = ("relax", "SAMPLES", "--potential")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*RELAX, "emt"), "--potential: @potentials holds no 'emt'; did you mean 'emt.v1'?"),
+        ((*RELAX, "emt.v1", "--relaxation.fmx", "1"), "--relaxation.fmx: unknown key; did you mean 'fmax'?"),
+        ((*RELAX, "emt.v1", "--relaxation.fmax", "-3"), "--relaxation.fmax: is -3.0; give a number above 0"),
+        ((*RELAX, "emt.v1", "--potential.weights", "x"), "--potential.weights: unknown key"),
+        ((*RELAX, "emt.v1", "--model.hidden", "3"), "--model.hidden: says nothing here"),
+        ((*RELAX, "emt.v1", "--fmax", "1"), "--fmax: there is no such option"),
+        (("relax", "absent", "--potential", "emt.v1"), "reference absent: neither a file nor DATASET/SPLIT"),
+        ((*RELAX, "mattersim.v1", "--potential.weights", "absent.pth"), "mattersim.v1: "),
+        ((*JUDGE, "--task", "stability", "--hull", "HULL"), "a hull is of no use without energies"),
+        ((*JUDGE, "--hull", "HULL"), "--hull: says nothing with --task csp; leave it out, or say --task stability"),
+        ((*JUDGE, "--potential.device", "cpu"), "--potential.device: says nothing here"),
+        ((*STABILITY, "--hull", "SAMPLES"), "samples.jsonl: the file is not JSON, or it is cut short"),
+        ((*STABILITY, "--hull", "REFERENCE"), "elements.json, entry 0: is no entry with a composition"),
+        ((*STABILITY, "--hull", "absent.json"), "absent.json: cannot be read (No such file or directory)"),
+        ((*STABILITY, "--hull", "HULL", "--corrections", "mp20"), "--corrections: wants"),
+        ((*STABILITY, "--hull", "HULL", "--corrections", "mp2020"), "leave the corrections out"),
+        ((*STABILITY, "--matcher", "orderd"), "--matcher: wants"),
+        ((*STABILITY, "--relaxation.fmax", "0"), "--relaxation.fmax: is 0.0"),
+        ((*STABILITY, "--relaxation.max_steps"), "--relaxation.max_steps: has no value"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    place: Path, hull: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    paths = {"SAMPLES": place / "samples.jsonl", "REFERENCE": place / "elements.json", "HULL": hull}
+    done = kldm(*(paths.get(word, word) for word in arguments), "--out", tmp_path / "out")
+    assert done.exit_code == 1
+    assert message in done.output
+    assert len(done.output.strip().splitlines()) == 1
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_structures_that_are_there_are_kept(place: Path, hull: Path) -> None:
+    before = {file: file.read_bytes() for file in hull.parent.iterdir()}
+    done = kldm("relax", place / "samples.jsonl", "--potential", "emt.v1", "--out", hull.parent)
+    assert done.exit_code == 1
+    assert "the folder holds structures already" in done.output
+    assert {file: file.read_bytes() for file in hull.parent.iterdir()} == before
+
+
+RECIPE = """
+[recipe]
+extends = ["{recipes}/quickstart_dng.cfg"]
+
+[metrics.stability]
+@metrics = "stability.v1"
+hull = "{hull}"
+
+[metrics.stability.potential]
+@potentials = "emt.v1"
+
+[metrics.stability.relaxation]
+max_steps = 5
+"""
+
+
+def test_a_recipe_may_measure_stability(hull: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.cfg"
+    path.write_text(RECIPE.format(recipes=RECIPES, hull=hull))
+    done = kldm("check", path)
+    assert done.exit_code == 0, done.output
+    assert "largest_change = 5.0" in done.output
+    for command in ("check", "run"):
+        lost = kldm(command, path, "--metrics.stability.hull", str(tmp_path / "absent.json"))
+        assert lost.exit_code == 1
+        assert "absent.json: cannot be read" in lost.output
+    assert not (tmp_path / "runs").exists()
