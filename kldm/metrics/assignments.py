@@ -1,6 +1,5 @@
 """Which site of one crystal goes to which of another, for many bases and translations at once."""
 
-from typing import cast
 
 import attrs
 import numpy as np
@@ -147,7 +146,7 @@ class Assignments:
             pairs.append(inside.start + np.arange(size) * size + column)
             smallest.append(least)
         least = np.concatenate(smallest, axis=1)
-        feasible = cast(Bool, (least < FORBIDDEN).all(-1))
+        feasible: Bool = np.all(least < FORBIDDEN, axis=-1)
         return _Nearest(np.concatenate(pairs, axis=1), least, solved, solved.all(-1) & feasible, close, feasible)
 
     def _bound(self, basis: Int, nearest: Float, limit: Float, count: int) -> Float:

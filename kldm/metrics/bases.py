@@ -81,7 +81,8 @@ def _close(one: Float, other: Float, angle: float, tolerance: float) -> Bool:
     """[A, B] whether the angle between each two vectors is this one, degrees."""
     lengths = np.sqrt(np.sum(one**2, axis=-1)), np.sqrt(np.sum(other**2, axis=-1))
     cosine = np.inner(one, other) / lengths[0][:, None] / lengths[1]
-    return cast(Bool, np.abs(np.rad2deg(np.arccos(np.clip(cosine, -1, 1))) - angle) <= tolerance)
+    near: Bool = np.abs(np.rad2deg(np.arccos(np.clip(cosine, -1, 1))) - angle) <= tolerance
+    return near
 
 
 def _parameters(matrices: Float) -> Float:
