@@ -126,7 +126,7 @@ RELAX = ("relax", "SAMPLES", "--potential")
         ((*JUDGE, "--task", "stability", "--hull", "HULL"), "a hull is of no use without energies"),
         ((*JUDGE, "--hull", "HULL"), "--hull: says nothing with --task csp; leave it out, or say --task stability"),
         ((*JUDGE, "--potential.device", "cpu"), "--potential.device: says nothing here"),
-        ((*STABILITY, "--hull", "SAMPLES"), "samples.jsonl: the file is not JSON, or it is cut short"),
+        ((*STABILITY, "--hull", "SAMPLES"), "samples.jsonl, entry 0: is no entry with a composition"),
         ((*STABILITY, "--hull", "REFERENCE"), "elements.json, entry 0: is no entry with a composition"),
         ((*STABILITY, "--hull", "absent.json"), "absent.json: cannot be read (No such file or directory)"),
         ((*STABILITY, "--hull", "HULL", "--corrections", "mp20"), "--corrections: wants"),

@@ -1,6 +1,5 @@
 """Which site of one crystal goes to which of another, for many bases and translations at once."""
 
-
 import attrs
 import numpy as np
 import numpy.typing as npt

@@ -22,7 +22,7 @@ from kldm.distributed import world
 from kldm.errors import KldmError
 from kldm.files import atomic_write
 from kldm.metrics.pool import Failure, each
-from kldm.metrics.structure import structural_validity, structure_bytes
+from kldm.metrics.structure import structural_validity, structure_bytes, without_charges
 from kldm.metrics.voronoi import surely_found
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def structure_fingerprint(structure: "Structure") -> Vector:
     Raises:
         Exception: of any kind, where matminer has no fingerprint for one of the sites.
     """
-    structure = _without_charges(structure)
+    structure = without_charges(structure)
     featurizer = _site_featurizer(threading.get_ident())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # two for every site: no oxidation states, covalent radii
@@ -100,7 +100,7 @@ def has_structure_fingerprint(structure: "Structure") -> bool:
     Raises:
         Exception: of any kind, where the search fails for one of the sites.
     """
-    structure = _without_charges(structure)
+    structure = without_charges(structure)
     featurizer = _site_featurizer(threading.get_ident())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -192,13 +192,6 @@ def cached_fingerprints(
 def versions() -> dict[str, str]:
     """The libraries that decide a fingerprint; scipy for its Voronoi cells."""
     return {name: version(name) for name in ("pymatgen", "matminer", "scipy", "numpy")}
-
-
-def _without_charges(structure: "Structure") -> "Structure":
-    """Oxidation states decide the radii that neighbours are found by; the published sets have none."""
-    if any(getattr(site.specie, "oxi_state", None) is not None for site in structure):
-        return structure.copy().remove_oxidation_states()
-    return structure
 
 
 class _SiteFeaturizer:

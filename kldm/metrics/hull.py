@@ -3,9 +3,11 @@
 import gzip
 import json
 import math
+import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 from itertools import chain, combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,6 +27,9 @@ Scheme = Literal["none", "mp2020"]
 
 Formula = tuple[tuple[str, float], ...]
 """Symbols and fractions, sorted by symbol; fractions rounded, so that equal compositions are equal."""
+
+SPECIES = re.compile(r"([A-Z][a-z]?)(?:\d*\.?\d*[+-])?")
+"""An element, perhaps with an oxidation state."""
 
 REMEDY = "give pymatgen's ComputedEntry dicts as a JSON list, or the entries.json.gz of `kldm relax`"
 
@@ -60,7 +65,7 @@ class Hull:
 
 
 def read_hull(path: Path, corrections: Scheme | None) -> Hull:
-    """The entries of a JSON file, gzipped or not.
+    """The entries of a JSON file (a list) or of JSON lines (which need no memory for the whole), gzipped or not.
 
     Energies are ``energy`` + ``correction`` of each entry, eV per its composition. Entries of ``kldm relax`` say by
     which potential they were made; of others the user says what corrections are in them.
@@ -68,11 +73,22 @@ def read_hull(path: Path, corrections: Scheme | None) -> Hull:
     Raises:
         KldmError: the file cannot be read, or its energies do not belong together.
     """
-    records = _records(path)
+    try:
+        return _read_hull(path, corrections, path.stat().st_mtime_ns)
+    except OSError as error:
+        raise KldmError(f"cannot be read ({error.strerror or error})", place=str(path), remedy=REMEDY) from error
+    except (EOFError, zlib.error, ValueError, RecursionError) as error:
+        raise KldmError("the file is not JSON, or it is cut short", place=str(path), remedy=REMEDY) from error
+
+
+@lru_cache(maxsize=1)
+def _read_hull(path: Path, corrections: Scheme | None, _: int) -> Hull:
+    """Of a file at a time of its last change: a metric asks before training and after sampling."""
+    count = 0
     lowest: dict[frozenset[str], dict[Formula, float]] = {}
     sources: dict[str, Mapping[str, Json] | None] = {}
-    for number, record in enumerate(tqdm(records, desc=f"reading {path.name}", unit="entry", delay=2, disable=None)):
-        place = f"{path}, entry {number}"
+    for record in tqdm(_records(path), desc=f"reading {path.name}", unit="entry", delay=2, disable=None):
+        place, count = f"{path}, entry {count}", count + 1
         formula, energy = _entry(record, place)
         kept = lowest.setdefault(frozenset(symbol for symbol, _ in formula), {})
         kept[formula] = min(energy, kept.get(formula, math.inf))
@@ -81,6 +97,8 @@ def read_hull(path: Path, corrections: Scheme | None) -> Hull:
         if len(sources) > 1:
             remedy = "take entries of one potential, or of none"
             raise KldmError("its energy is of another potential than those before", place=place, remedy=remedy)
+    if not sources:
+        raise KldmError("the file has no list of entries", place=str(path), remedy=REMEDY)
     (potential,) = sources.values()
     if potential is None and corrections is None:
         remedy = "say what corrections are in its energies: none or mp2020"
@@ -88,7 +106,7 @@ def read_hull(path: Path, corrections: Scheme | None) -> Hull:
     if potential is not None and corrections not in (None, "none"):
         remedy = "leave the corrections out"
         raise KldmError("the entries are energies of a potential, without corrections", place=str(path), remedy=remedy)
-    return Hull(str(path), None if potential is not None else corrections, potential, len(records), lowest)
+    return Hull(str(path), None if potential is not None else corrections, potential, count, lowest)
 
 
 def check_scales(hull: Hull, scale: EnergyScale, identity: Mapping[str, Json]) -> None:
@@ -148,19 +166,17 @@ def _formula(amounts: Mapping[str, float]) -> Formula:
     return tuple(sorted((symbol, round(amount / total, 9)) for symbol, amount in amounts.items()))
 
 
-def _records(path: Path) -> Sequence[Any]:
-    try:
-        with path.open("rb") as file, gzip.open(file) if path.suffix == ".gz" else nullcontext(file) as text:
-            content = json.load(text)
-    except OSError as error:
-        raise KldmError(f"cannot be read ({error.strerror or error})", place=str(path), remedy=REMEDY) from error
-    except (EOFError, zlib.error, ValueError, RecursionError) as error:
-        raise KldmError("the file is not JSON, or it is cut short", place=str(path), remedy=REMEDY) from error
+def _records(path: Path) -> Iterator[Any]:
+    packed = path.suffix == ".gz"
+    with path.open("rb") as file, gzip.open(file) if packed else nullcontext(file) as lines:
+        if Path(path.name.removesuffix(".gz")).suffix == ".jsonl":
+            yield from (json.loads(line) for line in lines if line.strip())
+            return
+        content = json.load(lines)
     if isinstance(content, Mapping):
         content = content.get("entries")
-    if not isinstance(content, list) or not content:
-        raise KldmError("the file has no list of entries", place=str(path), remedy=REMEDY)
-    return content
+    if isinstance(content, list):
+        yield from content
 
 
 def _potential(record: Mapping[str, Any], place: str) -> Mapping[str, Json] | None:
@@ -177,7 +193,12 @@ def _entry(record: Any, place: str) -> tuple[Formula, float]:
     from pymatgen.core.periodic_table import Element
 
     try:
-        amounts = {str(symbol): float(amount) for symbol, amount in record["composition"].items() if amount}
+        amounts: dict[str, float] = {}
+        for name, amount in record["composition"].items():
+            if amount and (species := SPECIES.fullmatch(name)):
+                amounts[species[1]] = amounts.get(species[1], 0.0) + float(amount)
+            elif amount:
+                raise ValueError
         energy = (float(record["energy"]) + float(record.get("correction") or 0.0)) / sum(amounts.values())
         if not math.isfinite(energy) or min(amounts.values()) <= 0 or not all(map(Element.is_valid_symbol, amounts)):
             raise ValueError

@@ -145,6 +145,8 @@ def _relax(structure: "Structure", *, potential: Potential, settings: Relaxation
     from pymatgen.core.lattice import Lattice
     from pymatgen.core.structure import Structure
 
+    if not structure.is_ordered:
+        return Relaxed(None, reason="it is disordered")
     numbers = [site.specie.Z for site in structure]
     cell = structure.lattice.matrix
     atoms: Any = ase.Atoms(numbers, scaled_positions=structure.frac_coords, cell=cell, pbc=True)
@@ -164,7 +166,7 @@ def _relax(structure: "Structure", *, potential: Potential, settings: Relaxation
     change = atoms.cell.volume / structure.lattice.volume
     if not 1 / settings.largest_change <= change <= settings.largest_change:
         return Relaxed(None, before=before, reason=f"the volume changed more than {settings.largest_change:g}-fold")
-    result = Structure(Lattice(matrix), [site.specie for site in structure], positions)
+    result = Structure(Lattice(matrix), numbers, positions)
     return Relaxed(result, energy, before, int(optimizer.nsteps), converged)
 
 

@@ -17,7 +17,7 @@ from kldm.metrics.hull import Hull, Scheme, above_hull, check_scales, read_hull
 from kldm.metrics.pool import Failure, each
 from kldm.metrics.relaxation import TIME_LIMIT, Relaxation, relaxed, versions
 from kldm.metrics.similarity import ELECTRONEGATIVITIES, RADII, TOLERANCES, Matcher, novel, unique
-from kldm.metrics.structure import structural_validity
+from kldm.metrics.structure import structural_validity, without_charges
 from kldm.metrics.validity import formula
 from kldm.registry import metric
 
@@ -171,8 +171,8 @@ class Stability:
         known = list(samples.reference)
         if self.known:
             known = [one for name in self.known for one in read_reference(name).structures]
-        there = [one for one in known if one is not None]
-        structures = [one.structure for one in made]
+        there = [without_charges(one) for one in known if one is not None]
+        structures = [without_charges(one.structure) for one in made]
         first = unique(structures, self.matcher, workers=self.workers)
         for one, is_first in zip(made, first, strict=True):
             one.row.unique = is_first

@@ -28,7 +28,7 @@ class CHGNet:
     Args:
         model: version of its weights; all come with the package. ``r2scan`` was trained on another functional, so
             that its energies are comparable with its own alone.
-        device: cpu, cuda ...; by default the first GPU where there is one.
+        device: cpu, cuda ...; by default a GPU where there is one.
     """
 
     model: Literal["0.3.0", "0.2.0", "r2scan"] = "0.3.0"

@@ -32,7 +32,7 @@ class MatterSim:
     Args:
         weights: a file such as mattersim-v1.0.0-1M.pth; by default where MatterSim keeps that one. Nothing is
             downloaded, and nothing in the file is executed.
-        device: cpu, cuda ...; by default the first GPU where there is one.
+        device: cpu, cuda ...; by default a GPU where there is one.
     """
 
     weights: Path | None = None

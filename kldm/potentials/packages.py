@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from kldm.distributed import world
 from kldm.errors import KldmError
 
 
@@ -30,5 +31,7 @@ def unusable(package: str, potential: str, error: Exception) -> KldmError:
 
 
 def usual_device(device: str | None) -> str:
-    """The device asked for, or the first GPU where there is one."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """The device asked for; else a GPU where there is one, each process of a run its own."""
+    if device is None and torch.cuda.is_available():
+        return f"cuda:{world().rank % torch.cuda.device_count()}"
+    return device or "cpu"

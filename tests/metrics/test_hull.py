@@ -114,6 +114,29 @@ def test_compressed_and_wrapped_files(tmp_path: Path) -> None:
     assert read_hull(path, "none").lowest == hull(tmp_path, BINARY).lowest
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_lines_of_entries(tmp_path: Path, suffix: str) -> None:
+    lines = "\n".join(json.dumps(ComputedEntry(formula, energy).as_dict()) for formula, energy in BINARY) + "\n\n"
+    path = tmp_path / f"entries{suffix}"
+    path.write_bytes(gzip.compress(lines.encode()) if suffix.endswith("gz") else lines.encode())
+    made = read_hull(path, "none")
+    assert (made.lowest, made.entries) == (hull(tmp_path, BINARY).lowest, 6)
+
+
+def test_oxidation_states_of_entries_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "entries.json"
+    path.write_text(json.dumps([{"composition": {"Fe2+": 1.0, "Fe3+": 2.0, "O2-": 4.0}, "energy": -7.0}]))
+    (formula,) = read_hull(path, "none").lowest[frozenset(("Fe", "O"))]
+    assert dict(formula) == pytest.approx({"Fe": 3 / 7, "O": 4 / 7})
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    path = written(tmp_path / "entries.json", [("Na", -1.0)])
+    assert read_hull(path, "none") is read_hull(path, "none")
+    written(path, [("Na", -2.0), ("K", -1.0)])
+    assert read_hull(path, "none").entries == 2
+
+
 def test_energies_of_a_potential_are_compared_with_its_own_alone(tmp_path: Path) -> None:
     own = {"potential": dict(EMT().identity)}
     made = read_hull(written(tmp_path / "e.json", BINARY, parameters=own), None)

@@ -153,6 +153,19 @@ def test_failures_have_reasons_and_touch_no_other() -> None:
     assert [one.structure is None for one in found] == [True, True, False, True]
 
 
+def test_disordered_sites_have_no_energy() -> None:
+    alloy = fcc("Cu", 3.7)
+    alloy.replace_species({"Cu": {"Cu": 0.5, "Au": 0.5}})
+    assert relaxed([alloy], EMT(), Relaxation())[0].reason == "it is disordered"
+
+
+def test_oxidation_states_are_dropped() -> None:
+    charged = fcc("Cu", 3.7).add_oxidation_state_by_element({"Cu": 1})
+    (one,) = relaxed([charged], EMT(), Relaxation(max_steps=1))
+    assert one.structure is not None
+    assert [str(site.specie) for site in one.structure] == ["Cu"]
+
+
 @pytest.mark.parametrize(
     ("toy", "reason"),
     [

@@ -146,6 +146,13 @@ def test_without_a_potential_nothing_is_relaxed() -> None:
     assert [row["energy"] for row in found.rows] == [None] * 7
 
 
+def test_oxidation_states_make_no_new_material() -> None:
+    plain, charged = ordered("O", "Cu", 3.8), ordered("O", "Cu", 3.8)
+    charged.add_oxidation_state_by_element({"O": -2, "Cu": 1})
+    found = Stability().measure(samples([charged, plain], [plain]))
+    assert found.values == {"unique": 0.5, "novel": 0.0}
+
+
 def test_known_structures_are_read_from_files(tmp_path: Path) -> None:
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
     for path, one in zip(paths, (ordered("Cu", "Au", 4.0), fcc("Fe", 3.5)), strict=True):
