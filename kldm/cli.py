@@ -280,8 +280,8 @@ def relax(
       kldm relax mp_20/train --potential chgnet.v1 --relaxation.max_steps 0 --workers 8
 
     Options with a dot are those of the potential and of the relaxation. The folder gets the relaxed structures
-    (samples.jsonl, samples.extxyz, structures.zip), results.csv, report.json, and entries.json.gz, which is a convex
-    hull for `kldm evaluate --task stability --hull`. Interrupted work goes on where it was.
+    (samples.jsonl, samples.extxyz, structures.zip), relaxation.csv, relaxation.json, and entries.json.gz, a convex hull
+    for `kldm evaluate --task stability --hull`. Interrupted work goes on where it was.
     """
     from kldm import runs
     from kldm.relaxing import relax_file, relaxing_with

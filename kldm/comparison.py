@@ -25,13 +25,15 @@ DEFINING = {
         "numbers drawn for property distances": ("draw",),
     },
     "stability": {
-        "potentials": ("potential.name", "potential.weights", "potential.model"),
-        "hulls": ("hull.name", "hull.entries", "hull.corrections"),
+        "potentials": ("potential.",),
+        "relaxations": ("relaxation.",),
+        "hulls": ("hull.sha256", "hull.entries", "hull.corrections"),
         "matchers": ("matcher.name",),
-        "known structures": ("known.structures",),
+        "known structures": ("known.",),
     },
 }
-"""By task: what must be equal for values to be comparable, and the keys of the definition that say it."""
+"""By task: what must be equal for values to be comparable, and the keys of the definition that say it; one that ends
+with a dot stands for all keys below it."""
 
 RULES = {
     "structural": "rule: structural",
@@ -151,7 +153,11 @@ def _differing(what: str, columns: Sequence[Column], of: Callable[[Column], str]
 def _stated(metric: str, keys: Sequence[str]) -> Callable[[Column], str]:
     def text(column: Column) -> str:
         definition = column.definitions.get(metric, {})
-        return ", ".join(f"{key} {_plain(definition[key]) if key in definition else 'not stated'}" for key in keys)
+        named: list[str] = []
+        for key in keys:
+            below = sorted(name for name in definition if key.endswith(".") and name.startswith(key))
+            named += below or [key.removesuffix(".")]
+        return ", ".join(f"{key} {_plain(definition[key]) if key in definition else 'not stated'}" for key in named)
 
     return text
 

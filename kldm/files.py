@@ -1,5 +1,6 @@
 """Files that are either the old one or the whole new one, never half of it."""
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -7,6 +8,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kldm.errors import KldmError
+
+
+def digest(path: Path) -> str:
+    """sha256 of the bytes of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

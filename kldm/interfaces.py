@@ -360,6 +360,11 @@ class Potential(Protocol):
     def __hash__(self) -> int: ...
 
     @property
+    def label(self) -> str:
+        """What a reader calls it, such as the file of its weights."""
+        ...
+
+    @property
     def scale(self) -> EnergyScale: ...
 
     @property

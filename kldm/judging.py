@@ -59,7 +59,8 @@ def flat(tree: Mapping[str, Any], place: str = "") -> dict[str, float | None]:
 
 def number(name: str, value: float) -> str:
     """A value as text: a count (``n_failed``) without decimals, any other with four."""
-    return f"{value:.0f}" if name.rpartition(".")[2].startswith("n_") else f"{value:.4f}"
+    count = name.rpartition(".")[2].startswith("n_") and value == int(value)
+    return f"{value:.0f}" if count else f"{value:.4f}"
 
 
 def write_rows(

@@ -15,6 +15,7 @@ from kldm.errors import KldmError
 from kldm.experiment import load_components
 from kldm.files import atomic_write
 from kldm.interfaces import Candidate, Potential
+from kldm.metrics.pool import check_work
 from kldm.metrics.relaxation import TIME_LIMIT, Relaxation, Relaxed, relaxed, versions
 from kldm.metrics.structure import structural_validity
 from kldm.reading import read_file, read_reference, record_of
@@ -55,7 +56,7 @@ def of_options(name: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {"potential": {"@potentials": name}} if name else {}
     for key, value in options.items():
         section, _, rest = key.partition(".")
-        if section not in ("potential", "relaxation") or (section == "potential" and not name):
+        if section not in ("potential", "relaxation") or not name:
             remedy = "options with a dot are those of --potential NAME and of the relaxation: --relaxation.fmax 0.05"
             raise KldmError("says nothing here", place=f"--{key}", remedy=remedy)
         tree.setdefault(section, {})[rest] = value
@@ -75,10 +76,10 @@ def relax_file(
 
     - ``samples.jsonl``, ``samples.extxyz``, ``structures.zip``: the relaxed structures (``write_samples``), numbered as
       those that were given; the second with ``energy`` in eV;
-    - ``results.csv``: energies, steps and reasons, a row for each;
+    - ``relaxation.csv``: energies, steps and reasons, a row for each;
     - ``entries.json.gz``: pymatgen's computed entries with their structures, the hull of a ``stability.v1`` with the
       same potential;
-    - ``report.json``.
+    - ``relaxation.json``: the potential, counts, failures by reason, versions. An evaluation may write beside it.
 
     Args:
         source: a file in any format of ``kldm.reading``, a folder of samples, or ``DATASET/SPLIT``.
@@ -88,6 +89,7 @@ def relax_file(
         KldmError: the structures cannot be read, the potential cannot be used, or a file cannot be written.
     """
     started = time.monotonic()
+    check_work(workers, time_limit, "kldm relax")
     if (out / "samples.jsonl").exists():
         raise KldmError("the folder holds structures already", place=str(out), remedy="choose another --out")
     given, names = _given(source)
@@ -104,7 +106,7 @@ def relax_file(
     report: dict[str, Any] = {
         "kldm": __version__,
         "source": source,
-        "potential": by.potential.identity,
+        "potential": {"label": by.potential.label, **by.potential.identity},
         "relaxation": attrs.asdict(by.relaxation),
         "requests": len(made),
         "relaxed": sum(one.structure is not None for one in done),
@@ -114,11 +116,10 @@ def relax_file(
         "seconds": round(time.monotonic() - started, 1),
     }
     if world().is_writer:
-        energies = {(one.target, one.candidate): row["energy"] for one, row in zip(made, rows, strict=True)}
-        write_samples(out, made, names, energies)
-        write_table(out / "results.csv", rows)
+        write_samples(out, made, names, [row["energy"] for row in rows])
+        write_table(out / "relaxation.csv", rows)
         _write_entries(out / "entries.json.gz", made, done, by, names)
-        write_json(out / "report.json", report)
+        write_json(out / "relaxation.json", report)
     return report
 
 

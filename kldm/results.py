@@ -24,7 +24,7 @@ def write_samples(
     folder: Path,
     candidates: Sequence[Candidate],
     names: Mapping[int, str] = {},
-    energies: Mapping[tuple[int, int], float] = {},
+    energies: Sequence[float | None] | None = None,
 ) -> None:
     """Write all candidates to ``folder``, each file whole or not at all.
 
@@ -39,7 +39,7 @@ def write_samples(
 
     Args:
         names: of targets, such as their material ids.
-        energies: eV, by target and candidate, for the second file.
+        energies: eV, of each candidate, for the second file.
 
     Raises:
         KldmError: a file cannot be written.
@@ -47,9 +47,14 @@ def write_samples(
     with atomic_write(folder / "samples.jsonl") as path, path.open("w", encoding="utf-8") as file:
         for candidate in candidates:
             file.write(json.dumps(_row(candidate)) + "\n")
-    finite = [(c, c.structure) for c in candidates if c.structure is not None and _finite(c.structure)]
-    _write_extxyz(folder / "samples.extxyz", finite, names, energies)
-    _write_zip(folder / "structures.zip", finite)
+    of_each = [None] * len(candidates) if energies is None else energies
+    finite = [
+        (candidate, candidate.structure, energy)
+        for candidate, energy in zip(candidates, of_each, strict=True)
+        if candidate.structure is not None and _finite(candidate.structure)
+    ]
+    _write_extxyz(folder / "samples.extxyz", finite, names)
+    _write_zip(folder / "structures.zip", [(candidate, structure) for candidate, structure, _ in finite])
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -109,23 +114,22 @@ def _finite(structure: "Structure") -> bool:
 
 def _write_extxyz(
     path: Path,
-    structures: Iterable[tuple[Candidate, "Structure"]],
+    structures: Iterable[tuple[Candidate, "Structure", float | None]],
     names: Mapping[int, str],
-    energies: Mapping[tuple[int, int], float],
 ) -> None:
     import ase
     from ase.calculators.singlepoint import SinglePointCalculator
     from ase.io import write
 
     frames = []
-    for candidate, structure in structures:
+    for candidate, structure, energy in structures:
         info = {"target": candidate.target, "candidate": candidate.candidate, "formula": _formula(structure)}
         if candidate.target in names:
             info["name"] = names[candidate.target]
         numbers = [site.specie.Z for site in structure]
         cell = structure.lattice.matrix
         atoms: Any = ase.Atoms(numbers, scaled_positions=structure.frac_coords, cell=cell, pbc=True, info=info)
-        if (energy := energies.get((candidate.target, candidate.candidate))) is not None:
+        if energy is not None:
             atoms.calc = SinglePointCalculator(atoms, energy=energy)  # type: ignore[no-untyped-call]
         frames.append(atoms)
     with atomic_write(path) as temporary:

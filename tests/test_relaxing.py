@@ -42,13 +42,13 @@ def hull(place: Path) -> Path:
     return place / "elements" / "entries.json.gz"
 
 
-def rows(path: Path) -> list[dict[str, str]]:
+def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def test_a_relaxed_folder_holds_structures_energies_and_entries(place: Path, hull: Path) -> None:
-    found = rows(hull.parent / "results.csv")
+    found = rows_of(hull.parent / "relaxation.csv")
     assert [row["formula"] for row in found] == ["Cu", "Au"]
     assert all(float(row["energy"]) <= float(row["energy_before"]) for row in found)
     frames: Any = ase.io.read(hull.parent / "samples.extxyz", ":")
@@ -56,7 +56,7 @@ def test_a_relaxed_folder_holds_structures_energies_and_entries(place: Path, hul
     entries = json.loads(gzip.decompress(hull.read_bytes()))
     assert [entry["energy"] for entry in entries] == [float(row["energy"]) for row in found]
     assert {json.dumps(entry["parameters"]["potential"]) for entry in entries} == {json.dumps(dict(EMT().identity))}
-    report = json.loads((hull.parent / "report.json").read_text())
+    report = json.loads((hull.parent / "relaxation.json").read_text())
     assert (report["requests"], report["relaxed"], report["failures"]) == (2, 2, {})
     assert report["relaxation"]["fmax"] == 0.05
 
@@ -75,10 +75,10 @@ def test_failed_structures_keep_their_numbers_and_reasons(place: Path, tmp_path:
     kept = read_samples(tmp_path / "out" / "samples.jsonl")
     assert [one.target for one in kept] == [0, 1, 2, 3, 4]
     assert [one.reason for one in kept][3:] == ["the potential failed (NotImplementedError)", "no structure"]
-    assert len(rows(tmp_path / "out" / "results.csv")) == 5
+    assert len(rows_of(tmp_path / "out" / "relaxation.csv")) == 5
     again = kldm("relax", tmp_path / "out", "--potential", "emt.v1", "--limit", "2")
     assert again.exit_code == 0
-    assert len(rows(tmp_path / "out" / "relaxed-1" / "results.csv")) == 2
+    assert len(rows_of(tmp_path / "out" / "relaxed-1" / "relaxation.csv")) == 2
 
 
 def test_samples_are_judged_by_the_hull(place: Path, hull: Path, tmp_path: Path) -> None:
@@ -90,10 +90,27 @@ def test_samples_are_judged_by_the_hull(place: Path, hull: Path, tmp_path: Path)
     assert (values["unique"], values["novel"], values["n_failed"]) == (0.4, 0.6, 2)
     assert values["stable_100meV"] == 0.6
     assert re.search(r"^stability\.n_failed +2$", done.output, re.MULTILINE)
-    found = rows(tmp_path / "results.csv")
+    found = rows_of(tmp_path / "results.csv")
     assert [row["unique"] for row in found] == ["True", "True", "False", "", ""]
     compared = kldm("compare", tmp_path)
     assert "published figures of stability are by another definition" in compared.output
+
+
+def test_an_evaluation_beside_a_relaxation_leaves_it_alone(place: Path, hull: Path) -> None:
+    before = {file: file.read_bytes() for file in hull.parent.iterdir()}
+    done = kldm("evaluate", hull.parent, "--reference", place / "elements.json", "--task", "stability")
+    assert done.exit_code == 0, done.output
+    assert (hull.parent / "report.json").is_file()
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_two_samples_of_one_number_keep_their_energies(tmp_path: Path) -> None:
+    rows = [{"target": 0, "candidate": 0, "structure": fcc(*one).as_dict()} for one in (("Cu", 3.6), ("Au", 4.1))]
+    (tmp_path / "twice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert kldm("relax", tmp_path / "twice.jsonl", "--potential", "emt.v1", "--out", tmp_path / "out").exit_code == 0
+    frames: Any = ase.io.read(tmp_path / "out" / "samples.extxyz", ":")
+    table = rows_of(tmp_path / "out" / "relaxation.csv")
+    assert [frame.get_potential_energy() for frame in frames] == [float(row["energy"]) for row in table]
 
 
 def test_options_with_a_dot_stand_anywhere(place: Path, tmp_path: Path) -> None:
@@ -120,6 +137,10 @@ RELAX = ("relax", "SAMPLES", "--potential")
         ((*RELAX, "emt.v1", "--relaxation.fmax", "-3"), "--relaxation.fmax: is -3.0; give a number above 0"),
         ((*RELAX, "emt.v1", "--potential.weights", "x"), "--potential.weights: unknown key"),
         ((*RELAX, "emt.v1", "--model.hidden", "3"), "--model.hidden: says nothing here"),
+        ((*RELAX, "emt.v1", "--workers", "0"), "kldm relax: workers is 0; give a number of processes"),
+        ((*RELAX, "emt.v1", "--time-limit", "nan"), "kldm relax: time_limit is nan; give a positive number"),
+        ((*RELAX, "emt.v1", "--time-limit", "1e300"), "kldm relax: time_limit is 1e+300"),
+        ((*JUDGE, "--task", "stability", "--relaxation.fmax", "1"), "--relaxation.fmax: says nothing here"),
         ((*RELAX, "emt.v1", "--fmax", "1"), "--fmax: there is no such option"),
         (("relax", "absent", "--potential", "emt.v1"), "reference absent: neither a file nor DATASET/SPLIT"),
         ((*RELAX, "mattersim.v1", "--potential.weights", "absent.pth"), "mattersim.v1: "),

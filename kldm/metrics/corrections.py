@@ -23,10 +23,10 @@ def mp2020(structure: "Structure") -> float:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on oxidation states that are guessed
-        incar = MPRelaxSet(structure).incar
-        symbols = list(dict.fromkeys(site.specie.symbol for site in structure))
-        plus_u = bool(incar.get("LDAU"))
-        values = dict(zip(symbols, incar.get("LDAUU", []), strict=False)) if plus_u else {}
+        inputs = MPRelaxSet(structure)
+        plus_u = bool(inputs.incar.get("LDAU"))
+        # in the order of its own POSCAR, not of the structure
+        values = dict(zip(inputs.poscar.site_symbols, inputs.incar["LDAUU"], strict=True)) if plus_u else {}
         parameters = {"run_type": "GGA+U" if plus_u else "GGA", "is_hubbard": plus_u, "hubbards": values}
         entry = ComputedStructureEntry(structure, 0.0, parameters=parameters)
         if _scheme().process_entry(entry, inplace=True) is None:

@@ -1,6 +1,5 @@
 """De-novo generation: validity, coverage and property distances of CDVAE's procedure, in one metric."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,7 +14,7 @@ from kldm.metrics.composition import States, check_states, compositional_rule
 from kldm.metrics.coverage import CUTOFFS, Coverage, Dataset, coverage
 from kldm.metrics.distributions import drawn, property_distances
 from kldm.metrics.fingerprints import TIME_LIMIT, Fingerprint, cached_fingerprints, fingerprints, versions
-from kldm.metrics.pool import Failure, each
+from kldm.metrics.pool import Failure, check_work, each
 from kldm.metrics.structure import structural_rule
 from kldm.metrics.validity import composition_fault, formula, structure_fault
 from kldm.registry import metric
@@ -74,11 +73,7 @@ class DeNovo:
             raise KldmError(f"draw is {self.draw}", place=PLACE, remedy="give a positive number, or leave it out")
         if self.seed < 0:
             raise KldmError(f"seed is {self.seed}", place=PLACE, remedy="give a whole number from 0")
-        if self.workers < 1 and self.workers != -1:
-            remedy = "give a number of processes, or -1 for all cores"
-            raise KldmError(f"workers is {self.workers}", place=PLACE, remedy=remedy)
-        if not (self.time_limit > 0 and math.isfinite(self.time_limit)):
-            raise KldmError(f"time_limit is {self.time_limit}", place=PLACE, remedy="give a positive number of seconds")
+        check_work(self.workers, self.time_limit, PLACE)
 
     def measure(self, samples: Samples) -> Measurement:
         """The values; one row per candidate with target, candidate, formula, struct_valid, comp_valid, fingerprint and

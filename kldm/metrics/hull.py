@@ -5,17 +5,19 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
-from itertools import chain, combinations
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
+import numpy as np
 from tqdm import tqdm
 
 from kldm.errors import KldmError
+from kldm.files import digest
 from kldm.interfaces import EnergyScale, Json
 from kldm.metrics.pool import Failure, each
 
@@ -31,7 +33,10 @@ Formula = tuple[tuple[str, float], ...]
 SPECIES = re.compile(r"([A-Z][a-z]?)(?:\d*\.?\d*[+-])?")
 """An element, perhaps with an oxidation state."""
 
-REMEDY = "give pymatgen's ComputedEntry dicts as a JSON list, or the entries.json.gz of `kldm relax`"
+LEAST = 1e-6
+"""Smallest share of an element in an entry: fewer are no composition of a cell."""
+
+REMEDY = "give pymatgen's ComputedEntry dicts, as a JSON list or a line each, or the entries.json.gz of `kldm relax`"
 
 
 @attrs.frozen(eq=False)
@@ -40,6 +45,7 @@ class Hull:
 
     Attributes:
         name: the file.
+        sha256: of its bytes.
         scheme: corrections in the energies; None where they are of ``potential``.
         potential: identity of the potential whose energies they are; None for those of density functional theory.
         entries: how many there were.
@@ -47,6 +53,7 @@ class Hull:
     """
 
     name: str
+    sha256: str
     scheme: Scheme | None
     potential: Mapping[str, Json] | None
     entries: int
@@ -54,10 +61,12 @@ class Hull:
 
     def phases(self, elements: frozenset[str]) -> dict[Formula, float]:
         """All that compete with a composition of these elements."""
-        subsets = chain.from_iterable(combinations(sorted(elements), size) for size in range(1, len(elements) + 1))
-        return {
-            formula: energy for subset in subsets for formula, energy in self.lowest.get(frozenset(subset), {}).items()
-        }
+        subsets: Iterable[frozenset[str]] = self.lowest
+        if 2 ** len(elements) < len(self.lowest):
+            sizes = range(1, len(elements) + 1)
+            subsets = (frozenset(some) for size in sizes for some in combinations(sorted(elements), size))
+        groups = (self.lowest.get(subset, {}) for subset in subsets if subset <= elements)
+        return {formula: energy for group in groups for formula, energy in group.items()}
 
     def lacks(self, elements: frozenset[str]) -> frozenset[str]:
         """Those without an elemental phase: compositions with them have no energy above hull."""
@@ -106,7 +115,7 @@ def _read_hull(path: Path, corrections: Scheme | None, _: int) -> Hull:
     if potential is not None and corrections not in (None, "none"):
         remedy = "leave the corrections out"
         raise KldmError("the entries are energies of a potential, without corrections", place=str(path), remedy=remedy)
-    return Hull(str(path), None if potential is not None else corrections, potential, count, lowest)
+    return Hull(str(path), digest(path), None if potential is not None else corrections, potential, count, lowest)
 
 
 def check_scales(hull: Hull, scale: EnergyScale, identity: Mapping[str, Json]) -> None:
@@ -116,8 +125,8 @@ def check_scales(hull: Hull, scale: EnergyScale, identity: Mapping[str, Json]) -
         KldmError: they are of another potential, or corrected in another way.
     """
     if hull.potential is not None:
-        if dict(hull.potential) != dict(identity):
-            theirs, ours = (json.dumps(one, sort_keys=True) for one in (hull.potential, identity))
+        theirs, ours = (json.dumps(one, sort_keys=True) for one in (hull.potential, identity))
+        if theirs != ours:
             remedy = "relax the reference with the same potential"
             raise KldmError(f"its energies are of {theirs}, not of {ours}", place=hull.name, remedy=remedy)
         return
@@ -128,37 +137,53 @@ def check_scales(hull: Hull, scale: EnergyScale, identity: Mapping[str, Json]) -
 
 
 def above_hull(
-    structures: "Sequence[Structure]", energies: Sequence[float], hull: Hull, *, workers: int = 1
+    structures: "Sequence[Structure]",
+    energies: Sequence[float],
+    hull: Hull,
+    *,
+    workers: int = 1,
+    time_limit: float | None = None,
 ) -> list[float | None]:
     """E - E_hull in eV/atom for each structure: negative below the hull of the reference, whose parts the structures
-    are not; None where the reference lacks one of the elements.
+    are not; None where the reference lacks one of the elements, or no answer is found.
+
+        E_hull(x) = min_w sum_i w_i E_i   over mixtures w >= 0 of the phases i with sum_i w_i x_i = x
 
     Args:
         energies: eV/atom, on the hull's scale.
+        time_limit: seconds for the structures of one chemical system.
     """
     groups: dict[frozenset[str], list[int]] = {}
-    for row, structure in enumerate(structures):
-        groups.setdefault(frozenset(structure.composition.get_el_amt_dict()), []).append(row)
+    compositions = [structure.composition.get_el_amt_dict() for structure in structures]
+    for row, composition in enumerate(compositions):
+        if not hull.lacks(frozenset(composition)):
+            groups.setdefault(frozenset(composition), []).append(row)
+    items = [(hull.phases(elements), [_formula(compositions[n]) for n in rows]) for elements, rows in groups.items()]
+    work = each(_heights, items, workers=workers, time_limit=time_limit, description="convex hulls", unit="system")
     found: list[float | None] = [None] * len(structures)
-    supported = {elements: rows for elements, rows in groups.items() if not hull.lacks(elements)}
-    compositions = [_formula(structure.composition.get_el_amt_dict()) for structure in structures]
-    items = [(hull.phases(elements), [compositions[row] for row in rows]) for elements, rows in supported.items()]
-    work = each(_heights, items, workers=workers, description="convex hulls", unit="system")
-    for rows, heights in zip(supported.values(), work, strict=True):
-        if not isinstance(heights, Failure):
-            for row, height in zip(rows, heights, strict=True):
-                found[row] = energies[row] - height
+    for rows, heights in zip(groups.values(), work, strict=True):
+        for row, height in zip(rows, [None] * len(rows) if isinstance(heights, Failure) else heights, strict=True):
+            found[row] = None if height is None else energies[row] - height
     return found
 
 
-def _heights(item: tuple[Mapping[Formula, float], Sequence[Formula]]) -> list[float]:
-    """Energies of the hull at compositions, eV/atom."""
-    from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
-    from pymatgen.core.composition import Composition
+def _heights(item: tuple[Mapping[Formula, float], Sequence[Formula]]) -> list[float | None]:
+    """Energies of the hull at compositions, eV/atom. A linear program: the hull itself, in as many dimensions as there
+    are elements, is beyond reach from ten on."""
+    from scipy.optimize import linprog
 
     phases, wanted = item
-    diagram = PhaseDiagram([PDEntry(Composition(dict(formula)), energy) for formula, energy in phases.items()])
-    return [float(diagram.get_hull_energy_per_atom(Composition(dict(formula)))) for formula in wanted]
+    place = {symbol: row for row, symbol in enumerate(sorted({symbol for formula in wanted for symbol, _ in formula}))}
+    shares = np.zeros((len(place), len(phases)))
+    for column, formula in enumerate(phases):
+        for symbol, share in formula:
+            shares[place[symbol], column] = share
+    heights: list[float | None] = []
+    for formula in wanted:
+        at = np.array([dict(formula).get(symbol, 0.0) for symbol in place])
+        best = linprog(list(phases.values()), A_eq=shares, b_eq=at, method="highs-ds")
+        heights.append(float(best.fun) if best.status == 0 else None)
+    return heights
 
 
 def _formula(amounts: Mapping[str, float]) -> Formula:
@@ -196,13 +221,15 @@ def _entry(record: Any, place: str) -> tuple[Formula, float]:
         amounts: dict[str, float] = {}
         for name, amount in record["composition"].items():
             if amount and (species := SPECIES.fullmatch(name)):
-                amounts[species[1]] = amounts.get(species[1], 0.0) + float(amount)
+                symbol = {"D": "H", "T": "H"}.get(species[1], species[1])
+                amounts[symbol] = amounts.get(symbol, 0.0) + float(amount)
             elif amount:
                 raise ValueError
         energy = (float(record["energy"]) + float(record.get("correction") or 0.0)) / sum(amounts.values())
-        if not math.isfinite(energy) or min(amounts.values()) <= 0 or not all(map(Element.is_valid_symbol, amounts)):
+        least, total = min(amounts.values()), sum(amounts.values())
+        if not (math.isfinite(energy) and least / total > LEAST and total > 0) or not all(map(Element.is_valid_symbol, amounts)):
             raise ValueError
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         problem = "is no entry with a composition and a finite energy"
         raise KldmError(problem, place=place, remedy=REMEDY) from error
     return _formula(amounts), energy

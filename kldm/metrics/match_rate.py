@@ -16,6 +16,7 @@ from kldm.metrics.full_rule import Fingerprinted, composition_valid, fingerprint
 from kldm.metrics.matcher import Matcher
 from kldm.metrics.metre import Everywhere, everywhere, repeated
 from kldm.metrics.pairs import Examined, examine, match
+from kldm.metrics.pool import check_work
 from kldm.metrics.structure import structural_rule, structural_validity
 from kldm.metrics.validity import composition_of, formula
 from kldm.registry import metric
@@ -92,13 +93,11 @@ class MatchRate:
     time_limit: float | None = 60.0
 
     def __attrs_post_init__(self) -> None:
-        limits = {name: getattr(self, name) for name in ("ltol", "stol", "angle_tol", "longest_edge", "time_limit")}
+        check_work(self.workers, self.time_limit, "match_rate.v1")
+        limits = {name: getattr(self, name) for name in ("ltol", "stol", "angle_tol", "longest_edge")}
         for name, limit in limits.items():
             if limit is not None and not (limit > 0 and math.isfinite(limit)):
                 raise KldmError(f"{name} is {limit}", place="match_rate.v1", remedy="give a positive number")
-        if self.workers < 1 and self.workers != -1:
-            remedy = "give a number of processes, or -1 for all cores"
-            raise KldmError(f"workers is {self.workers}", place="match_rate.v1", remedy=remedy)
         if not self.rules or set(self.rules) - set(get_args(Rule)) or len(set(self.rules)) < len(self.rules):
             remedy = 'give "structural", "full" or both'
             raise KldmError(f"rules is {list(self.rules)}", place="match_rate.v1", remedy=remedy)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import attrs
 
 from kldm.distributed import World, alone, world
+from kldm.errors import KldmError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,6 +26,16 @@ class Failure:
     """An item without a result, and why: the time limit or the type of an exception, so that reasons can be counted."""
 
     reason: str
+
+
+def check_work(workers: int, time_limit: float | None, place: str) -> None:
+    """Raises ``KldmError`` for numbers that ``each`` can do nothing with."""
+    if workers < 1 and workers != -1:
+        remedy = "give a number of processes, or -1 for all cores"
+        raise KldmError(f"workers is {workers}", place=place, remedy=remedy)
+    if time_limit is not None and not 0 < time_limit <= threading.TIMEOUT_MAX:
+        remedy = "give a positive number of seconds"
+        raise KldmError(f"time_limit is {time_limit}", place=place, remedy=remedy)
 
 
 def each(

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -102,13 +102,13 @@ def relaxed(
     Raises:
         KldmError: the potential cannot be used.
     """
-    _calculator(potential)  # one sentence now, rather than a failure of every structure
     kept = _Kept.of(potential, settings)
-    keys = ["" if one is None else hashlib.sha256(structure_bytes(one)).hexdigest() for one in structures]
-    known = world().gather(kept.read(set(keys)))[0]
+    calculator_of(potential)  # one sentence now, rather than a failure of every structure
+    keys = ["" if one is None else _key(one) for one in structures]
+    known = world().gather(kept.read(set(keys)) if world().is_writer else {})[0]
     missing = {key: one for key, one in zip(keys, structures, strict=True) if one is not None and key not in known}
     work = each(
-        partial(_relax, potential=potential, settings=settings),
+        partial(_relax_and_keep, potential=potential, settings=settings, kept=kept),
         list(missing.values()),
         workers=workers,
         time_limit=time_limit,
@@ -116,8 +116,6 @@ def relaxed(
     )
     for key, done in zip(missing, work, strict=True):
         known[key] = Relaxed(None, reason=_reason(done.reason)) if isinstance(done, Failure) else done
-        if known[key].structure is not None and world().is_writer:
-            kept.add(key, known[key])
     return tuple(known[key] if key else Relaxed(None, reason="no structure") for key in keys)
 
 
@@ -126,10 +124,41 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("ase", "pymatgen", "numpy")}
 
 
-@lru_cache(maxsize=2)
-def _calculator(potential: Potential) -> "Calculator":
-    """One in each process: weights are loaded once."""
-    return potential.calculator()
+_CALCULATORS: "dict[tuple[Potential, str], Calculator]" = {}
+"""At most one in each process: weights are loaded once."""
+
+
+def calculator_of(potential: Potential) -> "Calculator":
+    """The calculator of a potential, by all that its energies depend on.
+
+    Raises:
+        KldmError: the potential cannot be used.
+    """
+    key = potential, _text(potential.identity)
+    if key not in _CALCULATORS:
+        _CALCULATORS.clear()
+        _CALCULATORS[key] = potential.calculator()
+    return _CALCULATORS[key]
+
+
+def _text(identity: Mapping[str, Json]) -> str:
+    return json.dumps(identity, sort_keys=True)
+
+
+def _key(structure: "Structure") -> str:
+    return hashlib.sha256(structure_bytes(structure)).hexdigest()
+
+
+def _relax_and_keep(structure: "Structure", *, potential: Potential, settings: Relaxation, kept: "_Kept") -> Relaxed:
+    """Kept at once and where it was done, so that work that is interrupted loses no finished structure."""
+    try:
+        done = _relax(structure, potential=potential, settings=settings)
+    except BaseException:  # out of time too
+        _CALCULATORS.clear()  # it may be left in the middle of a structure
+        raise
+    if done.structure is not None:
+        kept.add(_key(structure), done)
+    return done
 
 
 def _reason(failure: str) -> str:
@@ -150,12 +179,14 @@ def _relax(structure: "Structure", *, potential: Potential, settings: Relaxation
     numbers = [site.specie.Z for site in structure]
     cell = structure.lattice.matrix
     atoms: Any = ase.Atoms(numbers, scaled_positions=structure.frac_coords, cell=cell, pbc=True)
-    atoms.calc = _calculator(potential)
+    atoms.calc = calculator_of(potential)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a cell that ASE finds too large, and of the potentials' libraries
         before = float(atoms.get_potential_energy())
         if not math.isfinite(before):
             return Relaxed(None, reason="energy not finite")
+        if settings.max_steps == 0:
+            return Relaxed(Structure(structure.lattice, numbers, structure.frac_coords), before, before)
         moved = {"frechet": FrechetCellFilter, "exp": ExpCellFilter, "fixed": lambda it: it}[settings.cell](atoms)
         optimizer = FIRE(moved, logfile=None)
         converged = bool(optimizer.run(fmax=settings.fmax, steps=settings.max_steps))
@@ -168,6 +199,12 @@ def _relax(structure: "Structure", *, potential: Potential, settings: Relaxation
         return Relaxed(None, before=before, reason=f"the volume changed more than {settings.largest_change:g}-fold")
     result = Structure(Lattice(matrix), numbers, positions)
     return Relaxed(result, energy, before, int(optimizer.nsteps), converged)
+
+
+@cache
+def _warn(text: str) -> None:
+    """Once, not for every structure."""
+    log.warning("%s", text)
 
 
 @attrs.frozen
@@ -185,7 +222,7 @@ class _Kept:
             "settings": attrs.asdict(settings),
             "ase": version("ase"),
         }
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(_text(content).encode()).hexdigest()
         return cls(folder() / "relaxations" / f"{digest}.jsonl")
 
     def read(self, keys: Collection[str]) -> dict[str, Relaxed]:
@@ -200,7 +237,7 @@ class _Kept:
                 row = json.loads(line)
                 if row["key"] in keys:
                     found[row["key"]] = _from_row(row)
-            except (ValueError, KeyError, TypeError):  # a line cut short
+            except (ValueError, KeyError, TypeError, AttributeError):  # a line cut short
                 continue
         return found
 
@@ -212,7 +249,7 @@ class _Kept:
             with self.path.open("ab", buffering=0) as file:
                 file.write(b"\n" + json.dumps(row).encode() + b"\n")
         except OSError as error:
-            log.warning("%s: %s (relaxations are not kept for the next time)", self.path, error.strerror or error)
+            _warn(f"{self.path}: {error.strerror or error} (relaxations are not kept for the next time)")
 
 
 def _from_row(row: Mapping[str, Any]) -> Relaxed:

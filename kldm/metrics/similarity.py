@@ -24,7 +24,7 @@ electronegativities (Pauling) by at most this: the rules of Hume-Rothery."""
 
 
 def same(one: "Structure", other: "Structure", matcher: Matcher) -> bool:
-    """Whether two structures are one material. Not symmetric: alloys are looked for in ``one``.
+    """Whether two structures of one formula are one material. Not symmetric: alloys are looked for in ``one``.
 
     ``ordered`` is ``StructureMatcher.fit``. ``disordered`` (the default of MatterGen's pipeline, behind its published
     shares) also takes for equal what differs in the order of similar elements: these are merged in ``one`` into
@@ -33,12 +33,14 @@ def same(one: "Structure", other: "Structure", matcher: Matcher) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            if reduced_formula(one.composition) != reduced_formula(other.composition):
+                return False
             if _matcher().fit(one, other):
                 return True
             merged = _merged(one) if matcher == "disordered" else None
             return merged is not None and bool(_alloy_matcher().fit(merged, other))
-        except Exception:  # what the matcher cannot compare it does not find equal
-            return False
+        except Exception:  # nothing counts as unique or new because it cannot be compared
+            return True
 
 
 def unique(structures: "Sequence[Structure]", matcher: Matcher, *, workers: int = 1) -> list[bool]:

@@ -14,11 +14,12 @@ from kldm.interfaces import Candidate, Json, Measurement, Potential, Samples
 from kldm.metrics.corrections import mp2020
 from kldm.metrics.displacement import displacement, displacement_mattergen
 from kldm.metrics.hull import Hull, Scheme, above_hull, check_scales, read_hull
-from kldm.metrics.pool import Failure, each
-from kldm.metrics.relaxation import TIME_LIMIT, Relaxation, relaxed, versions
+from kldm.metrics.pool import Failure, check_work, each
+from kldm.metrics.relaxation import TIME_LIMIT, Relaxation, calculator_of, relaxed, versions
 from kldm.metrics.similarity import ELECTRONEGATIVITIES, RADII, TOLERANCES, Matcher, novel, unique
 from kldm.metrics.structure import structural_validity, without_charges
 from kldm.metrics.validity import formula
+from kldm.reading import find_reference, read_reference
 from kldm.registry import metric
 
 if TYPE_CHECKING:
@@ -77,45 +78,48 @@ class Stability:
             )
         if not all(math.isfinite(threshold) for threshold in self.thresholds):
             raise KldmError("not finite", place=f"{PLACE}: thresholds", remedy="give numbers in eV/atom")
-        if self.workers < 1 and self.workers != -1:
-            remedy = "give a number of processes, or -1 for all cores"
-            raise KldmError(f"workers is {self.workers}", place=PLACE, remedy=remedy)
-        if not (self.time_limit > 0 and math.isfinite(self.time_limit)):
-            raise KldmError(f"time_limit is {self.time_limit}", place=PLACE, remedy="give a positive number of seconds")
+        check_work(self.workers, self.time_limit, PLACE)
 
     def prepare(self) -> None:
-        """See that weights and hull are there and belong together."""
+        """See that the potential can be used, that the hull fits it, and that what is known is there."""
+        if self.potential is not None:
+            calculator_of(self.potential)
         self._hull()
+        for name in self.known:
+            find_reference(name)
 
     def measure(self, samples: Samples) -> Measurement:
         """The values; one row per candidate with target, candidate, formula, reason (against its structure, its
         relaxation or its energy above hull, the first found), energy (eV/atom, relaxed, corrected as the hull is),
         e_above_hull, rmsd, rmsd_mattergen, steps, converged, unique, novel and stable_<t>meV."""
-        hull = self._hull()
+        self.prepare()
+        hull, known = self._hull(), self._known(samples)
         rows = [_Row(candidate) for candidate in samples.candidates]
         ordered = sorted(rows, key=lambda row: (row.candidate.target, row.candidate.candidate))
         made = self._relax(ordered)
         if hull is not None:
             self._place(made, hull)
-        known = self._compare(made, samples)
+        self._compare(made, known)
         levels = {f"{1000 * threshold:.10g}meV": threshold for threshold in self.thresholds if hull is not None}
         return Measurement(
-            self._values(rows, hull, levels, bool(known["structures"])),
+            self._values(rows, hull, levels, bool(known)),
             tuple(row.public(levels) for row in rows),
-            self._definition(rows, hull, known),
-            tuple(self._notes(rows, hull, bool(known["structures"]))),
+            self._definition(rows, hull, len(known)),
+            tuple(self._notes(rows, hull, bool(known))),
         )
 
     def _hull(self) -> Hull | None:
-        """The hull, after a look at potential and hull that ends in one sentence where they cannot be used."""
-        if self.potential is None:
-            return None
-        identity = self.potential.identity
-        if self.hull is None:
+        if self.potential is None or self.hull is None:
             return None
         hull = read_hull(self.hull.expanduser(), self.corrections)
-        check_scales(hull, self.potential.scale, identity)
+        check_scales(hull, self.potential.scale, self.potential.identity)
         return hull
+
+    def _known(self, samples: Samples) -> "list[Structure]":
+        known = list(samples.reference)
+        if self.known:
+            known = [one for name in self.known for one in read_reference(name).structures]
+        return [without_charges(one) for one in known if one is not None]
 
     def _relax(self, rows: Sequence["_Row"]) -> list["_Made"]:
         """What is left of the candidates after relaxation; the rows of the others get their reason."""
@@ -150,37 +154,37 @@ class Stability:
         """Energies above the hull, of those that have one."""
         if hull.scheme == "mp2020" and self.potential is not None and self.potential.scale == "uncorrected":
             structures = [one.structure for one in made]
-            work = each(mp2020, structures, workers=self.workers, description="corrections")
+            work = each(mp2020, structures, workers=self.workers, time_limit=self.time_limit, description="corrections")
             for one, added in zip(made, work, strict=True):
                 if isinstance(added, Failure):
-                    one.row.supported, one.row.reason = False, "its energy cannot be corrected"
+                    one.row.energy, one.row.reason = None, "its energy cannot be corrected"
                 elif one.row.energy is not None:
                     one.row.energy += added / len(one.structure)
-        placed = [one for one in made if one.row.supported]
-        energies = [one.row.energy or 0.0 for one in placed]
-        heights = above_hull([one.structure for one in placed], energies, hull, workers=self.workers)
-        for one, height in zip(placed, heights, strict=True):
+        for one in made:
+            if hull.lacks(frozenset(one.structure.composition.get_el_amt_dict())):
+                one.row.reason = one.row.reason or "the hull lacks one of its elements"
+        placed = [(one, one.row.energy) for one in made if one.row.energy is not None and not one.row.reason]
+        heights = above_hull(
+            [one.structure for one, _ in placed],
+            [energy for _, energy in placed],
+            hull,
+            workers=self.workers,
+            time_limit=self.time_limit,
+        )
+        for (one, _), height in zip(placed, heights, strict=True):
             one.row.e_above_hull = height
-            if height is None:
-                one.row.supported, one.row.reason = False, "the hull lacks one of its elements"
+            one.row.reason = "" if height is not None else "no energy of the hull was found for its composition"
 
-    def _compare(self, made: Sequence["_Made"], samples: Samples) -> Mapping[str, Json]:
-        """Uniqueness and novelty of the rows. Returns what was known."""
-        from kldm.reading import read_reference
-
-        known = list(samples.reference)
-        if self.known:
-            known = [one for name in self.known for one in read_reference(name).structures]
-        there = [without_charges(one) for one in known if one is not None]
+    def _compare(self, made: Sequence["_Made"], known: "Sequence[Structure]") -> None:
+        """Uniqueness and novelty of the rows."""
         structures = [without_charges(one.structure) for one in made]
         first = unique(structures, self.matcher, workers=self.workers)
         for one, is_first in zip(made, first, strict=True):
             one.row.unique = is_first
-        if there:
-            unseen = novel(structures, there, self.matcher, workers=self.workers)
+        if known:
+            unseen = novel(structures, known, self.matcher, workers=self.workers)
             for one, is_unseen in zip(made, unseen, strict=True):
                 one.row.novel = is_unseen
-        return {"names": list(self.known) or "the reference of the samples", "structures": len(there)}
 
     def _values(
         self, rows: Sequence["_Row"], hull: Hull | None, levels: Mapping[str, float], known: bool
@@ -190,11 +194,11 @@ class Stability:
             values["rmsd"] = _mean([row.rmsd for row in rows])
             values["rmsd_mattergen"] = _mean([row.rmsd_mattergen for row in rows])
             values["energy_drop"] = _mean([row.energy_drop for row in rows])
-            values["n_failed"] = sum(row.energy is None for row in rows)
+            values["n_failed"] = sum(row.converged is None for row in rows)
             values["n_unconverged"] = sum(row.converged is False for row in rows)
         if hull is not None:
             heights = [row.e_above_hull for row in rows if row.e_above_hull is not None]
-            values["n_unsupported"] = sum(not row.supported for row in rows)
+            values["n_unsupported"] = sum(row.unsupported for row in rows)
             values["avg_e_above_hull"] = _mean(heights)
             values["median_e_above_hull"] = statistics.median(heights) if heights else None
         values |= {f"stable_{name}": _share([row.stable(level) for row in rows]) for name, level in levels.items()}
@@ -205,27 +209,33 @@ class Stability:
         }
         return values
 
-    def _definition(self, rows: Sequence["_Row"], hull: Hull | None, known: Mapping[str, Json]) -> Mapping[str, Json]:
+    def _definition(self, rows: Sequence["_Row"], hull: Hull | None, known: int) -> Mapping[str, Json]:
         definition: dict[str, Json] = {
             "denominator": "all requested candidates: failed and unsupported ones included",
             "structures_compared": "as they are" if self.potential is None else "relaxed",
             "matcher": {"name": self.matcher, **TOLERANCES},
-            "known": known,
+            "known": {"names": list(self.known) or "the reference of the samples", "structures": known},
             "counts": {
                 "candidates": len(rows),
                 "failures": dict(sorted(Counter(row.reason for row in rows if row.reason).items())),
+                "rmsd_mattergen": sum(row.rmsd_mattergen is not None for row in rows),
             },
             "versions": versions(),
         }
         if self.matcher == "disordered":
             definition["similar_elements"] = {"radii": RADII, "electronegativities": ELECTRONEGATIVITIES}
         if self.potential is not None:
-            definition["potential"] = self.potential.identity
+            definition["potential"] = {"label": self.potential.label, **self.potential.identity}
             definition["relaxation"] = {**attrs.asdict(self.relaxation), "optimizer": "FIRE"}
             definition["time_limit"] = self.time_limit
         if hull is not None:
             corrections = hull.scheme or "none; energies of the potential itself"
-            definition["hull"] = {"name": hull.name, "entries": hull.entries, "corrections": corrections}
+            definition["hull"] = {
+                "name": hull.name,
+                "sha256": hull.sha256,
+                "entries": hull.entries,
+                "corrections": corrections,
+            }
         return definition
 
     def _notes(self, rows: Sequence["_Row"], hull: Hull | None, known: bool) -> list[str]:
@@ -241,8 +251,9 @@ class Stability:
             notes.append(f"{what}; phases that it lacks would lower the shares of stable ones.")
         if not known:
             notes.append("There are no known structures to compare with, so that novelty is undefined.")
-        if unsupported := sum(not row.supported for row in rows):
-            notes.append(f"{unsupported} of {len(rows)} candidates have no energy above hull, and count as not stable.")
+        if hull is not None and (unsupported := sum(row.unsupported for row in rows)):
+            what = "of the relaxed structures have no energy above hull, and count as not stable"
+            notes.append(f"{unsupported} {what}.")
         if unconverged := sum(row.converged is False for row in rows):
             notes.append(f"{unconverged} of {len(rows)} relaxations did not converge; the last structure counts.")
         return notes
@@ -257,7 +268,6 @@ class _Row:
     energy: float | None = None
     energy_drop: float | None = None
     e_above_hull: float | None = None
-    supported: bool = True
     rmsd: float | None = None
     rmsd_mattergen: float | None = None
     steps: int | None = None
@@ -265,9 +275,14 @@ class _Row:
     unique: bool | None = None
     novel: bool | None = None
 
+    @property
+    def unsupported(self) -> bool:
+        """Relaxed, without a place above the hull."""
+        return self.converged is not None and self.e_above_hull is None
+
     def stable(self, threshold: float) -> bool:
         """At the threshold itself too, with some room for rounding."""
-        return self.e_above_hull is not None and self.e_above_hull <= threshold + 1e-9
+        return self.e_above_hull is not None and self.e_above_hull <= threshold + 1e-6
 
     def sun(self, threshold: float) -> bool:
         return self.stable(threshold) and bool(self.unique) and bool(self.novel)

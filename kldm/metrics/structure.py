@@ -62,7 +62,7 @@ def structural_rule(longest_edge: float | None = None) -> str:
 def without_charges(structure: "Structure") -> "Structure":
     """Oxidation states decide the radii that neighbours are found by, and a matcher tells them apart; the published
     sets have none."""
-    if any(getattr(site.specie, "oxi_state", None) is not None for site in structure):
+    if any(getattr(one, "oxi_state", None) is not None for site in structure for one in site.species):
         return structure.copy().remove_oxidation_states()
     return structure
 

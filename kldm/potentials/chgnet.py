@@ -35,6 +35,10 @@ class CHGNet:
     device: str | None = None
 
     @property
+    def label(self) -> str:
+        return f"CHGNet {self.model}"
+
+    @property
     def scale(self) -> EnergyScale:
         return "own" if self.model == "r2scan" else "mp2020"
 
@@ -44,6 +48,7 @@ class CHGNet:
 
     def calculator(self) -> "Calculator":
         package_version("chgnet", NAME)
+        device = usual_device(self.device, NAME)
         with warnings.catch_warnings(), redirect_stdout(StringIO()):  # it prints its name and device
             warnings.simplefilter("ignore")
             try:
@@ -51,6 +56,5 @@ class CHGNet:
                 from chgnet.model.model import CHGNet as Model
             except Exception as error:  # of its compiled parts, or of what it imports
                 raise unusable("chgnet", NAME, error) from error
-            device = usual_device(self.device)
             model = Model.load(model_name=self.model, use_device=device, verbose=False)
             return cast("Calculator", CHGNetCalculator(model, use_device=device))

@@ -20,6 +20,10 @@ class EMT:
     of H, C, N and O. Milliseconds, no weights; its energies mean nothing beside those of any other potential."""
 
     @property
+    def label(self) -> str:
+        return "EMT"
+
+    @property
     def scale(self) -> EnergyScale:
         return "own"
 

@@ -1,6 +1,5 @@
 """MatterSim: the potential behind the published shares of stable structures. The user brings its weights."""
 
-import hashlib
 import warnings
 from collections.abc import Mapping
 from functools import lru_cache
@@ -11,6 +10,7 @@ import attrs
 import torch
 
 from kldm.errors import KldmError
+from kldm.files import digest
 from kldm.interfaces import EnergyScale, Json
 from kldm.potentials.packages import package_version, unusable, usual_device
 from kldm.registry import potential
@@ -39,18 +39,22 @@ class MatterSim:
     device: str | None = None
 
     @property
+    def label(self) -> str:
+        return (self.weights or USUAL).name
+
+    @property
     def scale(self) -> EnergyScale:
         return "uncorrected"
 
     @property
     def identity(self) -> Mapping[str, Json]:
         file = self._file()
-        digest = _digest(file, file.stat().st_mtime_ns)
-        return {"name": NAME, "weights": file.name, "sha256": digest, "mattersim": package_version("mattersim", NAME)}
+        weights = _digest(file, file.stat().st_mtime_ns)
+        return {"name": NAME, "sha256": weights, "mattersim": package_version("mattersim", NAME)}
 
     def calculator(self) -> "Calculator":
         package_version("mattersim", NAME)
-        file, device = self._file(), usual_device(self.device)
+        file, device = self._file(), usual_device(self.device, NAME)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -107,4 +111,4 @@ def _foreign(file: Path) -> KldmError:
 @lru_cache
 def _digest(file: Path, _: int) -> str:
     """Of a file at a time of its last change."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return digest(file)

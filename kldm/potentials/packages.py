@@ -30,8 +30,18 @@ def unusable(package: str, potential: str, error: Exception) -> KldmError:
     return KldmError(f"the package {package} cannot be imported ({reason})", place=potential, remedy=remedy)
 
 
-def usual_device(device: str | None) -> str:
-    """The device asked for; else a GPU where there is one, each process of a run its own."""
-    if device is None and torch.cuda.is_available():
-        return f"cuda:{world().rank % torch.cuda.device_count()}"
-    return device or "cpu"
+def usual_device(device: str | None, potential: str) -> str:
+    """The device asked for; else a GPU where there is one, each process of a run its own.
+
+    Raises:
+        KldmError: it cannot be used.
+    """
+    if device is None:
+        return f"cuda:{world().rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        problem = f"its device {device} is not usable here ({reason})"
+        raise KldmError(problem, place=potential, remedy="leave it out or say cpu") from error
+    return device

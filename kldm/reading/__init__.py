@@ -1,7 +1,7 @@
 """Samples and references of any origin: read them, and say which sample answers which row of the reference."""
 
 from kldm.reading.alignment import Alignment, align, seeds
-from kldm.reading.reference import Reference, read_reference
+from kldm.reading.reference import Reference, find_reference, read_reference
 from kldm.reading.rows import SampleFile
 from kldm.reading.samples import read_file, read_samples, record_of
 
@@ -10,6 +10,7 @@ __all__ = [
     "Reference",
     "SampleFile",
     "align",
+    "find_reference",
     "read_file",
     "read_reference",
     "read_samples",

@@ -1,5 +1,7 @@
 """What samples are judged against: the split of a data set, or a file of structures."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,12 +58,32 @@ def read_reference(source: str | Path) -> Reference:
     """
     if Path(source).expanduser().exists():
         return _placed(str(source), read_file(Path(source).expanduser()))
+    with _told_of(source):
+        data, split = _data(source)
+        return _of_data(str(source), data, split)
+
+
+def find_reference(source: str | Path) -> None:
+    """See that there is such a reference, without reading or downloading it. Raises ``KldmError`` where not."""
+    if not Path(source).expanduser().exists():
+        with _told_of(source):
+            data, split = _data(source)
+            data.locate(split)
+
+
+def _data(source: str | Path) -> tuple[Data, str]:
     name, _, split = str(source).rpartition("/")
     if not name or split not in SPLITS:
         remedy = f"write it like mp_20/test, with one of {', '.join(SPLITS)}"
         raise KldmError("neither a file nor DATASET/SPLIT", place=f"reference {source}", remedy=remedy)
+    return Data(name=name), split
+
+
+@contextmanager
+def _told_of(source: str | Path) -> Iterator[None]:
+    """An unknown name of a data set is one of the reference."""
     try:
-        return _of_data(str(source), Data(name=name), split)
+        yield
     except KldmError as error:
         if error.place != "data.name":
             raise

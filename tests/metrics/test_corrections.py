@@ -41,6 +41,16 @@ def test_corrections_are_the_published_ones(structure: Structure, expected: floa
     assert mp2020(structure) == pytest.approx(expected, abs=1e-6)
 
 
+def test_the_order_of_the_atoms_does_not_matter() -> None:
+    places = np.random.default_rng(0).random((6, 3))
+    species = ["O", "Fe", "Li", "O", "Mn", "O"]
+    plain = Structure(Lattice.cubic(6), species, places)
+    for order in ([1, 2, 4, 0, 3, 5], [5, 4, 3, 2, 1, 0], [4, 0, 1, 3, 5, 2]):
+        turned = Structure(Lattice.cubic(6), [species[n] for n in order], places[order])
+        assert mp2020(turned) == pytest.approx(mp2020(plain), abs=1e-9)
+    assert mp2020(rock_salt("O", "Fe", 4.3)) == pytest.approx(4 * (OXIDE + IRON))
+
+
 def test_chlorine_beside_oxygen_is_corrected() -> None:
     structure = Structure(Lattice.cubic(5), ["Bi", "O", "Cl"], (*BODY, (0.5, 0.0, 0.0)))
     assert mp2020(structure) == pytest.approx(OXIDE + CHLORIDE, abs=1e-6)

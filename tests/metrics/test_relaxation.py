@@ -17,6 +17,7 @@ from scipy.optimize import minimize_scalar
 
 from kldm.errors import KldmError
 from kldm.interfaces import EnergyScale, Json
+from kldm.metrics import relaxation
 from kldm.metrics.relaxation import Relaxation, relaxed
 from kldm.potentials import EMT
 from tests.metals import fcc, ordered
@@ -58,6 +59,8 @@ CALLS: list[str] = []
 @attrs.frozen(kw_only=True)
 class Toy:
     """A potential of the tests."""
+
+    label = "toy"
 
     pressure: float = 0.1
     end: float = math.inf
@@ -220,6 +223,42 @@ def test_another_setting_or_potential_is_another_cache(cache: Path) -> None:
     for settings in (Relaxation(), Relaxation(fmax=0.01)):
         relaxed([fcc("Cu", 3.7)], EMT(), settings)
     assert len(list((cache / "relaxations").glob("*.jsonl"))) == 2
+
+
+def test_a_failure_leaves_nothing_behind() -> None:
+    """ASE's EMT that failed is in no state for another structure of the same species."""
+    found = relaxed([fcc("Fe", edge) for edge in (3.5, 3.6, 3.7)], EMT(), Relaxation())
+    assert {one.reason for one in found} == {"the potential failed (NotImplementedError)"}
+
+
+def test_what_is_finished_is_kept_when_the_work_is_interrupted(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [fcc("Cu", 3.7), fcc("Ag", 4.0), fcc("Au", 4.1)]
+    calls = []
+
+    def interrupted(structure: Structure, **settings: Any) -> Any:
+        calls.append(structure)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return relax(structure, **settings)
+
+    relax = relaxation._relax
+    monkeypatch.setattr(relaxation, "_relax", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        relaxed(given, EMT(), Relaxation())
+    assert sum(bool(line) for line in only(cache).read_text().splitlines()) == 2
+
+
+def test_workers_keep_what_they_finish(cache: Path) -> None:
+    relaxed([fcc("Cu", 3.7), fcc("Ag", 4.0)], EMT(), Relaxation(max_steps=2), workers=2)
+    rows = [json.loads(line) for line in only(cache).read_text().splitlines() if line]
+    assert len({row["key"] for row in rows}) == len(rows) == 2
+
+
+def test_a_warning_comes_once(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache.mkdir()
+    (cache / "relaxations").write_text("a file where the folder should be")
+    relaxed([fcc("Cu", 3.7), fcc("Ag", 4.0), fcc("Au", 4.1)], EMT(), Relaxation(max_steps=1))
+    assert caplog.text.count("not kept for the next time") == 1
 
 
 def test_failures_are_tried_again(cache: Path) -> None:

@@ -112,14 +112,14 @@ def test_every_candidate_has_a_row_and_a_reason(measured: Measurement) -> None:
 
 def test_the_definition_says_what_is_behind_the_numbers(measured: Measurement) -> None:
     definition: Any = measured.definition
-    assert definition["potential"] == EMT().identity
+    assert definition["potential"] == {"label": "EMT", **EMT().identity}
     assert definition["relaxation"]["max_steps"] == 3
     assert definition["hull"]["entries"] == 3
     assert definition["known"] == {"names": "the reference of the samples", "structures": 1}
     assert sum(definition["counts"]["failures"].values()) == 4
     assert json.loads(json.dumps(definition)) == definition
     assert any("phases that it lacks" in note for note in measured.notes)
-    assert any("1 of 7 candidates have no energy above hull" in note for note in measured.notes)
+    assert any("1 of the relaxed structures have no energy above hull" in note for note in measured.notes)
     assert any("did not converge" in note for note in measured.notes)
 
 
@@ -181,6 +181,28 @@ def test_uncorrected_energies_are_corrected_where_the_hull_is(tmp_path: Path, mo
     assert corrected["e_above_hull"] == pytest.approx(corrected["energy"])
 
 
+def test_an_energy_without_a_correction_is_unsupported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(structure: Structure) -> float:
+        raise ValueError(structure)
+
+    monkeypatch.setattr(EMT, "scale", "uncorrected")
+    monkeypatch.setattr("kldm.metrics.stability.mp2020", refused)
+    hull = written(tmp_path / "e.json", {"Cu": 0.0})
+    metric = Stability(potential=EMT(), relaxation=QUICK, hull=hull, corrections="mp2020")
+    found = metric.measure(samples([fcc("Cu", 3.6)]))
+    assert (found.values["n_failed"], found.values["n_unsupported"], found.values["stable_100meV"]) == (0, 1, 0)
+    assert found.rows[0]["reason"] == "its energy cannot be corrected"
+    assert found.rows[0]["energy"] is None
+
+
+def test_disordered_structures_are_judged_like_any_other() -> None:
+    alloy = fcc("Cu", 3.7)
+    alloy.replace_species({"Cu": {"Cu": 0.5, "Au": 0.5}})
+    found = Stability(potential=EMT(), relaxation=QUICK).measure(samples([alloy, fcc("Cu", 3.6)], [alloy]))
+    assert [row["reason"] for row in found.rows] == ["it is disordered", ""]
+    assert Stability().measure(samples([alloy], [alloy])).values == {"unique": 1.0, "novel": 0.0}
+
+
 def test_mistakes_are_told_before_anything_is_relaxed(tmp_path: Path) -> None:
     entries = own(tmp_path / "e.json", {"Cu": 0.0})
     with pytest.raises(KldmError, match="a hull is of no use without energies"):
@@ -195,4 +217,8 @@ def test_mistakes_are_told_before_anything_is_relaxed(tmp_path: Path) -> None:
     foreign = written(tmp_path / "f.json", {"Cu": 0.0}, parameters={"potential": {"name": "other.v1"}})
     with pytest.raises(KldmError, match="relax the reference with the same potential"):
         Stability(potential=EMT(), hull=foreign).prepare()
+    with pytest.raises(KldmError, match="reference mp_20/trian: neither a file nor DATASET/SPLIT"):
+        Stability(known=("mp_20/trian",)).prepare()
+    with pytest.raises(KldmError, match="reference mp_21/train"):
+        Stability(known=("mp_21/train",)).prepare()
     Stability(potential=EMT(), hull=entries).prepare()

@@ -9,9 +9,13 @@ import pytest
 import torch
 
 from kldm.errors import KldmError
+from kldm.metrics.relaxation import Relaxation, relaxed
 from kldm.potentials import CHGNet, MatterSim
 from kldm.potentials import packages as packages_module
+from tests.metals import fcc
 from tests.potentials.weights import tiny_weights
+
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
 @pytest.fixture
@@ -45,7 +49,9 @@ def test_weights_of_a_file_are_used(weights: Path) -> None:
 def test_the_identity_is_of_the_bytes(weights: Path) -> None:
     one = MatterSim(weights=weights)
     before = dict(one.identity)
-    assert before["weights"] == "tiny.pth"
+    assert one.label == "tiny.pth"
+    assert dict(MatterSim(weights=weights.rename(weights.with_name("other.pth"))).identity) == before, "of any name"
+    weights.with_name("other.pth").rename(weights)
     assert dict(MatterSim(weights=weights, device="cpu").identity) == before, "wherever it computes"
     weights.write_bytes(weights.read_bytes() + b" ")
     assert one.identity["sha256"] != before["sha256"]
@@ -69,6 +75,22 @@ def test_other_files_are_refused(weights: Path, broken: str) -> None:
         torch.save(content, weights)
     with pytest.raises(KldmError, match=r"tiny\.pth: the file does not hold weights of MatterSim's M3GNet"):
         MatterSim(weights=weights, device="cpu").calculator()
+
+
+def test_changed_weights_are_loaded_again(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KLDM_CACHE", str(tmp_path / "cache"))
+    potential, structure = MatterSim(weights=weights, device="cpu"), fcc("Cu", 3.7)
+    first = relaxed([structure], potential, Relaxation(max_steps=0))[0].energy
+    content = torch.load(weights, weights_only=True)
+    content["model"] = {name: value * 1.5 for name, value in content["model"].items()}
+    torch.save(content, weights)
+    assert abs(relaxed([structure], potential, Relaxation(max_steps=0))[0].energy - first) > 1e-6
+
+
+@pytest.mark.parametrize("device", ["nonsense", pytest.param("cuda", marks=needs_no_gpu)])
+def test_a_device_that_is_not_there(device: str) -> None:
+    with pytest.raises(KldmError, match=rf"some\.v1: its device {device} is not usable here \(.*\); leave it out"):
+        packages_module.usual_device(device, "some.v1")
 
 
 def test_weights_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
