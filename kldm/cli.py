@@ -330,7 +330,12 @@ _OF_TASK: Mapping[str, Collection[str]] = {
 @click.option("--states", default="smact14", show_default=True, help="dng: oxidation states, smact14 or icsd24.")
 @click.option("--legacy", is_flag=True, help="dng: judge compositions exactly as smact 2.2.1 does.")
 @click.option("--potential", help="stability: what relaxes, e.g. mattersim.v1; its options as in `kldm relax`.")
-@click.option("--hull", type=click.Path(path_type=Path), help="stability: file of entries to be stable against.")
+@click.option(
+    "--hull",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="stability: entries to be stable against, e.g. of `kldm relax`; may be repeated.",
+)
 @click.option("--corrections", help="stability: those in its energies, none or mp2020, if they are of no potential.")
 @click.option("--matcher", default="disordered", show_default=True, help="stability: disordered or ordered.")
 @click.option("--train", default="", help="The training set, to see whether the reference overlaps with it.")
@@ -358,7 +363,7 @@ def evaluate(
     states: str,
     legacy: bool,
     potential: str | None,
-    hull: Path | None,
+    hull: tuple[Path, ...],
     corrections: str | None,
     matcher: str,
     train: str,
@@ -415,7 +420,7 @@ def evaluate(
                 several = len(samples) > 1 if full_seeds is None else full_seeds
                 options |= {"rules": named, "full_seeds": several, "longest_edge": longest_edge}
             elif asked == "stability":
-                options |= {"hull": str(hull) if hull else None, "corrections": corrections, "matcher": matcher}
+                options |= {"hull": [str(path) for path in hull], "corrections": corrections, "matcher": matcher}
             else:
                 options |= {"cutoffs": cutoffs or usual_cutoffs(reference), "draw": draw, "seed": seed}
                 options |= {"states": states, "legacy": legacy}

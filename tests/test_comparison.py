@@ -185,7 +185,7 @@ def test_de_novo_figures_follow_their_definitions(tmp_path: Path) -> None:
 TABLE_2: dict[str, Any] = {
     "potential": {"label": "mattersim-v1.0.0-1M.pth", "name": "mattersim.v1"},
     "relaxation": {"fmax": 0.05, "cell": "exp", "max_steps": 500},
-    "hull": {"name": "alex_mp.json.gz", "entries": 845997, "corrections": "mp2020"},
+    "hull": {"names": ["alex_mp.json.gz"], "entries": 845997, "corrections": "mp2020"},
     "matcher": {"name": "disordered"},
     "known": {"structures": 845997},
 }
@@ -219,7 +219,7 @@ def test_figures_of_stability_want_their_potential_and_hull(tmp_path: Path) -> N
         {"potential": {"label": "CHGNet 0.3.0", "name": "chgnet.v1"}},
         {"relaxation": {"fmax": 0.05, "cell": "exp", "max_steps": 0}},
         {"relaxation": {"fmax": 0.05, "cell": "fixed", "max_steps": 500}},
-        {"hull": {"name": "mine.json", "sha256": "1", "entries": 3, "corrections": "mp2020"}},
+        {"hull": {"names": ["mine.json"], "sha256": ["1"], "entries": 3, "corrections": "mp2020"}},
         {"hull": {**TABLE_2["hull"], "corrections": "none"}},
         {"matcher": {"name": "ordered"}},
         {"known": {"structures": 27136}},

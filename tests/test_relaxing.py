@@ -182,7 +182,7 @@ extends = ["{recipes}/quickstart_dng.cfg"]
 
 [metrics.stability]
 @metrics = "stability.v1"
-hull = "{hull}"
+hull = ["{hull}"]
 
 [metrics.stability.potential]
 @potentials = "emt.v1"
@@ -199,7 +199,7 @@ def test_a_recipe_may_measure_stability(hull: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "largest_change = 5.0" in done.output
     for command in ("check", "run"):
-        lost = kldm(command, path, "--metrics.stability.hull", str(tmp_path / "absent.json"))
+        lost = kldm(command, path, "--metrics.stability.hull", json.dumps([str(tmp_path / "absent.json")]))
         assert lost.exit_code == 1
         assert "absent.json: cannot be read" in lost.output
     assert not (tmp_path / "runs").exists()

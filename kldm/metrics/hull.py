@@ -6,7 +6,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
@@ -41,19 +41,19 @@ REMEDY = "give pymatgen's ComputedEntry dicts, as a JSON list or a line each, or
 
 @attrs.frozen(eq=False)
 class Hull:
-    """The lowest energy of every composition in a file, eV/atom.
+    """The lowest energy of every composition in files of entries, eV/atom.
 
     Attributes:
-        name: the file.
-        sha256: of its bytes.
+        names: the files.
+        sha256: of the bytes of each.
         scheme: corrections in the energies; None where they are of ``potential``.
         potential: identity of the potential whose energies they are; None for those of density functional theory.
         entries: how many there were.
         lowest: by the elements of a composition, then by the composition.
     """
 
-    name: str
-    sha256: str
+    names: tuple[str, ...]
+    sha256: tuple[str, ...]
     scheme: Scheme | None
     potential: Mapping[str, Json] | None
     entries: int
@@ -73,31 +73,30 @@ class Hull:
         return frozenset(element for element in elements if frozenset((element,)) not in self.lowest)
 
 
-def read_hull(path: Path, corrections: Scheme | None) -> Hull:
-    """The entries of a JSON file (a list) or of JSON lines (which need no memory for the whole), gzipped or not.
+def read_hull(paths: Sequence[Path], corrections: Scheme | None) -> Hull:
+    """The entries of files of JSON (a list) or JSON lines (which need no memory for the whole), gzipped or not.
 
     Energies are ``energy`` + ``correction`` of each entry, eV per its composition. Entries of ``kldm relax`` say by
     which potential they were made; of others the user says what corrections are in them.
 
     Raises:
-        KldmError: the file cannot be read, or its energies do not belong together.
+        KldmError: a file cannot be read, or the energies do not belong together.
     """
-    try:
-        return _read_hull(path, corrections, path.stat().st_mtime_ns)
-    except OSError as error:
-        raise KldmError(f"cannot be read ({error.strerror or error})", place=str(path), remedy=REMEDY) from error
-    except (EOFError, zlib.error, ValueError, RecursionError) as error:
-        raise KldmError("the file is not JSON, or it is cut short", place=str(path), remedy=REMEDY) from error
+    changed = []
+    for path in paths:
+        with _readable(path):
+            changed.append(path.stat().st_mtime_ns)
+    return _read_hull(tuple(paths), corrections, tuple(changed))
 
 
 @lru_cache(maxsize=1)
-def _read_hull(path: Path, corrections: Scheme | None, _: int) -> Hull:
-    """Of a file at a time of its last change: a metric asks before training and after sampling."""
+def _read_hull(paths: tuple[Path, ...], corrections: Scheme | None, _: tuple[int, ...]) -> Hull:
+    """Of files at the times of their last changes: a metric asks before training and after sampling."""
     count = 0
     lowest: dict[frozenset[str], dict[Formula, float]] = {}
     sources: dict[str, Mapping[str, Json] | None] = {}
-    for record in tqdm(_records(path), desc=f"reading {path.name}", unit="entry", delay=2, disable=None):
-        place, count = f"{path}, entry {count}", count + 1
+    for place, record in _entries(paths):
+        count += 1
         formula, energy = _entry(record, place)
         kept = lowest.setdefault(frozenset(symbol for symbol, _ in formula), {})
         kept[formula] = min(energy, kept.get(formula, math.inf))
@@ -106,16 +105,22 @@ def _read_hull(path: Path, corrections: Scheme | None, _: int) -> Hull:
         if len(sources) > 1:
             remedy = "take entries of one potential, or of none"
             raise KldmError("its energy is of another potential than those before", place=place, remedy=remedy)
-    if not sources:
-        raise KldmError("the file has no list of entries", place=str(path), remedy=REMEDY)
     (potential,) = sources.values()
+    place = ", ".join(map(str, paths))
     if potential is None and corrections is None:
         remedy = "say what corrections are in its energies: none or mp2020"
-        raise KldmError("the entries name no potential", place=str(path), remedy=remedy)
+        raise KldmError("the entries name no potential", place=place, remedy=remedy)
     if potential is not None and corrections not in (None, "none"):
         remedy = "leave the corrections out"
-        raise KldmError("the entries are energies of a potential, without corrections", place=str(path), remedy=remedy)
-    return Hull(str(path), digest(path), None if potential is not None else corrections, potential, count, lowest)
+        raise KldmError("the entries are energies of a potential, without corrections", place=place, remedy=remedy)
+    return Hull(
+        tuple(map(str, paths)),
+        tuple(map(digest, paths)),
+        None if potential is not None else corrections,
+        potential,
+        count,
+        lowest,
+    )
 
 
 def check_scales(hull: Hull, scale: EnergyScale, identity: Mapping[str, Json]) -> None:
@@ -128,12 +133,12 @@ def check_scales(hull: Hull, scale: EnergyScale, identity: Mapping[str, Json]) -
         theirs, ours = (json.dumps(one, sort_keys=True) for one in (hull.potential, identity))
         if theirs != ours:
             remedy = "relax the reference with the same potential"
-            raise KldmError(f"its energies are of {theirs}, not of {ours}", place=hull.name, remedy=remedy)
+            raise KldmError(f"its energies are of {theirs}, not of {ours}", place=", ".join(hull.names), remedy=remedy)
         return
     if scale == "own" or (scale == "mp2020" and hull.scheme != "mp2020"):
         what = "with its own alone" if scale == "own" else "with MP2020-corrected ones alone"
         remedy = "relax a reference with this potential (`kldm relax`) and give its entries.json.gz"
-        raise KldmError(f"energies of {identity['name']} compare {what}", place=hull.name, remedy=remedy)
+        raise KldmError(f"energies of {identity['name']} compare {what}", place=", ".join(hull.names), remedy=remedy)
 
 
 def above_hull(
@@ -191,6 +196,28 @@ def _formula(amounts: Mapping[str, float]) -> Formula:
     return tuple(sorted((symbol, round(amount / total, 9)) for symbol, amount in amounts.items()))
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise KldmError(f"cannot be read ({error.strerror or error})", place=str(path), remedy=REMEDY) from error
+    except (EOFError, zlib.error, ValueError, RecursionError) as error:
+        raise KldmError("the file is not JSON, or it is cut short", place=str(path), remedy=REMEDY) from error
+
+
+def _entries(paths: Sequence[Path]) -> Iterator[tuple[str, Any]]:
+    """Where each is, and the entry."""
+    for path in paths:
+        count = 0
+        with _readable(path):
+            for record in tqdm(_records(path), desc=f"reading {path.name}", unit="entry", delay=2, disable=None):
+                yield f"{path}, entry {count}", record
+                count += 1
+        if not count:
+            raise KldmError("the file has no list of entries", place=str(path), remedy=REMEDY)
+
+
 def _records(path: Path) -> Iterator[Any]:
     packed = path.suffix == ".gz"
     with path.open("rb") as file, gzip.open(file) if packed else nullcontext(file) as lines:
@@ -227,7 +254,9 @@ def _entry(record: Any, place: str) -> tuple[Formula, float]:
                 raise ValueError
         energy = (float(record["energy"]) + float(record.get("correction") or 0.0)) / sum(amounts.values())
         least, total = min(amounts.values()), sum(amounts.values())
-        if not (math.isfinite(energy) and least / total > LEAST and total > 0) or not all(map(Element.is_valid_symbol, amounts)):
+        if not (math.isfinite(energy) and least / total > LEAST and total > 0) or not all(
+            map(Element.is_valid_symbol, amounts)
+        ):
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         problem = "is no entry with a composition and a finite energy"

@@ -48,7 +48,7 @@ class Stability:
     Args:
         potential: what relaxes.
         relaxation: how.
-        hull: a file of entries whose convex hull decides: those that ``kldm relax`` made of a reference with the same
+        hull: files of entries whose convex hull decides: those that ``kldm relax`` made of a reference with the same
             potential, or computed entries of density functional theory.
         corrections: those in the energies of the latter, none or mp2020. An uncorrected potential's energies get them.
         thresholds: eV/atom above the hull, up to which a structure counts as stable.
@@ -60,7 +60,7 @@ class Stability:
 
     potential: Potential | None = None
     relaxation: Relaxation = attrs.field(factory=Relaxation)
-    hull: Path | None = None
+    hull: tuple[Path, ...] = ()
     corrections: Scheme | None = None
     thresholds: tuple[float, ...] = (0.0, 0.1)
     matcher: Matcher = "disordered"
@@ -69,10 +69,10 @@ class Stability:
     time_limit: float = TIME_LIMIT
 
     def __attrs_post_init__(self) -> None:
-        if self.hull is not None and self.potential is None:
+        if self.hull and self.potential is None:
             remedy = "name a potential, e.g. mattersim.v1"
             raise KldmError("a hull is of no use without energies", place=f"{PLACE}: hull", remedy=remedy)
-        if self.hull is None and self.corrections is not None:
+        if not self.hull and self.corrections is not None:
             raise KldmError(
                 "corrections are those of a hull", place=f"{PLACE}: corrections", remedy="give the hull too"
             )
@@ -109,9 +109,9 @@ class Stability:
         )
 
     def _hull(self) -> Hull | None:
-        if self.potential is None or self.hull is None:
+        if self.potential is None or not self.hull:
             return None
-        hull = read_hull(self.hull.expanduser(), self.corrections)
+        hull = read_hull([path.expanduser() for path in self.hull], self.corrections)
         check_scales(hull, self.potential.scale, self.potential.identity)
         return hull
 
@@ -231,8 +231,8 @@ class Stability:
         if hull is not None:
             corrections = hull.scheme or "none; energies of the potential itself"
             definition["hull"] = {
-                "name": hull.name,
-                "sha256": hull.sha256,
+                "names": list(hull.names),
+                "sha256": list(hull.sha256),
                 "entries": hull.entries,
                 "corrections": corrections,
             }
@@ -247,7 +247,7 @@ class Stability:
         elif hull is None:
             notes.append("No hull is given: nothing is said about stability.")
         elif hull.potential is not None:
-            what = f"The hull consists of {hull.entries} structures of {hull.name}, by the same potential"
+            what = f"The hull consists of {hull.entries} structures of {', '.join(hull.names)}, by the same potential"
             notes.append(f"{what}; phases that it lacks would lower the shares of stable ones.")
         if not known:
             notes.append("There are no known structures to compare with, so that novelty is undefined.")

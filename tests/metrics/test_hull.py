@@ -42,7 +42,7 @@ def written(path: Path, entries: Entries, **more: Any) -> Path:
 
 
 def hull(tmp_path: Path, entries: Entries) -> Hull:
-    return read_hull(written(tmp_path / "entries.json", entries), "none")
+    return read_hull([written(tmp_path / "entries.json", entries)], "none")
 
 
 def height(hull: Hull, formula: str, energy: float) -> float | None:
@@ -91,7 +91,7 @@ def test_heights_are_pymatgens(extra: list[tuple[Numbers, float]], asked: Number
 
     phases = [("Li", 0.0), ("Fe", 0.0), ("O", 0.0), *((formula(n), sum(n) * e) for n, e in extra if sum(n))]
     with TemporaryDirectory() as folder:
-        made = read_hull(written(Path(folder) / "entries.json", phases), "none")
+        made = read_hull([written(Path(folder) / "entries.json", phases)], "none")
     diagram = PhaseDiagram([PDEntry(Composition(name), energy) for name, energy in phases])
     wanted = PDEntry(Composition(formula(asked)), 0.1 * sum(asked))
     expected = diagram.get_e_above_hull(wanted, allow_negative=True)
@@ -108,7 +108,7 @@ def test_many_elements_are_no_many_dimensions(tmp_path: Path) -> None:
 
 
 def test_corrections_of_entries_count(tmp_path: Path) -> None:
-    made = read_hull(written(tmp_path / "e.json", [("Na", -1.0), ("Cl2", -4.0)], correction=-0.5), "mp2020")
+    made = read_hull([written(tmp_path / "e.json", [("Na", -1.0), ("Cl2", -4.0)], correction=-0.5)], "mp2020")
     assert made.phases(frozenset(("Na", "Cl"))) == {(("Na", 1.0),): -1.5, (("Cl", 1.0),): -2.25}
     assert (made.scheme, made.entries, made.potential) == ("mp2020", 2, None)
 
@@ -117,7 +117,7 @@ def test_compressed_and_wrapped_files(tmp_path: Path) -> None:
     records = [ComputedEntry(formula, energy).as_dict() for formula, energy in BINARY]
     path = tmp_path / "entries.json.gz"
     path.write_bytes(gzip.compress(json.dumps({"entries": records}).encode()))
-    assert read_hull(path, "none").lowest == hull(tmp_path, BINARY).lowest
+    assert read_hull([path], "none").lowest == hull(tmp_path, BINARY).lowest
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
@@ -125,38 +125,48 @@ def test_lines_of_entries(tmp_path: Path, suffix: str) -> None:
     lines = "\n".join(json.dumps(ComputedEntry(formula, energy).as_dict()) for formula, energy in BINARY) + "\n\n"
     path = tmp_path / f"entries{suffix}"
     path.write_bytes(gzip.compress(lines.encode()) if suffix.endswith("gz") else lines.encode())
-    made = read_hull(path, "none")
+    made = read_hull([path], "none")
     assert (made.lowest, made.entries) == (hull(tmp_path, BINARY).lowest, 6)
 
 
 def test_oxidation_states_of_entries_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "entries.json"
     path.write_text(json.dumps([{"composition": {"Fe2+": 1.0, "Fe3+": 2.0, "O2-": 4.0}, "energy": -7.0}]))
-    (formula,) = read_hull(path, "none").lowest[frozenset(("Fe", "O"))]
+    (formula,) = read_hull([path], "none").lowest[frozenset(("Fe", "O"))]
     assert dict(formula) == pytest.approx({"Fe": 3 / 7, "O": 4 / 7})
 
 
 def test_heavy_hydrogen_is_hydrogen(tmp_path: Path) -> None:
     path = tmp_path / "entries.json"
     path.write_text(json.dumps([{"composition": {"D": 1.0, "H": 1.0}, "energy": -2.0}]))
-    assert read_hull(path, "none").lowest == {frozenset("H"): {(("H", 1.0),): -1.0}}
+    assert read_hull([path], "none").lowest == {frozenset("H"): {(("H", 1.0),): -1.0}}
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     path = written(tmp_path / "entries.json", [("Na", -1.0)])
-    assert read_hull(path, "none") is read_hull(path, "none")
+    assert read_hull([path], "none") is read_hull([path], "none")
     written(path, [("Na", -2.0), ("K", -1.0)])
-    assert read_hull(path, "none").entries == 2
+    assert read_hull([path], "none").entries == 2
+
+
+def test_several_files_are_one_hull(tmp_path: Path) -> None:
+    paths = [written(tmp_path / "a.json", BINARY[:3]), written(tmp_path / "b.json", BINARY[3:])]
+    made = read_hull(paths, "none")
+    assert (made.lowest, made.entries) == (hull(tmp_path, BINARY).lowest, 6)
+    assert made.names == tuple(map(str, paths))
+    (tmp_path / "b.json").write_text("[]")
+    with pytest.raises(KldmError, match=r"b\.json: the file has no list of entries"):
+        read_hull(paths, "none")
 
 
 def test_energies_of_a_potential_are_compared_with_its_own_alone(tmp_path: Path) -> None:
     own = {"potential": dict(EMT().identity)}
-    made = read_hull(written(tmp_path / "e.json", BINARY, parameters=own), None)
+    made = read_hull([written(tmp_path / "e.json", BINARY, parameters=own)], None)
     check_scales(made, "own", EMT().identity)
     with pytest.raises(KldmError, match="relax the reference with the same potential"):
         check_scales(made, "own", {**EMT().identity, "ase": "3.0"})
     with pytest.raises(KldmError, match="leave the corrections out"):
-        read_hull(tmp_path / "e.json", "mp2020")
+        read_hull([tmp_path / "e.json"], "mp2020")
 
 
 @pytest.mark.parametrize(
@@ -171,7 +181,7 @@ def test_energies_of_a_potential_are_compared_with_its_own_alone(tmp_path: Path)
     ],
 )
 def test_scales_that_may_be_compared(tmp_path: Path, scheme: Any, scale: Any, fits: bool) -> None:
-    made = read_hull(written(tmp_path / "e.json", BINARY), scheme)
+    made = read_hull([written(tmp_path / "e.json", BINARY)], scheme)
     if fits:
         check_scales(made, scale, {"name": "some.v1"})
         return
@@ -187,7 +197,7 @@ def test_scales_of_the_potentials() -> None:
 
 def test_corrections_must_be_stated(tmp_path: Path) -> None:
     with pytest.raises(KldmError, match="say what corrections are in its energies"):
-        read_hull(written(tmp_path / "e.json", BINARY), None)
+        read_hull([written(tmp_path / "e.json", BINARY)], None)
 
 
 def test_potentials_are_not_mixed(tmp_path: Path) -> None:
@@ -195,7 +205,7 @@ def test_potentials_are_not_mixed(tmp_path: Path) -> None:
     path = tmp_path / "mixed.json"
     path.write_text(json.dumps([*one, ComputedEntry("Cl", -1.0).as_dict()]))
     with pytest.raises(KldmError, match=r"mixed\.json, entry 1: its energy is of another potential"):
-        read_hull(path, "none")
+        read_hull([path], "none")
 
 
 ENTRY: Mapping[str, Any] = {"composition": {"Na": 1.0}, "energy": -1.0}
@@ -224,7 +234,7 @@ def test_an_entry_that_is_none_is_named(tmp_path: Path, record: Any) -> None:
     path = tmp_path / "entries.json"
     path.write_text(json.dumps([ENTRY, record]))
     with pytest.raises(KldmError, match=r"entries\.json, entry 1: "):
-        read_hull(path, "none")
+        read_hull([path], "none")
 
 
 @pytest.mark.parametrize("content", [b"", b"[", b"[]", b"3", b"{}", b"\xff\xfe", b'{"entries": {}}'])
@@ -233,6 +243,6 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, name: str, content: bytes)
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(KldmError, match=rf"{name}: .*pymatgen's ComputedEntry dicts"):
-        read_hull(path, "none")
+        read_hull([path], "none")
     with pytest.raises(KldmError, match="cannot be read"):
-        read_hull(tmp_path / "absent.json", "none")
+        read_hull([tmp_path / "absent.json"], "none")

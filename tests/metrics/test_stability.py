@@ -60,7 +60,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measurement:
     first, second = energies[0] - 0.02, energies[1] + 0.03
     x, y = (3 * first - second) / 2, (3 * second - first) / 2
     path = own(tmp_path_factory.mktemp("hull") / "entries.json", {"Cu": x, "Au": y, "Ag": 0.0})
-    metric = Stability(potential=EMT(), relaxation=QUICK, hull=path, thresholds=(0.0, 0.01, 0.1))
+    metric = Stability(potential=EMT(), relaxation=QUICK, hull=(path,), thresholds=(0.0, 0.01, 0.1))
     return metric.measure(samples(GIVEN, [ordered("Au", "Cu", 3.7), None]))
 
 
@@ -126,7 +126,7 @@ def test_the_definition_says_what_is_behind_the_numbers(measured: Measurement) -
 def test_a_threshold_includes_its_edge(tmp_path: Path) -> None:
     (one,) = relaxed([fcc("Cu", 3.6)], EMT(), QUICK)
     hull = own(tmp_path / "e.json", {"Cu": one.energy - 0.1})
-    found = Stability(potential=EMT(), relaxation=QUICK, hull=hull).measure(samples([fcc("Cu", 3.6)]))
+    found = Stability(potential=EMT(), relaxation=QUICK, hull=(hull,)).measure(samples([fcc("Cu", 3.6)]))
     assert found.values["stable_100meV"] == 1
     assert found.values["stable_0meV"] == 0
 
@@ -171,7 +171,7 @@ def test_uncorrected_energies_are_corrected_where_the_hull_is(tmp_path: Path, mo
         scheme: Stability(
             potential=EMT(),
             relaxation=Relaxation(max_steps=0),
-            hull=written(tmp_path / "e.json", {"Cu": 0.0, "O": 0.0}),
+            hull=(written(tmp_path / "e.json", {"Cu": 0.0, "O": 0.0}),),
             corrections=scheme,
         )
         for scheme in ("none", "mp2020")
@@ -188,7 +188,7 @@ def test_an_energy_without_a_correction_is_unsupported(tmp_path: Path, monkeypat
     monkeypatch.setattr(EMT, "scale", "uncorrected")
     monkeypatch.setattr("kldm.metrics.stability.mp2020", refused)
     hull = written(tmp_path / "e.json", {"Cu": 0.0})
-    metric = Stability(potential=EMT(), relaxation=QUICK, hull=hull, corrections="mp2020")
+    metric = Stability(potential=EMT(), relaxation=QUICK, hull=(hull,), corrections="mp2020")
     found = metric.measure(samples([fcc("Cu", 3.6)]))
     assert (found.values["n_failed"], found.values["n_unsupported"], found.values["stable_100meV"]) == (0, 1, 0)
     assert found.rows[0]["reason"] == "its energy cannot be corrected"
@@ -206,19 +206,19 @@ def test_disordered_structures_are_judged_like_any_other() -> None:
 def test_mistakes_are_told_before_anything_is_relaxed(tmp_path: Path) -> None:
     entries = own(tmp_path / "e.json", {"Cu": 0.0})
     with pytest.raises(KldmError, match="a hull is of no use without energies"):
-        Stability(hull=entries)
+        Stability(hull=(entries,))
     with pytest.raises(KldmError, match="give the hull too"):
         Stability(potential=EMT(), corrections="none")
     for bad in ({"workers": 0}, {"time_limit": 0.0}, {"thresholds": (math.nan,)}):
         with pytest.raises(KldmError):
             Stability(**bad)
     with pytest.raises(KldmError, match=r"absent\.json: cannot be read"):
-        Stability(potential=EMT(), hull=tmp_path / "absent.json").prepare()
+        Stability(potential=EMT(), hull=(tmp_path / "absent.json",)).prepare()
     foreign = written(tmp_path / "f.json", {"Cu": 0.0}, parameters={"potential": {"name": "other.v1"}})
     with pytest.raises(KldmError, match="relax the reference with the same potential"):
-        Stability(potential=EMT(), hull=foreign).prepare()
+        Stability(potential=EMT(), hull=(foreign,)).prepare()
     with pytest.raises(KldmError, match="reference mp_20/trian: neither a file nor DATASET/SPLIT"):
         Stability(known=("mp_20/trian",)).prepare()
     with pytest.raises(KldmError, match="reference mp_21/train"):
         Stability(known=("mp_21/train",)).prepare()
-    Stability(potential=EMT(), hull=entries).prepare()
+    Stability(potential=EMT(), hull=(entries,)).prepare()
