@@ -1,10 +1,10 @@
 """Packages that a potential alone needs: found when it is used, or missed in one sentence."""
 
+import os
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from kldm.distributed import world
 from kldm.errors import KldmError
 
 
@@ -31,13 +31,13 @@ def unusable(package: str, potential: str, error: Exception) -> KldmError:
 
 
 def usual_device(device: str | None, potential: str) -> str:
-    """The device asked for; else a GPU where there is one, each process of a run its own.
+    """The device asked for; else a GPU where there is one, that of its number for each process that torchrun starts.
 
     Raises:
         KldmError: it cannot be used.
     """
     if device is None:
-        return f"cuda:{world().rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
