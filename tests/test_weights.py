@@ -14,6 +14,7 @@ from tests.small import RECIPES, kldm
 
 WEIGHTS = sorted((RECIPES.parent / "weights").glob("*/model.safetensors"))
 PEROVSKITES = RECIPES.parent / "weights" / "perov5_small" / "model.safetensors"
+NEW_PEROVSKITES = RECIPES.parent / "weights" / "perov5_dng_small" / "model.safetensors"
 
 
 @pytest.mark.parametrize("file", WEIGHTS, ids=lambda file: file.parent.name)
@@ -42,3 +43,16 @@ def test_a_perovskite_is_predicted(tmp_path: Path) -> None:
         assert made.structure.lattice.angles == pytest.approx((90, 90, 90), abs=2)
     assert min(near) > 1.6
     assert min(lengths) == pytest.approx(3.97, abs=0.1)
+
+
+def test_perovskites_are_generated(tmp_path: Path) -> None:
+    """Cells of five atoms, nearly cubic, with edges as in Perov-5; of these elements most are ABO3."""
+    arguments = ("--elements", "Ba,Sr,Ca,Ti,Zr,O", "--count", "12", "--sampler.steps", "50", "--device", "cpu")
+    assert kldm("sample", NEW_PEROVSKITES, *arguments, "--out", tmp_path).exit_code == 0
+    made = [one.structure for one in read_samples(tmp_path / "samples.jsonl") if one.structure is not None]
+    assert len(made) == 12
+    assert {len(one) for one in made} == {5}
+    assert {symbol for one in made for symbol in one.symbol_set} <= {"Ba", "Sr", "Ca", "Ti", "Zr", "O"}
+    assert sum(one.composition["O"] == 3 for one in made) >= 8
+    assert all(3.4 < one.volume ** (1 / 3) < 5.2 for one in made)
+    assert all(abs(angle - 90) < 8 for one in made for angle in one.lattice.angles)
