@@ -16,6 +16,21 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def make_writable(folder: Path) -> None:
+    """The folder, before the work of hours that shall be written to it.
+
+    Raises:
+        KldmError: it cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"no folder can be made here: {error.strerror or error}"
+        raise KldmError(problem, place=str(folder), remedy="choose another folder with --out") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise KldmError("the folder is not writable", place=str(folder), remedy="choose another folder with --out")
+
+
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to; it replaces ``path`` once the block has ended well.

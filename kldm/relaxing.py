@@ -13,11 +13,10 @@ import attrs
 from kldm.distributed import world
 from kldm.errors import KldmError
 from kldm.experiment import load_components
-from kldm.files import atomic_write
+from kldm.files import atomic_write, make_writable
 from kldm.interfaces import Candidate, Potential
 from kldm.metrics.pool import check_work
 from kldm.metrics.relaxation import TIME_LIMIT, Relaxation, Relaxed, relaxed, versions
-from kldm.metrics.structure import structural_validity
 from kldm.reading import read_file, read_reference, record_of
 from kldm.recipe import build
 from kldm.results import library_versions, write_json, write_samples, write_table
@@ -94,12 +93,11 @@ def relax_file(
         raise KldmError("the folder holds structures already", place=str(out), remedy="choose another --out")
     given, names = _given(source)
     given = given[:limit]
-    faults = [one.reason or structural_validity(one.structure, cutoff=0) for one in given]
-    structures = [None if fault else one.structure for one, fault in zip(given, faults, strict=True)]
+    make_writable(out)
+    structures = [one.structure for one in given]
     done = relaxed(structures, by.potential, by.relaxation, workers=workers, time_limit=time_limit)
-    done = tuple(attrs.evolve(one, reason=fault) if fault else one for one, fault in zip(done, faults, strict=True))
     made = [
-        attrs.evolve(candidate, structure=one.structure, reason=one.reason)
+        attrs.evolve(candidate, structure=one.structure, reason=candidate.reason or one.reason)
         for candidate, one in zip(given, done, strict=True)
     ]
     rows = [_row(*pair, names) for pair in zip(made, done, strict=True)]
@@ -111,7 +109,7 @@ def relax_file(
         "requests": len(made),
         "relaxed": sum(one.structure is not None for one in done),
         "unconverged": sum(one.structure is not None and not one.converged for one in done),
-        "failures": dict(Counter(one.reason for one in done if one.structure is None)),
+        "failures": dict(Counter(one.reason for one in made if one.structure is None)),
         "libraries": library_versions() | versions(),
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -151,7 +149,7 @@ def _row(candidate: Candidate, one: Relaxed, names: Mapping[int, str]) -> dict[s
         "atoms": len(one.structure) if one.structure is not None else None,
         "steps": one.steps if there else None,
         "converged": one.converged if there else None,
-        "reason": one.reason,
+        "reason": candidate.reason,
     }
 
 

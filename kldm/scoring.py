@@ -1,6 +1,5 @@
 """Files of samples judged beside a reference, whichever program made them."""
 
-import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ import attrs
 from kldm.distributed import world
 from kldm.errors import KldmError
 from kldm.experiment import load_components
+from kldm.files import make_writable
 from kldm.interfaces import Candidate, Measurement, Metric, Samples
 from kldm.judging import judgement, measure, nested, write_rows
 from kldm.metrics.coverage import CUTOFFS
@@ -112,7 +112,7 @@ def _predicted(
 ) -> dict[str, Any]:
     """Crystal structure prediction: every sample at its row of the reference."""
     placed: Alignment = align(files, reference)
-    _prepare(out)
+    make_writable(out)
     kept = tuple(one for one in placed.candidates if k is None or one.candidate < k)
     samples = Samples(kept, reference.structures)
     measured = measure({"csp": metric}, samples)
@@ -130,7 +130,7 @@ def _generated(
     files: Sequence[SampleFile], reference: Reference, task: Task, metric: Metric, out: Path
 ) -> dict[str, Any]:
     """De-novo generation: every file is a set of its own; of several, mean and population standard deviation."""
-    _prepare(out)
+    make_writable(out)
     sets = [Samples(_renumbered(file, seed), reference.structures) for seed, file in enumerate(files)]
     found = [metric.measure(samples) for samples in sets]
     together = Measurement(
@@ -147,17 +147,6 @@ def _generated(
     if len(found) > 1:
         judged["seeds"] = [nested(one.values) for one in found]
     return judged
-
-
-def _prepare(out: Path) -> None:
-    """The folder, before the work of hours that shall be written to it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        problem = f"no folder can be made here: {error.strerror or error}"
-        raise KldmError(problem, place=str(out), remedy="choose another folder with --out") from error
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise KldmError("the folder is not writable", place=str(out), remedy="choose another folder with --out")
 
 
 def _renumbered(file: SampleFile, seed: int) -> tuple[Candidate, ...]:

@@ -176,6 +176,15 @@ def test_structures_that_are_there_are_kept(place: Path, hull: Path) -> None:
     assert {file: file.read_bytes() for file in hull.parent.iterdir()} == before
 
 
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for command in (("relax",), ("evaluate", "--reference", place / "elements.json", "--task", "stability")):
+        arguments = (*command, place / "samples.jsonl", "--potential", "emt.v1", "--out", tmp_path / "file" / "out")
+        done = kldm(*arguments)
+        assert done.exit_code == 1
+        assert "no folder can be made here" in done.output
+
+
 RECIPE = """
 [recipe]
 extends = ["{recipes}/quickstart_dng.cfg"]

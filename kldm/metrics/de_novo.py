@@ -16,7 +16,7 @@ from kldm.metrics.distributions import drawn, property_distances
 from kldm.metrics.fingerprints import TIME_LIMIT, Fingerprint, cached_fingerprints, fingerprints, versions
 from kldm.metrics.pool import Failure, check_work, each
 from kldm.metrics.structure import structural_rule
-from kldm.metrics.validity import composition_fault, formula, structure_fault
+from kldm.metrics.validity import composition_fault, formula, share, structure_fault
 from kldm.registry import metric
 
 if TYPE_CHECKING:
@@ -95,10 +95,10 @@ class DeNovo:
         valid = [c.structure for c, row in by_number if c.structure is not None and row.valid]
         taken = drawn(valid, self.draw, self.seed)
         values = {
-            "struct_valid": _share([row.struct_valid for row in rows]),
-            "comp_valid": _share([row.comp_valid for row in rows]),
-            "comp_valid_icsd24": _share([row.comp_valid_icsd24 for row in rows]),
-            "valid": _share([row.valid for row in rows]),
+            "struct_valid": share([row.struct_valid for row in rows]),
+            "comp_valid": share([row.comp_valid for row in rows]),
+            "comp_valid_icsd24": share([row.comp_valid_icsd24 for row in rows]),
+            "valid": share([row.valid for row in rows]),
             **(covered.values() if covered is not None else {}),
             **property_distances(taken, [one for one in samples.reference if one is not None]),
         }
@@ -258,10 +258,6 @@ def _judge(candidate: Candidate, *, states: States, legacy: bool) -> _Row:
 
 def _failed(candidate: Candidate, reason: str) -> _Row:
     return _Row(candidate.target, candidate.candidate, "", False, False, False, reason)
-
-
-def _share(flags: Sequence[bool]) -> float | None:
-    return sum(flags) / len(flags) if flags else None
 
 
 def _content(structure: "Structure") -> tuple[str, tuple[float, ...]]:

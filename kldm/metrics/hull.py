@@ -59,6 +59,11 @@ class Hull:
     entries: int
     lowest: Mapping[frozenset[str], Mapping[Formula, float]]
 
+    @property
+    def place(self) -> str:
+        """The files, for messages."""
+        return ", ".join(self.names)
+
     def phases(self, elements: frozenset[str]) -> dict[Formula, float]:
         """All that compete with a composition of these elements."""
         subsets: Iterable[frozenset[str]] = self.lowest
@@ -133,12 +138,12 @@ def check_scales(hull: Hull, scale: EnergyScale, identity: Mapping[str, Json]) -
         theirs, ours = (json.dumps(one, sort_keys=True) for one in (hull.potential, identity))
         if theirs != ours:
             remedy = "relax the reference with the same potential"
-            raise KldmError(f"its energies are of {theirs}, not of {ours}", place=", ".join(hull.names), remedy=remedy)
+            raise KldmError(f"its energies are of {theirs}, not of {ours}", place=hull.place, remedy=remedy)
         return
     if scale == "own" or (scale == "mp2020" and hull.scheme != "mp2020"):
         what = "with its own alone" if scale == "own" else "with MP2020-corrected ones alone"
         remedy = "relax a reference with this potential (`kldm relax`) and give its entries.json.gz"
-        raise KldmError(f"energies of {identity['name']} compare {what}", place=", ".join(hull.names), remedy=remedy)
+        raise KldmError(f"energies of {identity['name']} compare {what}", place=hull.place, remedy=remedy)
 
 
 def above_hull(
@@ -252,11 +257,10 @@ def _entry(record: Any, place: str) -> tuple[Formula, float]:
                 amounts[symbol] = amounts.get(symbol, 0.0) + float(amount)
             elif amount:
                 raise ValueError
-        energy = (float(record["energy"]) + float(record.get("correction") or 0.0)) / sum(amounts.values())
         least, total = min(amounts.values()), sum(amounts.values())
-        if not (math.isfinite(energy) and least / total > LEAST and total > 0) or not all(
-            map(Element.is_valid_symbol, amounts)
-        ):
+        energy = (float(record["energy"]) + float(record.get("correction") or 0.0)) / total
+        is_composition = total > 0 and least / total > LEAST and all(map(Element.is_valid_symbol, amounts))
+        if not (is_composition and math.isfinite(energy)):
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         problem = "is no entry with a composition and a finite energy"

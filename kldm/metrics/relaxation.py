@@ -18,7 +18,7 @@ from kldm.distributed import world
 from kldm.errors import KldmError
 from kldm.interfaces import Json, Potential
 from kldm.metrics.pool import Failure, each
-from kldm.metrics.structure import structure_bytes
+from kldm.metrics.structure import structural_validity, structure_bytes
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
@@ -95,7 +95,7 @@ def relaxed(
     program since: interrupted work goes on where it was. Failures are tried again.
 
     Args:
-        structures: None has failed already.
+        structures: None, and what is no structure at all, has failed already.
         workers: processes, each with a calculator of its own.
         time_limit: seconds per structure; what takes longer has failed.
 
@@ -104,9 +104,12 @@ def relaxed(
     """
     kept = _Kept.of(potential, settings)
     calculator_of(potential)  # one sentence now, rather than a failure of every structure
-    keys = ["" if one is None else _key(one) for one in structures]
+    faults = [impossible(one) for one in structures]
+    keys = ["" if one is None or fault else _key(one) for one, fault in zip(structures, faults, strict=True)]
     known = world().gather(kept.read(set(keys)) if world().is_writer else {})[0]
-    missing = {key: one for key, one in zip(keys, structures, strict=True) if one is not None and key not in known}
+    missing = {
+        key: one for key, one in zip(keys, structures, strict=True) if one is not None and key and key not in known
+    }
     work = each(
         partial(_relax_and_keep, potential=potential, settings=settings, kept=kept),
         list(missing.values()),
@@ -116,7 +119,12 @@ def relaxed(
     )
     for key, done in zip(missing, work, strict=True):
         known[key] = Relaxed(None, reason=_reason(done.reason)) if isinstance(done, Failure) else done
-    return tuple(known[key] if key else Relaxed(None, reason="no structure") for key in keys)
+    return tuple(known[key] if key else Relaxed(None, reason=fault) for key, fault in zip(keys, faults, strict=True))
+
+
+def impossible(structure: "Structure | None") -> str:
+    """Why nothing has an energy for it, or ``""``: the structural rule without its smallest distance."""
+    return structural_validity(structure, cutoff=0)
 
 
 def versions() -> dict[str, str]:

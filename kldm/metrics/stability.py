@@ -15,10 +15,10 @@ from kldm.metrics.corrections import mp2020
 from kldm.metrics.displacement import displacement, displacement_mattergen
 from kldm.metrics.hull import Hull, Scheme, above_hull, check_scales, read_hull
 from kldm.metrics.pool import Failure, check_work, each
-from kldm.metrics.relaxation import TIME_LIMIT, Relaxation, calculator_of, relaxed, versions
+from kldm.metrics.relaxation import TIME_LIMIT, Relaxation, calculator_of, impossible, relaxed, versions
 from kldm.metrics.similarity import ELECTRONEGATIVITIES, RADII, TOLERANCES, Matcher, novel, unique
-from kldm.metrics.structure import structural_validity, without_charges
-from kldm.metrics.validity import formula
+from kldm.metrics.structure import without_charges
+from kldm.metrics.validity import formula, share
 from kldm.reading import find_reference, read_reference
 from kldm.registry import metric
 
@@ -123,27 +123,25 @@ class Stability:
 
     def _relax(self, rows: Sequence["_Row"]) -> list["_Made"]:
         """What is left of the candidates after relaxation; the rows of the others get their reason."""
-        given = []
-        for row in rows:
-            row.reason = structural_validity(row.candidate.structure, cutoff=0)
-            if row.reason and row.candidate.structure is None:
-                row.reason = row.candidate.reason or row.reason
-            given.append(None if row.reason else row.candidate.structure)
+        given = [row.candidate.structure for row in rows]
         if self.potential is None:
-            return [_Made(row, one) for row, one in zip(rows, given, strict=True) if one is not None]
+            for row, structure in zip(rows, given, strict=True):
+                row.reason = row.candidate.reason or impossible(structure)
+            pairs = zip(rows, given, strict=True)
+            return [_Made(row, structure) for row, structure in pairs if structure is not None and not row.reason]
         made = []
         done = relaxed(given, self.potential, self.relaxation, workers=self.workers, time_limit=self.time_limit)
         for row, result in zip(rows, done, strict=True):
             if result.structure is None:
-                row.reason = row.reason or result.reason
+                row.reason = row.candidate.reason or result.reason
                 continue
             atoms = len(result.structure)
             row.energy, row.energy_drop = result.energy / atoms, (result.before - result.energy) / atoms
             row.steps, row.converged = result.steps, result.converged
             made.append(_Made(row, result.structure))
-        pairs = [(before, one.structure) for one in made if (before := one.row.candidate.structure) is not None]
+        ends = [(before, one.structure) for one in made if (before := one.row.candidate.structure) is not None]
         moved = each(
-            _displacements, pairs, workers=self.workers, time_limit=self.time_limit, description="displacements"
+            _displacements, ends, workers=self.workers, time_limit=self.time_limit, description="displacements"
         )
         for one, found in zip(made, moved, strict=True):
             if not isinstance(found, Failure):
@@ -201,11 +199,11 @@ class Stability:
             values["n_unsupported"] = sum(row.unsupported for row in rows)
             values["avg_e_above_hull"] = _mean(heights)
             values["median_e_above_hull"] = statistics.median(heights) if heights else None
-        values |= {f"stable_{name}": _share([row.stable(level) for row in rows]) for name, level in levels.items()}
-        values["unique"] = _share([bool(row.unique) for row in rows])
-        values["novel"] = _share([bool(row.novel) for row in rows]) if known else None
+        values |= {f"stable_{name}": share([row.stable(level) for row in rows]) for name, level in levels.items()}
+        values["unique"] = share([bool(row.unique) for row in rows])
+        values["novel"] = share([bool(row.novel) for row in rows]) if known else None
         values |= {
-            f"sun_{name}": _share([row.sun(level) for row in rows]) if known else None for name, level in levels.items()
+            f"sun_{name}": share([row.sun(level) for row in rows]) if known else None for name, level in levels.items()
         }
         return values
 
@@ -247,7 +245,7 @@ class Stability:
         elif hull is None:
             notes.append("No hull is given: nothing is said about stability.")
         elif hull.potential is not None:
-            what = f"The hull consists of {hull.entries} structures of {', '.join(hull.names)}, by the same potential"
+            what = f"The hull consists of {hull.entries} structures of {hull.place}, by the same potential"
             notes.append(f"{what}; phases that it lacks would lower the shares of stable ones.")
         if not known:
             notes.append("There are no known structures to compare with, so that novelty is undefined.")
@@ -326,7 +324,3 @@ def _displacements(pair: "tuple[Structure, Structure]") -> tuple[float, float | 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
-
-
-def _share(flags: Sequence[bool]) -> float | None:
-    return sum(flags) / len(flags) if flags else None

@@ -58,8 +58,8 @@ class Validity:
         judged = [self._judge(candidate) for candidate in samples.candidates]
         rows = tuple(one.row() for one in judged)
         names = ["struct_valid", "comp_valid", *(["comp_valid_icsd24"] if self.also_icsd24 else [])]
-        values = {name: _share([bool(row[name]) for row in rows]) for name in names}
-        values["valid"] = _share([one.valid for one in judged])
+        values = {name: share([bool(row[name]) for row in rows]) for name in names}
+        values["valid"] = share([one.valid for one in judged])
         return Measurement(values, rows, self._definition(judged), _notes(judged))
 
     def _judge(self, candidate: Candidate) -> "_Judged":
@@ -163,7 +163,8 @@ class _Judged:
         }
 
 
-def _share(flags: Sequence[bool]) -> float | None:
+def share(flags: Sequence[bool]) -> float | None:
+    """Of those that are true; None of none."""
     return sum(flags) / len(flags) if flags else None
 
 
