@@ -20,6 +20,7 @@ from kldm.interfaces import (
     Correction,
     Corrects,
     DiffusionProcess,
+    Estimates,
     Flows,
     GenerativeModel,
     Integrates,
@@ -29,6 +30,7 @@ from kldm.interfaces import (
     Predicts,
     Restricts,
     Step,
+    StepsGivenClean,
 )
 
 _CLOSE = 1e-4  # largest deviation of a kept coordinate (fractional) or cell parameter (relative) that is rounding
@@ -143,6 +145,11 @@ class Held:
             self.exponential = self._held(inner.exponential)
         if isinstance(inner, Corrects):
             self.correct = self._held_at_its_time(inner.correct)
+        if isinstance(inner, Estimates):
+            self.estimate = inner.estimate
+        if isinstance(inner, StepsGivenClean):
+            self.flow_given = self._held(inner.flow_given)
+            self.draw_given = self._held(inner.draw_given)
 
     @property
     def reads(self) -> tuple[Channel, ...]:

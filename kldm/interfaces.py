@@ -48,10 +48,18 @@ class Channel(NamedTuple):
 
 @attrs.frozen
 class Interface:
-    """What a network is built for: the channels it reads and those it predicts."""
+    """What a network is built for.
+
+    Attributes:
+        reads: the channels it reads.
+        predicts: those it predicts.
+        log_noise: log of the standard deviation of the coordinates' noise at unit times s > 0 of any shape, in
+            radians; for networks whose time features are of it, None where the process of the coordinates has none.
+    """
 
     reads: tuple[Channel, ...]
     predicts: tuple[Channel, ...]
+    log_noise: Callable[[Tensor], Tensor] | None = attrs.field(default=None, eq=False)
 
 
 @attrs.frozen(eq=False)
@@ -84,15 +92,20 @@ class Step:
 
 @attrs.frozen
 class Correction:
-    """Options of a Langevin move at fixed time.
+    """Options of a Langevin move x <- x + delta S + sqrt(2 delta) eps at fixed time.
 
     Attributes:
-        tau: signal-to-noise ratio of the move, delta = tau / mean(score^2) per crystal; > 0.
+        tau: signal-to-noise ratio of the move, delta = tau / (square of the score); > 0.
         positions: whether a process with velocities moves its positions along them too.
+        step_size: which square. ``observed``, as published, is the mean of S^2 over the numbers of a crystal as they
+            are, so that delta depends on the state and the move does not keep the law; ``expected`` is E[S^2] at that
+            time (for x = alpha x_0 + sigma eps, delta = tau sigma^2), and the stationary variance is 1 / (1 - tau / 2)
+            times the right one for every size of a crystal.
     """
 
     tau: float = 0.25
     positions: bool = True
+    step_size: Literal["observed", "expected"] = "observed"
 
 
 class DiffusionProcess(Protocol):
@@ -103,7 +116,7 @@ class DiffusionProcess(Protocol):
 
     @property
     def reads(self) -> tuple[Channel, ...]:
-        """Channels of its latent, all of which the network reads."""
+        """Channels that the network reads: all of its latent, or of what ``Shows.shown`` makes of it."""
         ...
 
     @property
@@ -152,8 +165,52 @@ class Predicts(Protocol):
 
 
 @runtime_checkable
+class Estimates(Protocol):
+    """A process that can say which clean value the network's answer stands for."""
+
+    def estimate(self, latent: Latent, prediction: Prediction, s: Tensor, layout: Layout) -> Latent:
+        """The estimate of x_0 at times s [B]: a latent at s = 0, which ``decode`` makes crystals of.
+
+        For real numbers the posterior mean that the network has learnt, for tokens the most probable ones.
+        """
+        ...
+
+
+@runtime_checkable
+class StepsGivenClean(Protocol):
+    """A process that can step from s to r as if its clean value were known: the steps are exact for that value."""
+
+    def flow_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
+        """Along the probability flow of the law given x_0 = ``clean`` (of a Gaussian law DDIM); at r = 0 ``clean``."""
+        ...
+
+    def draw_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
+        """A draw from p(x_r | x_s, x_0 = ``clean``) (of a Gaussian law DDPM); at r = 0 ``clean``."""
+        ...
+
+
+@runtime_checkable
+class Shows(Protocol):
+    """A process that shows the network something else than its latent."""
+
+    def shown(self, latent: Latent, s: Tensor, layout: Layout) -> Latent:
+        """The channels of ``reads`` at times s [B]."""
+        ...
+
+
+@runtime_checkable
+class KnowsItsNoise(Protocol):
+    """A process whose noise has a standard deviation, of which a network can have its time features."""
+
+    def log_noise(self, s: Tensor) -> Tensor:
+        """Its logarithm at unit times s > 0 of any shape."""
+        ...
+
+
+@runtime_checkable
 class Corrects(Protocol):
-    """A process with a move at the fixed time ``step.now`` that keeps the law there: Langevin, or detailed balance."""
+    """A process with a move at the fixed time ``step.now`` towards the law there: Langevin's, whose finite step
+    leaves a bias (see ``Correction.step_size``), or one in detailed balance."""
 
     def correct(self, latent: Latent, prediction: Prediction, step: Step, correction: Correction) -> Latent: ...
 

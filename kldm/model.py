@@ -15,10 +15,12 @@ from kldm.interfaces import (
     Fits,
     Interface,
     Json,
+    KnowsItsNoise,
     Latent,
     Noised,
     Prediction,
     ScoreNetwork,
+    Shows,
 )
 
 
@@ -112,7 +114,8 @@ class JointModel(nn.Module):
 
     def predict(self, latents: Mapping[str, Latent], s: Tensor, layout: Layout) -> Mapping[str, Prediction]:
         """One network call at times s [B]; each modality gets the channels it asked for."""
-        merged = dict(chain.from_iterable(latent.items() for latent in latents.values()))
+        shown = (_shown(self._processes[name], latent, s, layout) for name, latent in latents.items())
+        merged = dict(chain.from_iterable(latent.items() for latent in shown))
         with torch.autocast(s.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             output: Prediction = self.network(merged, s, layout)
         return {
@@ -179,4 +182,10 @@ def _merged(processes: Mapping[str, DiffusionProcess]) -> Interface:
                 if channel.name in side:
                     raise KldmError(f"the channel {channel.name!r} is another process's already", place=name)
                 side[channel.name] = channel
-    return Interface(tuple(reads.values()), tuple(predicts.values()))
+    coordinates = processes["coordinates"]
+    log_noise = coordinates.log_noise if isinstance(coordinates, KnowsItsNoise) else None
+    return Interface(tuple(reads.values()), tuple(predicts.values()), log_noise)
+
+
+def _shown(process: DiffusionProcess, latent: Latent, s: Tensor, layout: Layout) -> Latent:
+    return process.shown(latent, s, layout) if isinstance(process, Shows) else latent

@@ -1,6 +1,7 @@
 """What a network computes from coordinates and from time, once per call."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from kldm.errors import KldmError
 
-TimeEmbedding = Literal["fourier", "sinusoidal"]
+TimeEmbedding = Literal["fourier", "sinusoidal", "log_noise"]
 
 
 def sinusoids(difference: Tensor, frequencies: int) -> tuple[Tensor, Tensor]:
@@ -32,30 +33,47 @@ def sinusoids(difference: Tensor, frequencies: int) -> tuple[Tensor, Tensor]:
 
 
 class TimeFeatures(nn.Module):
-    """sin and cos of fixed multiples of unit time, [B] to [B, features].
+    """sin and cos of fixed multiples of a clock, [B] to [B, features].
 
     Args:
         features: how many numbers; even.
         embedding: ``fourier``, angles 2 pi w s with w ~ N(0, 1) drawn once and saved with the weights;
-            ``sinusoidal``, angles 1000 s w with w geometric from 1 to 1/10000 (transformers, DiffCSP).
+            ``sinusoidal``, angles 1000 s w with w geometric from 1 to 1/10000 (transformers, DiffCSP);
+            ``log_noise``, as ``fourier`` with log(sigma) / 4 in the place of s, sigma being the standard deviation of
+            the coordinates' noise (Karras et al., 2022): near s = 0 equal steps of s are very unequal steps of noise.
+        log_noise: log(sigma) at times s; see ``Interface``.
+
+    Raises:
+        KldmError: an odd number of features, or ``log_noise`` for coordinates whose process does not know its noise.
     """
 
     frequencies: Tensor
 
-    def __init__(self, features: int, embedding: TimeEmbedding) -> None:
+    def __init__(
+        self, features: int, embedding: TimeEmbedding, log_noise: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         super().__init__()
         if features < 2 or features % 2:
             raise KldmError(f"time_features is {features}", remedy="give an even number, at least 2")
+        if embedding == "log_noise" and log_noise is None:
+            raise KldmError(
+                "time_embedding is log_noise, and the process of the coordinates does not say what its noise is",
+                remedy="take fourier, or a process with a method log_noise",
+            )
+        self.log_noise = log_noise if embedding == "log_noise" else None
         half = features // 2
-        if embedding == "fourier":
-            frequencies = 2 * math.pi * torch.randn(half)
-        else:
+        if embedding == "sinusoidal":
             frequencies = 1000.0 * torch.exp(-math.log(10_000.0) * torch.arange(half) / max(half - 1, 1))
+        else:
+            frequencies = 2 * math.pi * torch.randn(half)
         self.register_buffer("frequencies", frequencies)
 
     def forward(self, s: Tensor) -> Tensor:
         frequencies = self.frequencies.to(torch.promote_types(self.frequencies.dtype, torch.float32))
-        angle = s.to(frequencies.dtype).unsqueeze(-1) * frequencies
+        clock = s.to(frequencies.dtype)
+        if self.log_noise is not None:
+            clock = self.log_noise(clock) / 4
+        angle = clock.unsqueeze(-1) * frequencies
         return torch.cat([angle.sin(), angle.cos()], -1).to(self.frequencies.dtype)
 
 

@@ -65,7 +65,7 @@ class PairNetwork(nn.Module):
         self.frequencies = frequencies
         self.execution = Execution()
         crystal_width = sum(channel.width for channel in roles.crystals)
-        self.nodes = NodeInput(roles.atoms, hidden, time_features, time_embedding)
+        self.nodes = NodeInput(roles.atoms, hidden, time_features, time_embedding, interface.log_noise)
         self.layers = nn.ModuleList(
             Layer(hidden, crystal_width, frequencies, roles.velocity is not None) for _ in range(layers)
         )

@@ -1,5 +1,6 @@
 """The parameters of a network over pairs of atoms: its input, its layers, its heads."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -20,7 +21,12 @@ class NodeInput(nn.Module):
     """
 
     def __init__(
-        self, channels: tuple[Channel, ...], hidden: int, time_features: int, time_embedding: TimeEmbedding
+        self,
+        channels: tuple[Channel, ...],
+        hidden: int,
+        time_features: int,
+        time_embedding: TimeEmbedding,
+        log_noise: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.channels = channels
@@ -28,7 +34,7 @@ class NodeInput(nn.Module):
             nn.Embedding(channel.width, hidden) if channel.kind == "token" else nn.Linear(channel.width, hidden)
             for channel in channels
         )
-        self.time = TimeFeatures(time_features, time_embedding)
+        self.time = TimeFeatures(time_features, time_embedding, log_noise)
         self.combine = nn.Linear(len(channels) * hidden + time_features, hidden)
         self.widths = [hidden] * len(channels) + [time_features]
 

@@ -105,6 +105,14 @@ class Absorbing:
         unmasks = (tokens == _MASK) & _happens(step.layout.per_atom(probability), step.rng)
         return {"species": torch.where(unmasks, self._draw(prediction, step.rng), tokens)}
 
+    def estimate(self, latent: Latent, prediction: Prediction, s: Tensor, layout: Layout) -> Latent:
+        """The most probable allowed type of every atom that is masked, and the type of every other.
+
+        There is no step that holds it: ``denoise`` draws from the whole distribution, and is exact for it.
+        """
+        tokens = latent["species"]
+        return {"species": torch.where(tokens == _MASK, self._finite(prediction).argmax(-1), tokens)}
+
     def predict(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """``denoise``: jumps have no deterministic predictor."""
         return self.denoise(latent, prediction, step)
@@ -142,14 +150,18 @@ class Absorbing:
     def _draw(self, prediction: Prediction, rng: torch.Generator) -> Tensor:
         """A token per atom from softmax(logits) over the allowed types, by the Gumbel-max trick, whatever the logits.
 
-        NaN counts as the smallest number, inf as the largest. In float64: on the coarse grid of float32 numbers the
-        tail of the Gumbel law is cut off, and draws are sharper than softmax (Zheng et al., 2025).
+        In float64: on the coarse grid of float32 numbers the tail of the Gumbel law is cut off, and draws are sharper
+        than softmax (Zheng et al., 2025).
         """
-        finite = prediction["species"].double().nan_to_num(nan=torch.finfo(torch.float64).min)
-        below = finite - self._allowed(finite).amax(-1, keepdim=True)
+        finite = self._finite(prediction)
+        below = finite - finite.amax(-1, keepdim=True)
         uniform = torch.rand(below.shape, generator=rng, dtype=below.dtype, device=below.device)
         gumbel = -torch.log(-torch.log(uniform.clamp(min=torch.finfo(below.dtype).tiny)))
         return self._allowed(below + gumbel).argmax(-1)
+
+    def _finite(self, prediction: Prediction) -> Tensor:
+        """Logits in float64; NaN counts as the smallest number, inf as the largest, and -inf is what is not allowed."""
+        return self._allowed(prediction["species"].double().nan_to_num(nan=torch.finfo(torch.float64).min))
 
     def _allowed(self, values: Tensor) -> Tensor:
         """Values [..., 100] with -inf for the types that are not allowed."""

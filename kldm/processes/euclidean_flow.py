@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kldm.compiling import fused
-from kldm.crystals import Crystals
+from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import Latent, Noised, Prediction, Step
 from kldm.processes.coded import CodedProcess
@@ -65,6 +65,23 @@ class EuclideanFlow(CodedProcess):
         x = latent[self._name]
         velocity = self._velocity(x, prediction[self._name], self._rows(step.s, step.layout, x))
         return {self._name: x + self._rows(stride(step, self.anti_annealing), step.layout, x) * velocity}
+
+    def estimate(self, latent: Latent, prediction: Prediction, s: Tensor, layout: Layout) -> Latent:
+        """x_0 as the network gives it, or x + s v."""
+        x = latent[self._name]
+        output = prediction[self._name]
+        start = output if self.parameterization == "x0" else x + self._rows(s, layout, x) * output
+        return {self._name: self._clean(start)}
+
+    def flow_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
+        """Along the line through x_s and x_0: x_0 + (r / s) (x_s - x_0), Euler's step without anti-annealing."""
+        start = clean[self._name]
+        share = self._rows(step.r / step.s, step.layout, start)
+        return {self._name: torch.lerp(start, latent[self._name], share)}
+
+    def draw_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
+        """``flow_given``: given x_0 and x_s nothing of the path is random."""
+        return self.flow_given(latent, clean, step)
 
     def _velocity(self, x: Tensor, output: Tensor, s: Tensor) -> Tensor:
         """The velocity from the network's output at time s > 0, towards an x_0 that ``_clean`` has seen."""

@@ -50,6 +50,15 @@ class Given:
     def exponential(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         return latent
 
+    def estimate(self, latent: Latent, prediction: Prediction, s: Tensor, layout: Layout) -> Latent:
+        return latent
+
+    def flow_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
+        return latent
+
+    def draw_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
+        return latent
+
     def correct(self, latent: Latent, prediction: Prediction, step: Step, correction: Correction) -> Latent:
         return latent
 

@@ -3,9 +3,12 @@
 dtheta = v dt,   dv = -v dt + sqrt(2) dw
 v_t = exp(-t) v_0 + sigma_v eps_v
 r_t = theta_t - theta_0 ~ WN(tanh(t/2) (v_t + v_0), sigma_r^2)
+
+``Joint`` is the Gaussian law of (r, v) with v_0 ~ N(0, s_0^2) integrated out; ``flow`` and ``posterior`` are the two
+exact ways from one time to an earlier one, given theta_0.
 """
 
-from math import inf, tanh
+from math import inf, log, tanh
 from typing import NamedTuple
 
 import torch
@@ -110,3 +113,99 @@ def velocity_score(g: Tensor, velocity_noise: Tensor, gain: Tensor, velocity_var
         gain, velocity_variance: of the kernel.
     """
     return torch.addcdiv(gain * g, velocity_noise, velocity_variance, value=-1)
+
+
+class Joint(NamedTuple):
+    """v_t = velocity_std w_1 and r_t = gain v_t + position_std w_2 with independent w_1, w_2 ~ N(0, 1), given theta_0.
+
+    With v_0 = 0 that is gain = tanh(t/2), sigma_v and sigma_r. Else, with V = sigma_v^2 + s_0^2 exp(-2t), the mean of
+    v_0 given v_t is m v_t, m = s_0^2 exp(-t) / V, its variance s_0^2 sigma_v^2 / V, and both enter r_t times tanh(t/2).
+
+    Attributes:
+        gain, velocity_std, position_std: as above, with the floor in sigma_v^2 and sigma_r^2.
+    """
+
+    gain: Tensor
+    velocity_std: Tensor
+    position_std: Tensor
+
+    @classmethod
+    def at(cls, t: Tensor, floor: float = 0.0, latest: float = inf, initial_velocity_std: float = 0.0) -> "Joint":
+        """The law at times t >= 0 of any shape, none above ``latest``."""
+        kernel = Kernel.at(t, floor, latest)
+        if not initial_velocity_std:
+            return cls(kernel.gain, kernel.velocity_variance.sqrt(), kernel.position_std)
+        start = initial_velocity_std**2
+        variance = torch.addcmul(kernel.velocity_variance, kernel.decay, kernel.decay, value=start)
+        known, unknown = start * kernel.decay / variance, start * kernel.velocity_variance / variance
+        return cls(
+            kernel.gain * (1 + known),
+            variance.sqrt(),
+            torch.addcmul(kernel.position_variance, kernel.gain.square(), unknown).sqrt(),
+        )
+
+
+_EARLIEST = 1e-6  # below this share of the latest time the flow no longer turns; any angle keeps the law
+_ANGLES = 4096
+
+
+def flow(t: Tensor, r: Tensor, latest: float, initial_velocity_std: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the angle by which the probability flow turns (w_1, w_2) on its way from t back to r.
+
+    The flow dr = v dt, dv = -(v + d log p / d v) dt keeps the law N(0, I) of (w_1, w_2) and is linear, hence it is a
+    rotation: dw_1/dt = -omega w_2, dw_2/dt = omega w_1 with omega = gain / (velocity_std position_std). For v_0 = 0
+    omega is sqrt(3) / (2t) at small t, so the angle is tabulated over log t.
+
+    Args:
+        t, r: times, 0 <= r <= t <= latest, of one shape.
+        latest, initial_velocity_std: see ``Joint.at``.
+    """
+    low = log(_EARLIEST * latest)
+    turned = _angle(latest, initial_velocity_std, t.device, t.dtype)
+    position = (torch.stack([t, r]).clamp(min=_EARLIEST * latest, max=latest).log() - low) * (_ANGLES / -log(_EARLIEST))
+    cell = position.to(torch.int64).clamp(max=_ANGLES - 1)
+    after, before = torch.lerp(turned[cell], turned[cell + 1], position - cell).unbind()
+    angle = after - before
+    return angle.cos(), angle.sin()
+
+
+@table
+def _angle(latest: float, initial_velocity_std: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The integral of omega over t from the earliest tabulated time, [_ANGLES + 1], by Simpson's rule over log t."""
+    t = torch.linspace(log(_EARLIEST * latest), log(latest), 2 * _ANGLES + 1, dtype=torch.float64, device="cpu").exp()
+    gain, velocity_std, position_std = Joint.at(t, 0.0, latest, initial_velocity_std)
+    rate = t * gain / (velocity_std * position_std)
+    step = -log(_EARLIEST) / _ANGLES
+    cells = (rate[:-2:2] + 4 * rate[1::2] + rate[2::2]) * (step / 6)
+    return torch.cat([cells.new_zeros(1), cells.cumsum(0)]).to(device=device, dtype=dtype)
+
+
+class Posterior(NamedTuple):
+    """p(w_1, w_2 at r | those at t, theta_0): the mean is (a w_1 + b w_2, c w_2), the rest spread_1 and spread_2 times
+    normal numbers n_1 and n_2, of which n_2 enters the first with ``shared``."""
+
+    a: Tensor
+    b: Tensor
+    c: Tensor
+    spread_1: Tensor
+    spread_2: Tensor
+    shared: Tensor
+
+
+def posterior(t: Tensor, r: Tensor, latest: float, initial_velocity_std: float = 0.0) -> Posterior:
+    """The Gaussian conditional of the linear SDE between r < t, computed in float64, in the dtype of t.
+
+    From r to t, v_t = e v_r + ..., r_t = r_r + (1 - e) v_r + ... with e = exp(-(t - r)). In terms of w this is
+    w_t = K w_r + noise with K = [[a, 0], [b, c]], so that w_r | w_t ~ N(K^T w_t, I - K^T K).
+    """
+    dtype = t.dtype
+    t, r = t.double(), r.double()
+    at, before = (Joint.at(time, 0.0, latest, initial_velocity_std) for time in (t, r))
+    decay, travelled = torch.exp(r - t), -torch.expm1(r - t)
+    a = decay * before.velocity_std / at.velocity_std
+    b = before.velocity_std * (before.gain + travelled - decay * at.gain) / at.position_std
+    c = before.position_std / at.position_std
+    spread_2 = (1 - c.square()).clamp(min=0).sqrt()
+    shared = torch.where(spread_2 > 0, -b * c / spread_2, 0.0)
+    spread_1 = (1 - a.square() - b.square() - shared.square()).clamp(min=0).sqrt()
+    return Posterior(*(values.to(dtype) for values in (a, b, c, spread_1, spread_2, shared)))

@@ -74,6 +74,21 @@ class TorusFlow:
         by = step.layout.per_atom(stride(step, self.anti_annealing).to(fractional.dtype)).unsqueeze(-1)
         return {"fractional": unit(fractional + by * velocity)}
 
+    def estimate(self, latent: Latent, prediction: Prediction, s: Tensor, layout: Layout) -> Latent:
+        """f_0 = f_s + s v modulo 1."""
+        fractional, velocity = latent["fractional"], self._free(prediction["flow"], layout)
+        return {"fractional": unit(fractional + layout.per_atom(s.to(fractional.dtype)).unsqueeze(-1) * velocity)}
+
+    def flow_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
+        """Along the shortest line between f_s and f_0: f_0 + (r / s) wrap(f_s - f_0) modulo 1."""
+        end = clean["fractional"]
+        share = step.layout.per_atom((step.r / step.s).to(end.dtype)).unsqueeze(-1)
+        return {"fractional": unit(end + share * wrap(latent["fractional"] - end, 1.0))}
+
+    def draw_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
+        """``flow_given``: given f_0 and f_s nothing of the path is random."""
+        return self.flow_given(latent, clean, step)
+
     def decode(self, latent: Latent, into: Crystals) -> Crystals:
         return attrs.evolve(into, fractional=unit(latent["fractional"]))
 

@@ -11,7 +11,7 @@ from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, Correction, Latent, Noised, Prediction, Step
 from kldm.registry import process
-from kldm.torus import score_root_mean_square, unit, wrapped_normal_score
+from kldm.torus import score_root_mean_square, unit, wrap, wrapped_normal_score
 
 _TURN = 2 * pi  # inside: angles, and standard deviations in radians; in the latent: fractions of a turn
 
@@ -31,8 +31,9 @@ class WrappedVE:
         sigma_min, sigma_max: standard deviations at s = 0 and s = 1, in fractions of the cell.
         step_lr: length of a correction at sigma_min, in fractions of the cell squared; the paper's 5e-7 for Perov-5,
             5e-6 for Carbon-24, 1e-5 for MP-20 and MPTS-52. step_lr / sigma_min^2 must stay below 2 for it to converge.
-        zero_net_translation: project noise, target and prediction to zero mean over the atoms of each crystal, as KLDM
-            does (its section 3.2); DiffCSP does not.
+        zero_net_translation: project the target, the prediction and the noise of the reverse moves to zero mean over
+            the atoms of each crystal, as KLDM does (its section 3.2); DiffCSP does not. The noise of the forward
+            process stays free: the target is the score of independent wrapped normals.
 
     Raises:
         KldmError: an option out of range.
@@ -79,7 +80,7 @@ class WrappedVE:
         """Fractional coordinates and target from normal draws, [N, 3] each."""
         sigma = self._angle(s, fractional)
         sigma, variance, size = layout.columns(sigma, sigma.square(), self._size(sigma))
-        displacement = self._displacement(sigma * self._free(noise, layout), layout)
+        displacement = self._displacement(sigma * noise, layout)
         score = self._free(wrapped_normal_score(displacement, variance, self._widest), layout)
         return _moved(fractional, displacement), score / -size  # the score by f_s is minus that by the mean
 
@@ -94,7 +95,7 @@ class WrappedVE:
         """
         before, after = self._sigmas(step, latent["fractional"])
         spread = before.square() - after.square()
-        return self._pushed(latent, prediction, step, before, spread, after / before * spread.sqrt())
+        return self._pushed(latent, prediction, step.s, step.layout, spread, after / before * spread.sqrt(), step.rng)
 
     def flow(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Probability flow df = -sigma S dsigma, one step: f <- f + (sigma_s - sigma_r) sigma_s S, sigma_r = 0 at 0.
@@ -102,7 +103,7 @@ class WrappedVE:
         Exact for a normal law, where S = -(f - f_0) / sigma^2.
         """
         before, after = self._sigmas(step, latent["fractional"])
-        return self._pushed(latent, prediction, step, before, (before - after) * before)
+        return self._pushed(latent, prediction, step.s, step.layout, (before - after) * before)
 
     def predict(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """``flow``: the predictor of KLDM's Algorithm 4, c = (rho sigma_s - sigma_r) sigma_s, with rho = 1.
@@ -118,7 +119,30 @@ class WrappedVE:
         """
         sigma = self._angle(step.now, latent["fractional"])
         length = self.step_lr * (sigma / self.sigma_min).square()
-        return self._pushed(latent, prediction, step, sigma, length, (2 * length).sqrt().masked_fill(step.r <= 0, 0.0))
+        noise = (2 * length).sqrt().masked_fill(step.r <= 0, 0.0)
+        return self._pushed(latent, prediction, step.now, step.layout, length, noise, step.rng)
+
+    def log_noise(self, s: Tensor) -> Tensor:
+        """log sigma(s) at unit times s of any shape, in radians."""
+        return (_TURN * self.sigma(s)).log()
+
+    def estimate(self, latent: Latent, prediction: Prediction, s: Tensor, layout: Layout) -> Latent:
+        """f_0 = f_s + sigma^2 S modulo 1, by Tweedie's formula."""
+        return self._pushed(latent, prediction, s, layout, self._angle(s, latent["fractional"]).square())
+
+    def flow_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
+        """f_0 + (sigma_r / sigma_s) wrap(f_s - f_0) modulo 1, sigma_r = 0 at r = 0."""
+        before, after = self._sigmas(step, latent["fractional"])
+        return self._towards(latent, clean, step, after / before)
+
+    def draw_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
+        """A draw around f_0 + q wrap(f_s - f_0) with q = sigma_r^2 / sigma_s^2 and the variance sigma_r^2 (1 - q)."""
+        before, after = self._sigmas(step, latent["fractional"])
+        share = (after / before).square()
+        moved = self._towards(latent, clean, step, share)
+        spread = step.layout.per_atom(after * (1 - share).clamp(min=0).sqrt()).unsqueeze(-1)
+        noise = self._free(_draw(latent["fractional"], step.rng), step.layout)
+        return {"fractional": _moved(moved["fractional"], spread * noise)}
 
     def decode(self, latent: Latent, into: Crystals) -> Crystals:
         return attrs.evolve(into, fractional=unit(latent["fractional"]))
@@ -131,20 +155,27 @@ class WrappedVE:
         self,
         latent: Latent,
         prediction: Prediction,
-        step: Step,
-        sigma: Tensor,
+        s: Tensor,
+        layout: Layout,
         length: Tensor,
         noise: Tensor | None = None,
+        rng: torch.Generator | None = None,
     ) -> Latent:
-        """f <- f + length S + noise eps, S from the network's output at sigma; numbers of crystals, [B], in radians."""
-        layout, output = step.layout, self._free(prediction["displacement"], step.layout)
-        length = length * self._size(sigma)
-        if noise is None:
+        """f <- f + length S + noise eps, S from the network's output at s; numbers of crystals, [B], in radians."""
+        output = self._free(prediction["displacement"], layout)
+        length = length * self._size(self._angle(s, output))
+        if noise is None or rng is None:
             angle = layout.per_atom(length).unsqueeze(-1) * output
         else:
             length, noise = layout.columns(length, noise)
-            angle = torch.addcmul(length * output, noise, self._free(_draw(output, step.rng), layout))
+            angle = torch.addcmul(length * output, noise, self._free(_draw(output, rng), layout))
         return {"fractional": _moved(latent["fractional"], angle)}
+
+    def _towards(self, latent: Latent, clean: Latent, step: Step, share: Tensor) -> Latent:
+        """f_0 + share wrap(f_s - f_0) modulo 1, a share of each crystal, [B]."""
+        end = clean["fractional"]
+        kept = step.layout.per_atom(share).unsqueeze(-1) * wrap(latent["fractional"] - end, 1.0)
+        return {"fractional": unit(end + kept)}
 
     def _size(self, sigma: Tensor) -> Tensor:
         """sqrt(n(sigma)), the root mean square of the score per radian."""

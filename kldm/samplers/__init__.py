@@ -6,6 +6,7 @@ from kldm.samplers.graphs import replaying
 from kldm.samplers.predictor_corrector import PredictorCorrector
 from kldm.samplers.probability_flow import ProbabilityFlow
 from kldm.samplers.stages import Stage, integrate
+from kldm.samplers.x0_flow import X0Flow
 
 __all__ = [
     "AnnealedLangevin",
@@ -13,6 +14,7 @@ __all__ = [
     "PredictorCorrector",
     "ProbabilityFlow",
     "Stage",
+    "X0Flow",
     "integrate",
     "replaying",
 ]

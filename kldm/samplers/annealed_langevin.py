@@ -22,8 +22,9 @@ class AnnealedLangevin(StagedSampler):
     signal-to-noise ratio takes the default one of ``Correction``.
 
     Args:
-        steps: number of levels, on the uniform grid from s = 1; 1 + ``corrections`` network calls each.
+        steps: number of levels from s = 1; 1 + ``corrections`` network calls each.
         s_min: unit time at which to stop.
+        rho, land: see ``StagedSampler``.
         corrections: Langevin moves at each level.
         corrected: modalities that make them.
     """

@@ -20,8 +20,9 @@ class EulerMaruyama(StagedSampler):
     rule is chosen here.
 
     Args:
-        steps: N, the number of steps on the uniform grid from s = 1; one network call each.
+        steps: N, the number of steps from s = 1; one network call each.
         s_min: unit time at which to stop.
+        rho, land: see ``StagedSampler``.
         euclidean: ``euler_maruyama`` as in the paper, or the ``exponential`` integrator where a process has one.
     """
 

@@ -15,8 +15,9 @@ class ProbabilityFlow(StagedSampler):
     """The ordinary differential equation with the marginals of the reverse SDE (Song et al. 2021, Eq. 13).
 
     Args:
-        steps: number of steps on the uniform grid from s = 1; one network call each.
+        steps: number of steps from s = 1; one network call each.
         s_min: unit time at which to stop.
+        rho, land: see ``StagedSampler``.
     """
 
     def check(self, processes: Mapping[str, DiffusionProcess]) -> None:
