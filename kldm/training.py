@@ -72,7 +72,11 @@ class Plateau:
 
 @attrs.frozen(kw_only=True)
 class Training:
-    """Settings of ``fit``. The defaults are the paper's (Appendix I) where it states them.
+    """Settings of ``fit``. The defaults are the paper's (Appendix I) where it states them, else its authors' code's.
+
+    They differ on one thing, where the code is followed: "AdamW with the default PyTorch parameters" would be a weight
+    decay of 0.01 without amsgrad, and the code has 1e-12 (here 0) with it. ``epochs`` is a guess: the paper speaks of
+    early stopping, and the code trains until it is stopped.
 
     Args:
         epochs: passes over the training split.

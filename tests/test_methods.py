@@ -11,7 +11,9 @@ METHODS = (
     "diffcsp_mp20",
     "diffcsp_mp20_dng",
     "equicsp_mp20",
+    "equicsp_mp20_dng",
     "flowmm_mp20",
+    "flowmm_mp20_dng",
     "ablations/tdm_velocity_variance_0.5_mp20",
 )
 

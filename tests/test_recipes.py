@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kldm.experiment import assemble
+from kldm.published import STABILITY
 from kldm.recipe import read_recipe
-from tests.small import OVERRIDES, RECIPES
+from tests.small import OVERRIDES, RECIPES, refused
 
 ALL = sorted(path for path in RECIPES.rglob("*.cfg") if path.parent.name != "parts")
 PAPER = [
@@ -33,6 +35,28 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {  # the recipe each one chan
         for suffix, change in (("", {}), ("_translating", {"zero_net_translation": False}))
     },
 }
+PEERS: dict[str, tuple[int, int, float | None]] = {  # epochs, batch and step_lr of the authors' public code
+    "diffcsp_perov5": (3000, 1024, 5e-7),
+    "diffcsp_carbon24": (4000, 256, 5e-6),
+    "diffcsp_mp20": (1000, 256, 1e-5),
+    "diffcsp_mpts52": (500, 128, 1e-5),
+    "diffcsp_perov5_dng": (3000, 1024, 1e-6),
+    "diffcsp_carbon24_dng": (4000, 256, 1e-5),
+    "diffcsp_mp20_dng": (1000, 256, 5e-6),
+    "equicsp_perov5": (3000, 1024, 5e-7),
+    "equicsp_carbon24": (4000, 512, 5e-6),
+    "equicsp_mp20": (1000, 256, 5e-6),
+    "equicsp_mpts52": (1000, 128, 1e-5),
+    "equicsp_perov5_dng": (3000, 1024, 1e-6),
+    "equicsp_carbon24_dng": (4000, 512, 1e-5),
+    "equicsp_mp20_dng": (1000, 256, 5e-6),
+    "flowmm_perov5": (6000, 1024, None),
+    "flowmm_carbon24": (8000, 256, None),
+    "flowmm_mp20": (2000, 256, None),
+    "flowmm_mpts52": (1000, 64, None),
+    "flowmm_mp20_dng": (2000, 256, None),
+}
+TABLE_2 = ("diffcsp", "kldm_x0_absorbing", "kldm_x0_bits", "kldm_x0_onehot")
 SAMPLERS = {"em": "euler_maruyama.v1", "pc": "predictor_corrector.v1"}
 
 
@@ -100,7 +124,7 @@ def test_an_ablation_changes_nothing_else(name: str) -> None:
         ("kldm_eps_onehot_perov5_dng", "one_hot.v1", 20.0),
         ("kldm_eps_onehot_carbon24_dng", "one_hot.v1", 20.0),
         ("kldm_eps_onehot_mp20_dng", "one_hot.v1", 20.0),
-        ("diffcsp_mp20_dng", "one_hot.v1", 20.0),
+        *((f"{peer}_{data}_dng", "one_hot.v1", 20.0) for peer in ("diffcsp", "equicsp") for data in list(DATA)[:3]),
     ],
 )
 def test_the_paper_s_settings_of_de_novo_generation(name: str, process: str, weight: float) -> None:
@@ -113,3 +137,63 @@ def test_the_paper_s_settings_of_de_novo_generation(name: str, process: str, wei
     assert experiment.validation.score == "valid"
     if name.startswith("kldm_eps"):
         assert model["species"]["parameterization"] == model["lattice"]["parameterization"] == "eps"
+
+
+def test_the_recipes_of_the_other_methods_are_all_there() -> None:
+    peers = ("diffcsp", "equicsp", "flowmm")
+    found = {path.stem for path in ALL if path.parent == RECIPES and path.stem.startswith(peers)}
+    assert found == set(PEERS)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_the_other_methods_train_as_their_authors_do(name: str) -> None:
+    epochs, batch_size, step_lr = PEERS[name]
+    own = read_recipe(RECIPES / f"{name}.cfg")["model"]["network"]
+    experiment, tree = assemble(read_recipe(RECIPES / f"{name}.cfg", OVERRIDES))
+    training, model = experiment.training, experiment.model
+    assert (training.epochs, training.batch_size) == (epochs, batch_size)
+    assert (own["hidden"], own["layers"]) == (512, 6)
+    assert (training.weight_decay, training.amsgrad) == (0.0, False)
+    assert tree["data"]["name"] == DATA[name.split("_")[1]]
+    assert tree["model"]["coordinates"].get("step_lr") == step_lr
+    assert training.clip_value is not None
+    # A loss of weight w moves the total by w / (sum of the weights): what is clipped is that much smaller than a sum.
+    losses = {learnt: torch.tensor(0.0) for learnt, process in model.processes.items() if process.predicts}
+    changes = {learnt: float(model.total({**losses, learnt: torch.tensor(1.0)})) for learnt in losses}
+    assert changes == pytest.approx({learnt: model.weights[learnt] * changes["lattice"] for learnt in losses})
+    if name.startswith("flowmm"):  # their code clips a mean at 0.5
+        assert training.clip_value == 0.5
+        assert sum(changes.values()) == pytest.approx(1)
+    else:  # and these a sum, in which the lattice has weight 1
+        assert training.clip_value == pytest.approx(0.5 * changes["lattice"])
+        assert training.ema_decay == 0.0
+
+
+def test_table_2_s_recipes_are_all_there() -> None:
+    assert {path.stem for path in ALL if path.parent.name == "table2"} == {f"{name}_mp20_dng" for name in TABLE_2}
+
+
+@pytest.mark.parametrize("name", TABLE_2)
+def test_table_2_s_recipes_measure_its_columns(name: str) -> None:
+    _, plain = assemble(read_recipe(RECIPES / f"{name}_mp20_dng.cfg", OVERRIDES))
+    _, found = assemble(read_recipe(RECIPES / "table2" / f"{name}_mp20_dng.cfg", OVERRIDES))
+    stability = found["metrics"].pop("stability")
+    assert found == plain
+    assert stability["potential"] == {"@potentials": "mattersim.v1", "weights": None, "device": None}
+    assert stability["hull"] == stability["known"]
+    assert stability["hull"]
+    wanted = {key: STABILITY[key] for key in ("relaxation.fmax", "relaxation.cell")}
+    assert all(stability["relaxation"][key.removeprefix("relaxation.")] in values for key, values in wanted.items())
+    assert (stability["corrections"],) == STABILITY["hull.corrections"]
+    assert (stability["matcher"],) == STABILITY["matcher.name"]
+    assert 0.1 in stability["thresholds"]
+
+
+def test_table_2_s_recipes_name_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = RECIPES / "table2" / "kldm_x0_absorbing_mp20_dng.cfg"
+    assert "mattersim" in refused("check", recipe)
+    assert "mattersim" in refused("run", recipe, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    emt = ("--metrics.stability.potential.@potentials", "emt.v1")
+    assert "alex_mp.jsonl.gz" in refused("check", recipe, *emt)
