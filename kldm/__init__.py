@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         DiffusionProcess,
         Interface,
         Latent,
+        LearningRate,
         Measurement,
         Metric,
         Noised,
@@ -34,7 +35,17 @@ if TYPE_CHECKING:
         Step,
     )
     from kldm.model import JointModel
-    from kldm.registry import augmentation, codec, metric, network, potential, process, sampler, schedule
+    from kldm.registry import (
+        augmentation,
+        codec,
+        learning_rate,
+        metric,
+        network,
+        potential,
+        process,
+        sampler,
+        schedule,
+    )
     from kldm.runs import load_run, run
     from kldm.training import Training, fit
 
@@ -52,6 +63,7 @@ _HOME = {
         "DiffusionProcess",
         "Interface",
         "Latent",
+        "LearningRate",
         "Measurement",
         "Metric",
         "Noised",
@@ -64,7 +76,17 @@ _HOME = {
         "Step",
     ),
     "kldm.model": ("JointModel",),
-    "kldm.registry": ("augmentation", "codec", "metric", "network", "potential", "process", "sampler", "schedule"),
+    "kldm.registry": (
+        "augmentation",
+        "codec",
+        "learning_rate",
+        "metric",
+        "network",
+        "potential",
+        "process",
+        "sampler",
+        "schedule",
+    ),
     "kldm.runs": ("load_run", "run"),
     "kldm.training": ("Training", "fit"),
 }
@@ -87,6 +109,7 @@ __all__ = [
     "KldmError",
     "Latent",
     "Layout",
+    "LearningRate",
     "Measurement",
     "Metric",
     "Noised",
@@ -103,6 +126,7 @@ __all__ = [
     "augmentation",
     "codec",
     "fit",
+    "learning_rate",
     "load_run",
     "metric",
     "network",

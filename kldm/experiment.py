@@ -151,6 +151,7 @@ def prepare(experiment: Experiment) -> None:
 def load_components() -> None:
     """Put kldm's own components on their shelves."""
     import kldm.augmentations
+    import kldm.learning_rates
     import kldm.metrics
     import kldm.networks
     import kldm.potentials

@@ -300,6 +300,19 @@ class Augmentation(Protocol):
         ...
 
 
+class LearningRate(Protocol):
+    """A learning-rate schedule: a pure function of how far training is, so that a resumed run repeats it."""
+
+    def factor(self, step: int, progress: float) -> float:
+        """What the learning rate is multiplied by in a step.
+
+        Args:
+            step: steps done before.
+            progress: share of training done before, in [0, 1]: of its steps, or of its minutes.
+        """
+        ...
+
+
 class GenerativeModel(Protocol):
     """What a sampler needs of a model."""
 

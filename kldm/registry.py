@@ -15,7 +15,17 @@ from typing import Any, TypeVar
 import catalogue
 
 from kldm.errors import KldmError, nearest
-from kldm.interfaces import Augmentation, Codec, DiffusionProcess, Metric, Potential, Sampler, Schedule, ScoreNetwork
+from kldm.interfaces import (
+    Augmentation,
+    Codec,
+    DiffusionProcess,
+    LearningRate,
+    Metric,
+    Potential,
+    Sampler,
+    Schedule,
+    ScoreNetwork,
+)
 
 P = TypeVar("P", bound=Callable[..., DiffusionProcess])
 N = TypeVar("N", bound=Callable[..., ScoreNetwork])
@@ -25,6 +35,7 @@ C = TypeVar("C", bound=Callable[..., Codec])
 H = TypeVar("H", bound=Callable[..., Schedule])
 A = TypeVar("A", bound=Callable[..., Augmentation])
 E = TypeVar("E", bound=Callable[..., Potential])
+L = TypeVar("L", bound=Callable[..., LearningRate])
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -78,10 +89,21 @@ codecs = Shelf("codecs", Codec)
 schedules = Shelf("schedules", Schedule)
 augmentations = Shelf("augmentations", Augmentation)
 potentials = Shelf("potentials", Potential)
+learning_rates = Shelf("learning_rates", LearningRate)
 
 SHELVES = {
     shelf.kind: shelf
-    for shelf in (processes, networks, samplers, metrics, codecs, schedules, augmentations, potentials)
+    for shelf in (
+        processes,
+        networks,
+        samplers,
+        metrics,
+        codecs,
+        schedules,
+        augmentations,
+        potentials,
+        learning_rates,
+    )
 }
 
 
@@ -123,3 +145,8 @@ def augmentation(name: str) -> Callable[[A], A]:
 def potential(name: str) -> Callable[[E], E]:
     """Register a ``Potential``."""
     return lambda component: potentials.put(name, component)
+
+
+def learning_rate(name: str) -> Callable[[L], L]:
+    """Register a ``LearningRate``."""
+    return lambda component: learning_rates.put(name, component)

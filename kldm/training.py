@@ -27,11 +27,12 @@ from kldm.distributed import Lost, world
 from kldm.errors import KldmError
 from kldm.files import atomic_write
 from kldm.gradients import Gradients
-from kldm.interfaces import Augmentation
+from kldm.interfaces import Augmentation, LearningRate
 from kldm.interruption import Interruption
 from kldm.memory import most_pairs
 from kldm.model import JointModel
 from kldm.seeding import seeded
+from kldm.times import Draw, Times
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -85,10 +86,22 @@ class Training:
         amsgrad: whether AdamW keeps the largest second moment (Reddi et al. 2018).
         ema_decay: decay of the moving average of the weights, per step.
         ema_start: epoch at which the average starts; before it, the weights in training are used.
-        s_min: training times are uniform on (s_min, 1].
+        ema_warmup: whether the decay of the average's update n is at most (1 + n) / (10 + n): an average from the
+            start that forgets the first weights. With it ``ema_start`` is better 0.
+        whole_batches: whether the crystals of an epoch that fill no whole batch are left out, others in every epoch;
+            otherwise the last batch of an epoch is smaller, and its step as large as the others'.
+        s_min: training times are in (s_min, 1].
+        times: ``independent`` times, or ``stratified`` ones, which cover (s_min, 1] evenly in every batch: one of B
+            crystals in each B-th part of it. The mean gradient is the same, and its variance smaller.
+        time_density: relative density of the times in as many equal bins of s, from s_min to 1; uniform by default.
+            The losses are not divided by it: it weights the loss at time s, as the log-normal noise levels of EDM do
+            (Karras et al. 2022), and the loss in the log is the weighted one.
         clip_value: largest entry of the gradient, by absolute value, before ``clip_norm``; none by default.
         clip_norm: largest gradient norm; none by default.
         plateau: when and how the learning rate falls; it stays by default.
+        learning_rate_schedule: the learning rate as a function of the step and of the share of training that is done.
+            A run that is prolonged (``epochs``) is then at another place of it: what has been trained is not trained
+            again.
         augmentation: another description of the crystals, drawn for every batch before its noise; none by default.
         max_pairs: largest number of ordered pairs of atoms in one forward and backward pass of a process; a larger
             batch is done in pieces, with the same gradient. By default as many as half of the free memory holds, where
@@ -106,10 +119,15 @@ class Training:
     amsgrad: bool = True
     ema_decay: float = 0.999
     ema_start: int = 500
+    ema_warmup: bool = False
+    whole_batches: bool = False
     s_min: float = 1e-3
+    times: Draw = "independent"
+    time_density: tuple[float, ...] | None = None
     clip_value: float | None = None
     clip_norm: float | None = None
     plateau: Plateau | None = None
+    learning_rate_schedule: LearningRate | None = None
     augmentation: Augmentation | None = None
     max_pairs: int | None = None
     precision: Precision = "tf32"
@@ -130,10 +148,15 @@ class Training:
             raise KldmError(f"must be at least 0 and below 1, got {self.ema_decay}", place="ema_decay")
         if not 0 < self.s_min < 1:
             raise KldmError(f"must be between 0 and 1, got {self.s_min}", place="s_min")
-        if self.precision not in get_args(Precision):
-            raise KldmError(
-                f"must be one of {', '.join(get_args(Precision))}, got {self.precision!r}", place="precision"
-            )
+        for name, values in (("precision", get_args(Precision)), ("times", get_args(Draw))):
+            if getattr(self, name) not in values:
+                raise KldmError(f"must be one of {', '.join(values)}, got {getattr(self, name)!r}", place=name)
+        density = self.time_density
+        if density is not None and not (density and all(0 < value < math.inf for value in density)):
+            raise KldmError(f"must be numbers above 0, got {density}", place="time_density")
+        if self.plateau is not None and self.learning_rate_schedule is not None:
+            remedy = "leave out training.plateau or training.learning_rate_schedule"
+            raise KldmError("cannot rule a learning rate that has a schedule", place="plateau", remedy=remedy)
         if self.plateau is not None and self.plateau.minimum > self.learning_rate:
             raise KldmError(
                 f"must be at most the learning_rate of {self.learning_rate}, got {self.plateau.minimum}",
@@ -195,6 +218,12 @@ class _Trainer:
         self.model, self.train, self.settings, self.folder, self.recipe = model, train, settings, folder, recipe
         self.device, self.world = train.device, world()
         self.steps_per_epoch = math.ceil(len(train) / settings.batch_size)
+        if settings.whole_batches:
+            self.steps_per_epoch = len(train) // settings.batch_size
+            if not self.steps_per_epoch:
+                problem = f"{len(train)} crystals fill no batch of {settings.batch_size}"
+                raise KldmError(problem, place="training.whole_batches", remedy="lower training.batch_size")
+        self.times = Times(settings.s_min, settings.times, settings.time_density or (), self.device)
         self.optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=settings.learning_rate,
@@ -207,7 +236,7 @@ class _Trainer:
             self.plateau = ReduceLROnPlateau(
                 self.optimizer, factor=plateau.factor, patience=plateau.patience, min_lr=plateau.minimum
             )
-        self.average = MovingAverage(model, settings.ema_decay)
+        self.average = MovingAverage(model, settings.ema_decay, warmup=settings.ema_warmup)
         self.progress = _Progress()
         self.asked = torch.zeros((), device=self.device)
         self.sums: dict[str, Tensor] = {}
@@ -224,6 +253,14 @@ class _Trainer:
     @property
     def learning_rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def learning_rate_changes(self) -> bool:
+        return self.settings.plateau is not None or self.settings.learning_rate_schedule is not None
+
+    def _set_learning_rate(self, value: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = value
 
     def run(self, validate: Callable[[JointModel], Mapping[str, float]] | None) -> None:
         settings, done = self.settings, self.progress.step
@@ -310,9 +347,7 @@ class _Trainer:
         clean = self.train.batch(self._rows(step))
         if settings.augmentation is not None:
             clean = settings.augmentation.augmented(clean, rng)
-        uniform = torch.rand(len(clean), generator=rng, device=self.device)
-        s = 1.0 - (1.0 - settings.s_min) * uniform
-        noised = self.model.noised(clean, s, rng)
+        noised = self.model.noised(clean, self.times(len(clean), rng), rng)
         self.optimizer.zero_grad()
         losses = self.gradients.add(noised)
         if self.world.size > 1:
@@ -324,6 +359,9 @@ class _Trainer:
             torch.nn.utils.clip_grad_value_(self.model.parameters(), settings.clip_value)
         if settings.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+        if settings.learning_rate_schedule is not None:
+            progress = step / (settings.epochs * self.steps_per_epoch)
+            self._set_learning_rate(settings.learning_rate * settings.learning_rate_schedule.factor(step, progress))
         self.optimizer.step()
         if self.epoch >= settings.ema_start:
             self.average.update(self.model)
@@ -343,7 +381,7 @@ class _Trainer:
         settings, epoch = self.settings, self.epoch
         self._check_finite()
         row = {name: (value / self.steps_per_epoch).item() for name, value in self.sums.items()}
-        if self.plateau is not None:
+        if self.learning_rate_changes:
             row["learning_rate"] = self.learning_rate
         last = epoch == settings.epochs
         if validate is not None and settings.validate_every and (epoch % settings.validate_every == 0 or last):
@@ -416,6 +454,7 @@ class _Trainer:
         }
         if self.plateau is not None and self.plateau.last_epoch:  # before it has seen one, JSON cannot say its best
             state["plateau"] = {name: getattr(self.plateau, name) for name in _PLATEAU_STATE}
+        if self.learning_rate_changes:
             state["learning_rate"] = self.learning_rate
         checkpoints.save(self.folder / "checkpoints" / f"{name}.safetensors", Checkpoint(self.recipe, tensors, state))
 
@@ -448,8 +487,8 @@ class _Trainer:
         checkpoints.load_optimizer(self.optimizer, record.part("optimizer"))
         if self.plateau is not None and "plateau" in record.state:
             self.plateau.load_state_dict(record.state["plateau"])
-            for group in self.optimizer.param_groups:
-                group["lr"] = record.state["learning_rate"]
+        if self.learning_rate_changes and "learning_rate" in record.state:
+            self._set_learning_rate(record.state["learning_rate"])
         self.sums = {name: value.to(self.device) for name, value in record.part("sums").items()}
         self.progress = _Progress(**{field.name: record.state[field.name] for field in attrs.fields(_Progress)})
 

@@ -1,5 +1,7 @@
 """The moving average of weights."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -31,6 +33,20 @@ def test_by_its_recursion() -> None:
             torch.testing.assert_close(found, wanted)
             assert not found.requires_grad
         assert all(map(torch.equal, average.module.buffers(), model.buffers()))
+
+
+def test_a_warm_up_forgets_the_first_weights() -> None:
+    """Weights 0, 1, 1, ...: what is left of the first ones after each update, by hand."""
+    model = nn.Linear(1, 1, bias=False)
+    average = MovingAverage(model, 0.35, warmup=True)
+    left: list[float] = []
+    for value in (0.0, 1.0, 1.0, 1.0, 1.0, 1.0):
+        with torch.no_grad():
+            model.weight.fill_(value)
+        average.update(model)
+        left.append(1 - float(average.module.weight))
+    decays = [2 / 11, 3 / 12, 4 / 13, 0.35, 0.35]  # of updates 1 to 5
+    assert left == pytest.approx([1.0, *(math.prod(decays[:number]) for number in range(1, 6))], abs=1e-7)
 
 
 def test_a_model_of_its_own() -> None:

@@ -85,7 +85,17 @@ def test_installed_packages_register_by_entry_point(tmp_path: Path) -> None:
 
 def test_every_shelf_has_an_entry_point_group() -> None:
     groups = {shelf._registry.entry_point_namespace for shelf in SHELVES.values()}
-    kinds = ("processes", "networks", "samplers", "metrics", "codecs", "schedules", "augmentations", "potentials")
+    kinds = (
+        "processes",
+        "networks",
+        "samplers",
+        "metrics",
+        "codecs",
+        "schedules",
+        "augmentations",
+        "potentials",
+        "learning_rates",
+    )
     assert groups == {f"kldm_{kind}" for kind in kinds}
 
 

@@ -26,6 +26,7 @@ from kldm.experiment import load_components
 from kldm.gradients import Gradients
 from kldm.interfaces import Samples
 from kldm.interruption import Interruption
+from kldm.learning_rates import Constant, WarmupStableDecay
 from kldm.metrics import MatchRate
 from kldm.model import JointModel, NoisedBatch
 from kldm.networks import CSPVNet
@@ -73,6 +74,18 @@ class Acting:
 
         self.model.noised = counted  # type: ignore[method-assign]
         return self.model
+
+
+def watched_store() -> tuple[CrystalStore, list[list[int]]]:
+    """``STORE``, and a list of the rows that it is asked for, batch by batch."""
+    seen: list[list[int]] = []
+
+    class Watched(CrystalStore):
+        def batch(self, rows: Any) -> Crystals:
+            seen.append(list(rows))
+            return super().batch(rows)
+
+    return Watched(STORE.fractional, STORE.species, STORE.lattice, STORE.sizes, STORE.ids), seen
 
 
 @pytest.fixture(scope="module")
@@ -501,6 +514,96 @@ def test_a_plateau_is_resumed_to_the_bit(tmp_path: Path, call: int) -> None:
     assert same_weights(tmp_path / "cut", tmp_path / "whole")
 
 
+SCHEDULED = attrs.evolve(
+    SETTINGS, learning_rate_schedule=WarmupStableDecay(warmup_steps=4, decay=0.5, shape="linear"), times="stratified"
+)
+
+
+def test_the_schedule_rules_the_steps_and_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """18 steps: 4 of warm-up, and the last 9 fall along a line to 0."""
+    seen: list[float] = []
+    usual = torch.optim.AdamW.step
+
+    def watched(self: torch.optim.AdamW, *arguments: Any) -> Any:
+        seen.append(self.param_groups[0]["lr"])
+        return usual(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    trained(tmp_path, SCHEDULED)
+    expected = [min(1, (step + 1) / 4) * min(1, (18 - step) / 9) for step in range(18)]
+    assert [rate / SCHEDULED.learning_rate for rate in seen] == pytest.approx(expected)
+    assert rates(tmp_path) == seen[STEPS - 1 :: STEPS]
+
+
+@pytest.mark.parametrize("call", [2, 8, 12, 14])
+def test_a_schedule_is_resumed_to_the_bit(tmp_path: Path, call: int) -> None:
+    trained(tmp_path / "whole", SCHEDULED, validate=zero)
+    model = Acting(small_model(), call, lambda: signal.raise_signal(signal.SIGTERM)).install()
+    with pytest.raises(KldmError, match="interrupted"):
+        fit(model, STORE, SCHEDULED, tmp_path / "cut", {"a": 1}, zero)
+    trained(tmp_path / "cut", SCHEDULED, validate=zero)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert same_weights(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_constant_schedule_changes_nothing_but_the_log(uninterrupted: Path, tmp_path: Path) -> None:
+    trained(tmp_path, attrs.evolve(SETTINGS, learning_rate_schedule=Constant()), validate=zero)
+    assert set(rates(tmp_path)) == {SETTINGS.learning_rate}
+    kept = [{key: value for key, value in row.items() if key != "learning_rate"} for row in losses(tmp_path)]
+    assert kept == losses(uninterrupted)
+    assert same_weights(tmp_path, uninterrupted)
+
+
+def test_plateau_and_schedule_are_refused_together() -> None:
+    with pytest.raises(KldmError, match=r"plateau: cannot rule .*; leave out training\.plateau or"):
+        Training(plateau=Plateau(), learning_rate_schedule=Constant())
+
+
+def test_whole_batches_leave_other_crystals_out_in_every_epoch(tmp_path: Path) -> None:
+    store, seen = watched_store()
+    settings = attrs.evolve(SETTINGS, whole_batches=True)
+    trained(tmp_path, settings, train=store)
+    assert [len(batch) for batch in seen] == [2] * 12
+    epochs = [{*first, *second} for first, second in zip(seen[::2], seen[1::2], strict=True)]
+    assert all(len(epoch) == 4 for epoch in epochs)
+    assert len({tuple(sorted(epoch)) for epoch in epochs}) > 1
+    assert [row["step"] for row in rows(tmp_path)] == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_batch_that_no_data_fills_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KldmError, match=r"training\.whole_batches: 5 crystals fill no batch of 6; lower"):
+        trained(tmp_path, attrs.evolve(SETTINGS, whole_batches=True, batch_size=6))
+
+
+def test_batches_see_the_times_asked_for(tmp_path: Path) -> None:
+    seen: list[Tensor] = []
+    model = small_model()
+    usual = model.noised
+
+    def watched(clean: Crystals, s: Tensor, rng: torch.Generator) -> NoisedBatch:
+        seen.append(s)
+        return usual(clean, s, rng)
+
+    model.noised = watched  # type: ignore[method-assign]
+    density = (1e-6, 1e-6, 1.0, 1e-6)
+    fit(model, STORE, attrs.evolve(SETTINGS, times="stratified", time_density=density), tmp_path, {})
+    assert all(((s > 0.499) & (s < 0.751)).all() for s in seen)
+    assert all(s[0] > 0.62 > s[1] for s in seen if len(s) == 2)
+
+
+def test_the_average_warms_up(tmp_path: Path) -> None:
+    settings = attrs.evolve(SETTINGS, ema_start=0, ema_decay=0.999999)
+    trained(tmp_path / "cold", settings)
+    trained(tmp_path / "warm", attrs.evolve(settings, ema_warmup=True))
+
+    def distance(folder: Path) -> float:
+        last = checkpoints.load(folder / "checkpoints" / "last.safetensors")
+        average = last.part("average")
+        return sum(float((value - average[name]).norm()) for name, value in last.part("model").items())
+
+    assert distance(tmp_path / "warm") < 0.5 * distance(tmp_path / "cold")
+
+
 def test_without_a_plateau_no_learning_rate_is_logged(uninterrupted: Path) -> None:
     assert all("learning_rate" not in row for row in rows(uninterrupted))
 
@@ -586,6 +689,10 @@ def rows_of_two_epochs(folder: Path) -> list[dict[str, Any]]:
         {"precision": "fp64"},
         {"validate_every": -1},
         {"checkpoint_every": 0},
+        {"times": "sorted"},
+        {"time_density": ()},
+        {"time_density": (1.0, 0.0)},
+        {"time_density": (1.0, math.inf)},
     ],
     ids=str,
 )
@@ -608,14 +715,7 @@ def test_a_plateau_above_the_learning_rate_is_refused() -> None:
 
 
 def test_every_crystal_once_an_epoch_in_a_new_order_each_time(tmp_path: Path) -> None:
-    seen: list[list[int]] = []
-
-    class Watched(CrystalStore):
-        def batch(self, rows: Any) -> Crystals:
-            seen.append(list(rows))
-            return super().batch(rows)
-
-    store = Watched(STORE.fractional, STORE.species, STORE.lattice, STORE.sizes, STORE.ids)
+    store, seen = watched_store()
     trained(tmp_path, attrs.evolve(SETTINGS, epochs=2), train=store)
     first, second = ([row for batch in seen[start : start + STEPS] for row in batch] for start in (0, STEPS))
     assert sorted(first) == sorted(second) == [0, 1, 2, 3, 4]

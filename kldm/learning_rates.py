@@ -1,0 +1,108 @@
+"""Learning-rate schedules: pure functions of the step and of the share of training done; importing registers them.
+
+All begin with a linear warm-up, min(1, (step + 1) / warmup_steps), by which the rest is multiplied.
+"""
+
+import math
+from typing import Literal, get_args
+
+import attrs
+
+from kldm.errors import KldmError
+from kldm.registry import learning_rate
+
+Shape = Literal["linear", "cosine", "sqrt"]
+"""How a learning rate decays, u from 0 to 1: 1 - u, (1 + cos(pi u)) / 2, 1 - sqrt(u)."""
+
+
+@learning_rate("constant.v1")
+@attrs.frozen(kw_only=True)
+class Constant:
+    """Warm-up, then the same learning rate for ever.
+
+    Args:
+        warmup_steps: steps in which the learning rate rises linearly from nearly 0.
+    """
+
+    warmup_steps: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        _at_least_0(self.warmup_steps)
+
+    def factor(self, step: int, progress: float) -> float:
+        return _warmed(step, self.warmup_steps)
+
+
+@learning_rate("cosine.v1")
+@attrs.frozen(kw_only=True)
+class Cosine:
+    """Warm-up, and half a cosine over all of training: floor + (1 - floor) (1 + cos(pi progress)) / 2 (Loshchilov and
+    Hutter 2017, without restarts).
+
+    Args:
+        warmup_steps: see ``Constant``.
+        floor: factor at the end.
+    """
+
+    warmup_steps: int = 0
+    floor: float = 0.0
+
+    def __attrs_post_init__(self) -> None:
+        _at_least_0(self.warmup_steps)
+        _share("floor", self.floor)
+
+    def factor(self, step: int, progress: float) -> float:
+        return _warmed(step, self.warmup_steps) * _decayed("cosine", progress, self.floor)
+
+
+@learning_rate("warmup_stable_decay.v1")
+@attrs.frozen(kw_only=True)
+class WarmupStableDecay:
+    """Warm-up, a constant learning rate, and a decay in the last part of training (WSD; Hu et al. 2024, Haegele et al.
+    2024, whose best decay is 1 - sqrt(u)).
+
+    With ``decay = 0`` it is a trunk that can be prolonged for ever; a branch of ``decay = 1`` and no warm-up that
+    starts from the trunk's state (``training.start_from``) decays a copy of it.
+
+    Args:
+        warmup_steps: see ``Constant``.
+        decay: share of training, at its end, in which the learning rate falls.
+        shape: how, with u from 0 to 1 in that time: ``linear`` 1 - u, ``cosine`` (1 + cos(pi u)) / 2, ``sqrt``
+            1 - sqrt(u).
+        floor: factor at the end.
+    """
+
+    warmup_steps: int = 0
+    decay: float = 0.2
+    shape: Shape = "sqrt"
+    floor: float = 0.0
+
+    def __attrs_post_init__(self) -> None:
+        _at_least_0(self.warmup_steps)
+        _share("decay", self.decay)
+        _share("floor", self.floor)
+        if self.shape not in get_args(Shape):
+            raise KldmError(f"must be one of {', '.join(get_args(Shape))}, got {self.shape!r}", place="shape")
+
+    def factor(self, step: int, progress: float) -> float:
+        done = max(0.0, 1 - (1 - progress) / self.decay) if self.decay else 0.0
+        return _warmed(step, self.warmup_steps) * _decayed(self.shape, done, self.floor)
+
+
+def _warmed(step: int, warmup_steps: int) -> float:
+    return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+
+
+def _decayed(shape: Shape, u: float, floor: float) -> float:
+    left = {"linear": 1 - u, "cosine": (1 + math.cos(math.pi * u)) / 2, "sqrt": 1 - math.sqrt(u)}[shape]
+    return floor + (1 - floor) * left
+
+
+def _at_least_0(warmup_steps: int) -> None:
+    if not warmup_steps >= 0:
+        raise KldmError(f"must be at least 0, got {warmup_steps}", place="warmup_steps")
+
+
+def _share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise KldmError(f"must be between 0 and 1, got {value}", place=name)

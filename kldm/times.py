@@ -1,0 +1,56 @@
+"""The times s at which a training step shows its crystals to the network."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Literal
+
+import attrs
+import torch
+from torch import Tensor
+
+Draw = Literal["independent", "stratified"]
+
+
+@attrs.frozen(eq=False)
+class Times:
+    """Draws one time in (s_min, 1] per crystal of a batch.
+
+    A number p of [0, 1) per crystal becomes the time s = 1 - (1 - s_min) Q(p), where Q is the identity, or the quantile
+    function of a piecewise constant density of 1 - s.
+
+    Args:
+        s_min: the least time.
+        draw: ``independent`` draws all p from the uniform distribution; ``stratified`` draws p of crystal i of B from
+            [i / B, (i + 1) / B), so that a batch covers all times evenly (Kingma et al. 2021, appendix I.1). A batch
+            is in a random order, hence each crystal's time is uniform all the same.
+        density: relative density of s in as many equal bins, from s_min to 1; empty for the uniform one.
+        device: of the times.
+    """
+
+    s_min: float
+    draw: Draw
+    density: Sequence[float]
+    device: torch.device
+    _knots: Tensor | None = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        total = sum(self.density)
+        knots = itertools.accumulate((value / total for value in reversed(self.density)), initial=0.0)
+        found = torch.tensor(list(knots), device=self.device) if self.density else None
+        object.__setattr__(self, "_knots", found)
+
+    def __call__(self, count: int, rng: torch.Generator) -> Tensor:
+        """[count] times, in float32."""
+        p = torch.rand(count, generator=rng, device=self.device)
+        if self.draw == "stratified":
+            p = (torch.arange(count, device=self.device) + p) / count
+        if self._knots is not None:
+            p = _quantile(p, self._knots)
+        return 1.0 - (1.0 - self.s_min) * p
+
+
+def _quantile(p: Tensor, knots: Tensor) -> Tensor:
+    """Where the piecewise linear distribution function through (k / K, knots[k]) reaches p."""
+    bins = torch.bucketize(p, knots[1:-1], right=True)
+    low, high = knots[bins], knots[bins + 1]
+    return (bins + ((p - low) / (high - low)).clamp(0, 1)) / (len(knots) - 1)
