@@ -256,8 +256,10 @@ def _complete(tree: Tree) -> Tree:
 
 
 def _bound(tree: Tree) -> Tree:
-    """The part of a recipe that a run folder is bound to; training may be prolonged, and cut into other pieces."""
+    """The part of a recipe that a run folder is bound to; training may be prolonged, and cut into other pieces. The best
+    of two scores cannot be told."""
     kept = {name: value for name, value in tree.items() if name not in _FREE}
+    kept["validation"] = {"score": (tree.get("validation") or {}).get("score")}
     training = {name: value for name, value in tree.get("training", {}).items() if name not in ("epochs", "max_pairs")}
     return {**kept, "training": training}
 

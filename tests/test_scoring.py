@@ -72,6 +72,8 @@ def test_structure_prediction(tmp_path: Path, reference: Path) -> None:
         assert report["csp"][rule]["match_rate@1"] == 0.25
         assert report["csp"][rule]["match_rate@2"] == 0.5
         assert report["csp"][rule]["rmse@2"] == pytest.approx(0, abs=1e-6)
+        assert report["csp"][rule]["crmse@1"] == pytest.approx(0.375, abs=1e-6)
+        assert report["csp"][rule]["share_below_0.1@2"] == 0.5
     assert report["csp"]["METRe"] == 0.25
     assert report["csp"]["cRMSE"] == pytest.approx(0.375, abs=1e-6)
     found = table(tmp_path / "out")

@@ -26,6 +26,10 @@ Rule = Literal["structural", "full"]
 Key = tuple[int, int]
 """(target, candidate)."""
 
+CLOSE = (0.02, 0.1)
+"""The match rate counts what lies within ``stol`` of its target, where little looks alike; these shares count what is
+close."""
+
 EXACT = 1e-6
 """An rmse below this is no generated structure's."""
 
@@ -49,15 +53,20 @@ class MatchRate:
     finds a mapping; rms is then the root mean square displacement over (V/n)^(1/3), without unit, below ``stol``. Both
     cells are made primitive and scaled to a common volume first, so the volume is not judged.
 
-        match_rate@1 = targets whose candidate 0 matches / all targets of the reference
-        rmse@1       = mean rms over those targets
-        match_rate@k = targets with a matching candidate among their k / all targets
-        rmse@k       = mean over those targets of the smallest rms
+        match_rate@1       = targets whose candidate 0 matches / all targets of the reference
+        rmse@1             = mean rms over those targets
+        crmse@1            = mean over all targets of that rms, or ``stol`` where candidate 0 does not match
+        share_below_0.02@1 = targets whose candidate 0 matches with rms < 0.02 / all targets
+        share_below_0.1@1  = the same below 0.1
 
-    k is the largest number of candidates of one target; @k is given where k > 1. Then candidate c of all targets
+    The same @k are of the smallest rms among the k candidates of a target (``match_rate@k``: any match). k is the
+    largest number of candidates of one target; @k is given where k > 1. Then candidate c of all targets
     is also taken as seed c: ``@1_mean`` and ``@1_std`` are the mean and the population standard deviation (ddof = 0)
-    over the seeds. Rates are in [0, 1]; an rmse is None where nothing matches. Candidates that failed, are
+    over the seeds. Rates and shares are in [0, 1]; an rmse is None where nothing matches. Candidates that failed, are
     invalid, or make the matcher raise count as no match.
+
+    rmse is a mean over the targets that are met, and so of different targets for different methods; crmse is of all of
+    them, falls with every target that is met more closely, and needs no other pairs than these.
 
     All of these stand under each rule's name. ``structural``: the candidate is structurally valid (the KLDM code).
     ``full``: candidate and target are structurally and compositionally valid and have a CrystalNN fingerprint (the
@@ -69,6 +78,10 @@ class MatchRate:
         METRe = references matched by a generated structure of the same reduced composition, whichever target that
                 answers / all references
         cRMSE = mean over all references of the smallest such rms, or ``stol`` where there is none
+
+    cRMSE lets any generated structure of a composition answer, crmse@1 only the one generated for the target, so
+    cRMSE <= structural.crmse@1; they are equal where no two references share a composition and all answers have
+    that of their target.
 
     Args:
         ltol: tolerance of relative lengths; 0.3, stol 0.5 and angle_tol 10 are those of all published tables.
@@ -138,11 +151,12 @@ class MatchRate:
         values: dict[str, float | None] = {}
         notes = _notes(samples, len(groups), rms, reference) + _ions(groups, given, reference)
         if "structural" in self.rules:
-            added, remarks = _values("structural", rms, seeds if k > 1 else set(), targets, k)
+            added, remarks = _values("structural", rms, seeds if k > 1 else set(), targets, k, self.stol)
             values, notes = values | added, notes + remarks
         if "full" in self.rules:
             allowed, asked, rows = self._full(samples, rows, rms)
-            added, remarks = _values("full", allowed, seeds if k > 1 and self.full_seeds else set(), targets, k)
+            spread = seeds if k > 1 and self.full_seeds else set()
+            added, remarks = _values("full", allowed, spread, targets, k, self.stol)
             values, notes = values | added, notes + remarks
             if k > 1 and not self.full_seeds:
                 notes.append(SEEDS_NOT_ASKED)
@@ -208,9 +222,11 @@ class MatchRate:
             "time_limit": self.time_limit,
             "denominator": "all targets of the reference",
             "rmse": "mean over matched targets of rms / (V/n)^(1/3); at k the smallest rms of a target",
+            "crmse": "mean over all targets of the rms of the answer to that very target; stol where it does not match",
+            "share_below": "targets with such an rms below the number, in units of (V/n)^(1/3) / all targets",
             "seeds": "candidate c of every target is seed c; std is the population standard deviation",
             "METRe": "structural rule; candidates numbered 0 against all references of their reduced composition",
-            "cRMSE": "over all references; stol where METRe finds no match",
+            "cRMSE": "mean over all references of METRe's smallest rms, whichever target it answers; else stol",
             "counts": counts,
             "versions": {library: version(library) for library in libraries},
         }
@@ -276,21 +292,21 @@ def _ions(groups: Mapping[int, Sequence[int]], given: Sequence[Examined], refere
 
 
 def _values(
-    rule: Rule, rms: Mapping[Key, float], seeds: Iterable[int], targets: int, k: int
+    rule: Rule, rms: Mapping[Key, float], seeds: Iterable[int], targets: int, k: int, stol: float
 ) -> tuple[dict[str, float | None], list[str]]:
     """Everything under one rule, spread over the seeds included, and what is to be said of it."""
-    values = _rates("1", {key: value for key, value in rms.items() if key[1] == 0}, targets)
+    values = _rates("1", {key: value for key, value in rms.items() if key[1] == 0}, targets, stol)
     notes: list[str] = []
     if k > 1:
-        values |= _rates(str(k), rms, targets)
-        spread, unmatched = _over_seeds(rms, seeds, targets)
+        values |= _rates(str(k), rms, targets, stol)
+        spread, unmatched = _over_seeds(rms, seeds, targets, stol)
         values |= spread
         if unmatched:
             notes.append(f"{unmatched} of the seeds match no target under {rule}; rmse@1_mean and _std leave them out.")
     return {f"{rule}.{name}": value for name, value in values.items()}, notes
 
 
-def _rates(at: str, rms: Mapping[Key, float], targets: int) -> dict[str, float | None]:
+def _rates(at: str, rms: Mapping[Key, float], targets: int, stol: float) -> dict[str, float | None]:
     """Rate and RMSE with the smallest rms of each target."""
     smallest: dict[int, float] = {}
     for (target, _), value in rms.items():
@@ -298,14 +314,28 @@ def _rates(at: str, rms: Mapping[Key, float], targets: int) -> dict[str, float |
     return {
         f"match_rate@{at}": len(smallest) / targets if targets else None,
         f"rmse@{at}": math.fsum(smallest.values()) / len(smallest) if smallest else None,
+        f"crmse@{at}": _with_misses(smallest, targets, stol),
+        **{
+            f"share_below_{limit:g}@{at}": sum(value < limit for value in smallest.values()) / targets
+            if targets
+            else None
+            for limit in CLOSE
+        },
     }
 
 
-def _over_seeds(rms: Mapping[Key, float], seeds: Iterable[int], targets: int) -> tuple[dict[str, float | None], int]:
+def _with_misses(rms: Mapping[int, float], targets: int, stol: float) -> float | None:
+    """The mean over all targets, ``stol`` being that of one without an rms."""
+    return (math.fsum(rms.values()) + stol * (targets - len(rms))) / targets if targets else None
+
+
+def _over_seeds(
+    rms: Mapping[Key, float], seeds: Iterable[int], targets: int, stol: float
+) -> tuple[dict[str, float | None], int]:
     """Mean and population standard deviation over the seeds, and how many of them match nothing."""
     spread: dict[str, float | None] = {}
-    each = [_rates("1", {key: v for key, v in rms.items() if key[1] == seed}, targets) for seed in sorted(seeds)]
-    for name in ("match_rate@1", "rmse@1"):
+    each = [_rates("1", {key: v for key, v in rms.items() if key[1] == seed}, targets, stol) for seed in sorted(seeds)]
+    for name in _rates("1", {}, targets, stol):
         known = [value for rates in each if (value := rates[name]) is not None]
         spread[f"{name}_mean"] = float(np.mean(known)) if known else None
         spread[f"{name}_std"] = float(np.std(known)) if known else None
@@ -313,10 +343,9 @@ def _over_seeds(rms: Mapping[Key, float], seeds: Iterable[int], targets: int) ->
 
 
 def _metre(anywhere: Everywhere, targets: int, stol: float) -> dict[str, float | None]:
-    total = math.fsum(anywhere.rms.values()) + stol * (targets - len(anywhere.rms))
     return {
         "METRe": len(anywhere.rms) / targets if targets else None,
-        "cRMSE": total / targets if targets else None,
+        "cRMSE": _with_misses(anywhere.rms, targets, stol),
     }
 
 
