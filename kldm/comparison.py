@@ -136,6 +136,8 @@ def _warnings(columns: Sequence[Column]) -> Iterable[str]:
         yield from _differing(f"{metric}: the references", group, _reference)
         if metric == "csp":
             yield from _differing("csp: the numbers of candidates", group, _candidates)
+            selecting = [column for column in group if "selected" in column.definitions.get("csp", {})]
+            yield from _differing("csp: the rules of selection", selecting, _stated("csp", ("selected",)))
         if metric in ("dng", "stability"):
             yield from _differing(f"{metric}: the numbers of structures", group, lambda column: str(column.requests))
         for what, keys in DEFINING.get(metric, {}).items():

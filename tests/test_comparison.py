@@ -90,6 +90,24 @@ def test_values_stand_side_by_side(tmp_path: Path) -> None:
     assert text.index("structural match_rate@20") < text.index("full match_rate@1")
 
 
+def test_what_is_selected_stands_beside_plain_figures_and_published_ones_do_not(tmp_path: Path) -> None:
+    one, other = (
+        csp(
+            csp={"structural": {"match_rate@1": 0.6, "match_rate@10": 0.8, "match_rate@selected_of_10": 0.65}},
+            definitions={"csp": MATCHER | {"selected": rule}},
+        )
+        for rule in ("consensus: most matches", "their own marks")
+    )
+    found = compared(tmp_path, csp(), one, other)
+    assert cells(found.text(), "structural match_rate@1") == ["65.4 %", "60.0 %", "60.0 %"]
+    assert cells(found.text(), "structural match_rate@selected_of_10") == ["-", "65.0 %", "65.0 %"]
+    assert not any("selected" in name for figure in found.published for name in figure.values)
+    told = [warning for warning in found.warnings if "selection" in warning]
+    assert told == [
+        'csp: the rules of selection differ: selected "consensus: most matches" (b); selected "their own marks" (c)'
+    ]
+
+
 def test_a_run_has_a_column_for_each_set_of_samples(tmp_path: Path) -> None:
     report = {"recipe": "x0", "evaluation": {"test": csp(), "test_untrained": csp()}}
     run, single = saved(tmp_path / "run", report), saved(tmp_path / "single", {"evaluation": {"test": csp()}})
