@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 from click.core import ParameterSource
@@ -149,7 +149,18 @@ def _run(
 )
 @click.option("--keep-atoms", help="Which atoms of the template, counted from 1, e.g. 1-4,7; by default all.")
 @click.option(
-    "--count", default=1, show_default=True, type=click.IntRange(1), help="Structures per composition, or in all."
+    "--count",
+    "--candidates",
+    "count",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Structures per composition, or in all.",
+)
+@click.option(
+    "--select",
+    type=click.Choice(["consensus"]),
+    help="Mark one of the structures of each composition: the one that most of the others match.",
 )
 @click.option("--seed", default=0, show_default=True)
 @click.option(
@@ -161,6 +172,10 @@ def _run(
     "--graphs/--no-graphs",
     default=None,
     help="Replay the steps as a CUDA graph on an NVIDIA GPU; by default as the model's recipe says.",
+)
+@click.option("--workers", default=1, show_default=True, help="Processes that select; -1: as many as there are cores.")
+@click.option(
+    "--time-limit", default=60.0, show_default=True, help="Seconds per pair of --select; beyond, it does not match."
 )
 @_code
 @_out("Folder for the samples; by default samples-1, samples-2 ... beside the model.")
@@ -180,18 +195,22 @@ def sample(
     keep: str,
     keep_atoms: str | None,
     count: int,
+    select: Literal["consensus"] | None,
     seed: int,
     max_pairs: int | None,
     graphs: bool | None,
+    workers: int,
+    time_limit: float,
     code: tuple[Path, ...],
     out: Path | None,
     device: str | None,
 ) -> None:
-    """Generate structures with MODEL, a run folder or a checkpoint.
+    """Generate structures with MODEL, a run folder, a folder of weights, or a checkpoint.
 
     \b
     Of given compositions, each the exact content of a cell:
       kldm sample runs/quickstart --formula LiFePO4 --formula Na2Cl2 --count 5
+      kldm sample runs/quickstart --formula LiFePO4 --candidates 10 --select consensus
     \b
     With a model that generates species too, of a chemical system, around known atoms, or in a known cell:
       kldm sample runs/dng --elements Li,O,Mn --atoms 4-20 --count 1000
@@ -220,12 +239,23 @@ def sample(
             atoms=atoms,
             count=count,
             seed=seed,
+            select=select,
         )
         report, folder = runs.sample_run(
-            model, wish, out, overrides=_overrides(ctx), device=own, max_pairs=max_pairs, graphs=graphs
+            model,
+            wish,
+            out,
+            overrides=_overrides(ctx),
+            device=own,
+            max_pairs=max_pairs,
+            graphs=graphs,
+            workers=workers,
+            time_limit=time_limit,
         )
         failed = sum(report["not_built"].values())
         _say(f"{report['requests'] - failed} structures, {failed} failed: {folder}")
+        if select:
+            _say(f"one of {count} is selected for each composition: 'selected' in samples.jsonl and samples.extxyz")
         for name, number in report["violations"].items():
             if number:
                 _say(f"{number} structures violate the constraint on {name}", err=True)
@@ -300,7 +330,7 @@ def relax(
 
 
 _OF_TASK: Mapping[str, Collection[str]] = {
-    "csp": ("k", "rules", "full_seeds", "longest_edge"),
+    "csp": ("k", "rules", "select", "requested", "full_seeds", "longest_edge"),
     "dng": ("cutoffs", "draw", "seed", "states", "legacy"),
     "stability": ("potential", "hull", "corrections", "matcher"),
 }
@@ -317,6 +347,16 @@ _OF_TASK: Mapping[str, Collection[str]] = {
 )
 @click.option("--k", type=click.IntRange(1), help="csp: at most so many candidates of each target; by default all.")
 @click.option("--rules", default="structural,full", show_default=True, help="csp: rules of a match.")
+@click.option(
+    "--select",
+    type=click.Choice(["consensus"]),
+    help="csp: judge one selected candidate of each target too, the one that most of the others match.",
+)
+@click.option(
+    "--requested",
+    is_flag=True,
+    help="csp: judge the rows of the reference alone that the samples say they answer, failed ones included.",
+)
 @click.option(
     "--full-seeds/--no-full-seeds",
     default=None,
@@ -355,6 +395,8 @@ def evaluate(
     task: str | None,
     k: int | None,
     rules: str,
+    select: str | None,
+    requested: bool,
     full_seeds: bool | None,
     longest_edge: float | None,
     cutoffs: str | None,
@@ -380,6 +422,7 @@ def evaluate(
     \b
       kldm evaluate runs/quickstart
       kldm evaluate samples.jsonl --reference mp_20/test --task csp --k 20
+      kldm evaluate runs/x0/samples-1 --reference mp_20/test --requested --select consensus
       kldm evaluate generated.pt --reference mp_20/test --task dng --workers 8
       kldm evaluate generated.pt --reference mp_20/train --task stability --potential chgnet.v1 --hull entries.json.gz
 
@@ -418,14 +461,14 @@ def evaluate(
             if asked == "csp":
                 named = [rule for rule in (word.strip() for word in rules.split(",")) if rule]
                 several = len(samples) > 1 if full_seeds is None else full_seeds
-                options |= {"rules": named, "full_seeds": several, "longest_edge": longest_edge}
+                options |= {"rules": named, "select": select, "full_seeds": several, "longest_edge": longest_edge}
             elif asked == "stability":
                 options |= {"hull": [str(path) for path in hull], "corrections": corrections, "matcher": matcher}
             else:
                 options |= {"cutoffs": cutoffs or usual_cutoffs(reference), "draw": draw, "seed": seed}
                 options |= {"states": states, "legacy": legacy}
             metric = metric_for(asked, options)
-            report = score_files(samples, reference, asked, metric, folder, k=k, train=train)
+            report = score_files(samples, reference, asked, metric, folder, k=k, train=train, requested=requested)
             judged = {samples[0].stem if len(samples) == 1 else f"{len(samples)} files": report}
         _say(table(judged))
         _say(f"report: {folder / 'report.json'}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from kldm.judging import number
+from kldm.judging import number, parts
 from kldm.published import AT_K, VALUES, Figure, beside, published
 from kldm.reports import Column, read_reports
 from kldm.results import write_json, write_table
@@ -43,7 +43,11 @@ RULES = {
     "unstated": "rule not stated",
 }
 
-SHARES = ("match_rate", "METRe", "struct_valid", "comp_valid", "valid", "cov_", "stable_", "unique", "novel", "sun_")
+SHARES = (
+    *("match_rate", "share_below_", "METRe"),
+    *("struct_valid", "comp_valid", "valid", "cov_"),
+    *("stable_", "unique", "novel", "sun_"),
+)
 """Values of csp, dng and stability that begin so are shares, printed in percent."""
 
 
@@ -132,6 +136,8 @@ def _warnings(columns: Sequence[Column]) -> Iterable[str]:
         yield from _differing(f"{metric}: the references", group, _reference)
         if metric == "csp":
             yield from _differing("csp: the numbers of candidates", group, _candidates)
+            selecting = [column for column in group if "selected" in column.definitions.get("csp", {})]
+            yield from _differing("csp: the rules of selection", selecting, _stated("csp", ("selected",)))
         if metric in ("dng", "stability"):
             yield from _differing(f"{metric}: the numbers of structures", group, lambda column: str(column.requests))
         for what, keys in DEFINING.get(metric, {}).items():
@@ -190,8 +196,8 @@ def _by_metric(columns: Sequence[Column]) -> dict[str, list[Column]]:
 def _names(metric: str, columns: Sequence[Column]) -> list[str]:
     """The values of any column, those of one rule together."""
     names = list(dict.fromkeys(name for column in columns for name in column.metrics[metric]))
-    rules = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
-    return sorted(names, key=lambda name: rules.index(name.rpartition(".")[0]))
+    rules = list(dict.fromkeys(tuple(parts(name)[:-1]) for name in names))
+    return sorted(names, key=lambda name: rules.index(tuple(parts(name)[:-1])))
 
 
 def _reported(metric: str, columns: Sequence[Column]) -> str:
@@ -207,9 +213,9 @@ def _reported(metric: str, columns: Sequence[Column]) -> str:
         if name.endswith("_std") and f"{name.removesuffix('_std')}_mean" in names:
             continue
         spread = f"{name.removesuffix('_mean')}_std" if name.endswith("_mean") else ""
-        share = metric in VALUES and name.rpartition(".")[2].startswith(SHARES)
+        share = metric in VALUES and parts(name)[-1].startswith(SHARES)
         cells = [_cell(column.metrics[metric], name, column.metrics[metric].get(spread), share) for column in columns]
-        lines.append([name.replace(".", " "), *cells])
+        lines.append([" ".join(parts(name)), *cells])
     return _grid(lines)
 
 

@@ -30,7 +30,8 @@ from kldm.training import set_precision
 
 
 class Validator:
-    """Samples a fixed part of the validation split and returns the deciding score first."""
+    """Samples a fixed part of the validation split and returns the deciding score first, the higher the better: a value
+    of a metric, or minus one, by the name that ``validation.score`` has for it; then all values."""
 
     def __init__(self, experiment: Experiment, device: torch.device) -> None:
         assert experiment.validation is not None
@@ -55,13 +56,14 @@ class Validator:
             description="validate",
         )
         values = self._values(Samples(candidates(generated, wanted), self.reference))
-        score = values.pop(settings.score)
+        score = values[settings.score.removeprefix("-")]
         if score is None:
             raise KldmError("has no value for these samples", place=f"validation.score = {settings.score}")
-        return {settings.score: score, **{key: value for key, value in values.items() if value is not None}}
+        best_high = -score if settings.score.startswith("-") else score
+        return {settings.score: best_high, **{key: value for key, value in values.items() if value is not None}}
 
     def _values(self, samples: Samples) -> dict[str, float | None]:
-        score = self.settings.score
+        score = self.settings.score.removeprefix("-")
         values = {
             key: value
             for found in measure(self.settings.metrics or self.experiment.metrics, samples).values()

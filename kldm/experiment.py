@@ -63,7 +63,8 @@ class Validation:
         sampler: usually a cheaper one than the final.
         size: crystals of the validation split (drawn once, by the seed), and as many samples.
         split: where they come from.
-        score: the metric's value that decides, the higher the better.
+        score: the metric's value that decides, the higher the better; with a minus before its name, as in
+            ``-structural.crmse@1``, the lower the better.
         seed: of the draw and of sampling.
         metrics: what is measured, by name; the experiment's where there are none.
     """

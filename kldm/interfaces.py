@@ -360,6 +360,7 @@ class Candidate:
         structure: the structure, or None where none could be built.
         reason: why there is none.
         species: atomic numbers of its atoms, where they are known although there is no structure.
+        selected: whether it was chosen among the answers to its target, by whoever made them.
     """
 
     target: int
@@ -367,6 +368,7 @@ class Candidate:
     structure: "Structure | None"
     reason: str = ""
     species: tuple[int, ...] = ()
+    selected: bool = False
 
 
 @attrs.frozen(eq=False)

@@ -1,6 +1,7 @@
 """Samples judged by metrics, and what a report says of it: the same for runs and for files of any origin."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,11 +38,16 @@ def judgement(measured: Mapping[str, Measurement], samples: Samples) -> dict[str
     }
 
 
+def parts(name: str) -> list[str]:
+    """The parts of a dotted name: ``full``, ``share_below_0.1@1``. A dot before a digit is that of a number."""
+    return re.split(r"\.(?!\d)", name)
+
+
 def nested(values: Mapping[str, float | None]) -> dict[str, Any]:
     """Dotted names as paths."""
     tree: dict[str, Any] = {}
     for name, value in values.items():
-        *path, last = name.split(".")
+        *path, last = parts(name)
         branch = tree
         for part in path:
             branch = branch.setdefault(part, {})

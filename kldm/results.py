@@ -30,8 +30,9 @@ def write_samples(
 
     - ``samples.jsonl``, the full record: rows ``{"target", "candidate", "structure", "reason"}``, where structure is
       a pymatgen dict (NaN is written as ``NaN``), or null for a candidate that failed; then ``species`` has the
-      atomic numbers of its atoms where they are known.
-    - ``samples.extxyz``: extended xyz with ``target``, ``candidate``, ``formula`` (and ``name``) of each structure.
+      atomic numbers of its atoms where they are known, and ``"selected": true`` of a selected one.
+    - ``samples.extxyz``: extended xyz with ``target``, ``candidate``, ``formula`` (and ``name``, ``selected``) of each
+      structure.
     - ``structures.zip``: one CIF per structure, ``<target>_<candidate>_<formula>.cif``; equal structures make equal
       bytes.
 
@@ -93,6 +94,7 @@ def _row(candidate: Candidate) -> dict[str, Any]:
         "structure": None if structure is None else structure.as_dict(),
         "reason": candidate.reason,
         **({"species": candidate.species} if candidate.species else {}),
+        **({"selected": True} if candidate.selected else {}),
     }
 
 
@@ -126,6 +128,8 @@ def _write_extxyz(
         info = {"target": candidate.target, "candidate": candidate.candidate, "formula": _formula(structure)}
         if candidate.target in names:
             info["name"] = names[candidate.target]
+        if candidate.selected:
+            info["selected"] = True
         numbers = [site.specie.Z for site in structure]
         cell = structure.lattice.matrix
         atoms: Any = ase.Atoms(numbers, scaled_positions=structure.frac_coords, cell=cell, pbc=True, info=info)

@@ -23,7 +23,10 @@ from kldm.errors import KldmError
 from kldm.evaluation import Reference, Validator, evaluate_splits
 from kldm.execution import set_execution
 from kldm.experiment import Experiment, assemble, assemble_fitted, prepare
+from kldm.files import make_writable
 from kldm.memory import sampling_pairs
+from kldm.metrics.pool import check_work
+from kldm.metrics.selection import CONSENSUS, consensus
 from kldm.reading import read_samples
 from kldm.recipe import Tree, overridden, read_recipe, write_recipe
 from kldm.results import library_versions, write_json, write_samples
@@ -32,7 +35,8 @@ from kldm.sampling import candidates, generate, requests
 from kldm.training import fit, set_precision
 from kldm.wish import Wish
 
-# Keys that may differ when a run folder is used again: they change what is done with the model, not the model.
+# Keys that may differ when a run folder is used again: they change what is done with the model, not the model (but for
+# the score of validation).
 _FREE = ("sampler", "evaluation", "execution", "metrics", "validation")
 
 
@@ -84,7 +88,7 @@ def run(
 
 
 def load_run(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[Experiment, Checkpoint, Path]:
-    """The experiment of a run folder or of one checkpoint file, with its trained weights.
+    """The experiment of a run folder, of a folder of weights, or of one checkpoint file, with its trained weights.
 
     Args:
         overrides: of the sampler's keys in its recipe, by dotted key.
@@ -118,25 +122,35 @@ def sample_run(
     device: torch.device | None = None,
     max_pairs: int | None = None,
     graphs: bool | None = None,
+    workers: int = 1,
+    time_limit: float | None = 60.0,
 ) -> tuple[dict[str, Any], Path]:
     """Generate what is wished for with the model of a run folder or checkpoint.
 
     Writes the samples and ``report.json`` (what they depend on, how many could not be built and why, and by how many
-    structures each constraint is violated) to ``out``, by default a new folder beside the model.
+    structures each constraint is violated) to ``out``, by default a new folder beside the model. With ``wish.select``
+    the samples mark the selected candidate of each target.
 
     Args:
         overrides: see ``load_run``.
         max_pairs: see ``Evaluation``.
         graphs: see ``Execution``; by default as the model's recipe says.
+        workers, time_limit: of the selection, see ``kldm.metrics.selection``.
 
     Returns:
         the report, and the folder.
     """
+    if wish.select:
+        check_work(workers, time_limit, "select")
     experiment, _, file = load_run(path, overrides)
-    folder = out or fresh_folder(file.parent if path.is_file() else path, "samples")
+    # The writer's choice: the others may look when there is the folder already.
+    folder = world().writers(out or fresh_folder(file.parent if path.is_file() else path, "samples"))
     if (folder / "samples.jsonl").exists():
         raise KldmError("the folder holds samples already", place=str(folder), remedy="choose another --out")
     targets, count = wish.targets(experiment)
+    targets.constraints.check(experiment.model.processes, targets.store)
+    with world().writer_first():
+        make_writable(folder)
     place = device or default_device()
     max_pairs = sampling_pairs(max_pairs, experiment.model.network, place)
     wanted = requests(len(targets.store), count)
@@ -151,6 +165,10 @@ def sample_run(
             constraints=targets.constraints,
         )
     made = candidates(generated, wanted)
+    started = time.monotonic()
+    if wish.select:
+        made = consensus(made, workers=workers, time_limit=time_limit)
+    selection = {"rule": f"consensus: {CONSENSUS}", "of": count, "seconds": round(time.monotonic() - started, 1)}
     if world().is_writer:
         numbered = [attrs.evolve(one, target=targets.number(one.target)) for one in made]
         write_samples(folder, numbered, {targets.number(row): name for row, name in enumerate(targets.store.ids)})
@@ -166,6 +184,7 @@ def sample_run(
         "requests": len(wanted),
         "not_built": dict(Counter(candidate.reason for candidate in made if candidate.structure is None)),
         "violations": broken,
+        **({"selection": selection} if wish.select else {}),
     }
     if world().is_writer:
         write_json(folder / "report.json", report)
@@ -193,12 +212,16 @@ def evaluate_run(folder: Path, out: Path | None = None) -> dict[str, Any]:
 
 
 def _checkpoint_file(path: Path) -> Path:
-    """The checkpoint that a run folder samples with, or this file."""
-    file = path / "checkpoints" / "best.safetensors" if path.is_dir() else path
-    if path.is_dir() and not file.exists():
-        file = path / "checkpoints" / "last.safetensors"
-    if not file.exists():
-        raise KldmError("no checkpoint here", place=str(path), remedy="name a run folder or a .safetensors file")
+    """The checkpoint that a run folder samples with, the ``model.safetensors`` of a folder of weights, or this file."""
+    if not path.is_dir():
+        files = [path]
+    else:
+        files = [path / name for name in ("checkpoints/best", "checkpoints/last", "model")]
+        files = [file.with_suffix(".safetensors") for file in files]
+    file = next((file for file in files if file.exists()), None)
+    if file is None:
+        remedy = "name a run folder, a folder with a model.safetensors, or a .safetensors file"
+        raise KldmError("no checkpoint here", place=str(path), remedy=remedy)
     return file
 
 
@@ -256,8 +279,10 @@ def _complete(tree: Tree) -> Tree:
 
 
 def _bound(tree: Tree) -> Tree:
-    """The part of a recipe that a run folder is bound to; training may be prolonged, and cut into other pieces."""
+    """The part of a recipe that a run folder is bound to; training may be prolonged, and cut into other pieces. The
+    best is that of one score."""
     kept = {name: value for name, value in tree.items() if name not in _FREE}
+    kept["validation"] = {"score": (tree.get("validation") or {}).get("score")}
     training = {name: value for name, value in tree.get("training", {}).items() if name not in ("epochs", "max_pairs")}
     return {**kept, "training": training}
 

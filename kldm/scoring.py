@@ -63,6 +63,7 @@ def score_files(
     *,
     k: int | None = None,
     train: str = "",
+    requested: bool = False,
 ) -> dict[str, Any]:
     """Judge samples and write ``report.json``, ``results.csv`` and ``results.jsonl`` to ``out``.
 
@@ -74,9 +75,12 @@ def score_files(
         out: folder.
         k: of crystal structure prediction, at most so many candidates of each target.
         train: the training set, ``DATASET/SPLIT`` or a file, to see whether the reference overlaps with it.
+        requested: of crystal structure prediction, judge the rows of the reference alone that the samples carry as
+            their targets, failed ones included, instead of counting all others as failures.
 
     Raises:
-        KldmError: a file or the reference cannot be read, or they do not belong together.
+        KldmError: a file or the reference cannot be read, they do not belong together, or the samples do not carry
+            their targets although only these are to be judged.
     """
     started = time.monotonic()
     for path in paths:
@@ -86,7 +90,12 @@ def score_files(
     notes = list(known.notes)
     if train:
         notes += overlap_note(of_structures(known.structures), of_structures(read_reference(train).structures), train)
-    judged = _predicted(files, known, metric, out, k) if task == "csp" else _generated(files, known, task, metric, out)
+    if task == "csp":
+        rows = _requested(files) if requested else list(range(len(known)))
+        judged = _predicted(files, known, metric, out, k, rows)
+    else:
+        rows = list(range(len(known)))
+        judged = _generated(files, known, task, metric, out)
     judged["notes"] = list(dict.fromkeys([*notes, *judged["notes"]]))
     report = {
         "kldm": __version__,
@@ -94,9 +103,9 @@ def score_files(
         "files": [str(path) for path in paths],
         "reference": {
             "name": known.name,
-            "rows": len(known),
-            "failed": sum(structure is None for structure in known.structures),
-            "whole": not Path(reference).expanduser().exists(),
+            "rows": len(rows),
+            "failed": sum(known.structures[row] is None for row in rows),
+            "whole": len(rows) == len(known) and not Path(reference).expanduser().exists(),
         },
         **judged,
         "libraries": library_versions(),
@@ -107,23 +116,57 @@ def score_files(
     return report
 
 
+def _requested(files: Sequence[SampleFile]) -> list[int]:
+    """The targets that the samples carry, in order."""
+    for file in files:
+        if not file.labelled:
+            problem = "the file does not say which rows of the reference its samples answer"
+            raise KldmError(problem, place=str(file.path), remedy="give every row a 'target', or leave --requested out")
+    return sorted({one.target for file in files for one in file.candidates})
+
+
 def _predicted(
-    files: Sequence[SampleFile], reference: Reference, metric: Metric, out: Path, k: int | None
+    files: Sequence[SampleFile], reference: Reference, metric: Metric, out: Path, k: int | None, rows: Sequence[int]
 ) -> dict[str, Any]:
-    """Crystal structure prediction: every sample at its row of the reference."""
-    placed: Alignment = align(files, reference)
+    """Crystal structure prediction: every sample at its row of the reference, of which ``rows`` are judged."""
+    placed: Alignment = align(files, reference, len(rows))
     make_writable(out)
     kept = tuple(one for one in placed.candidates if k is None or one.candidate < k)
+    left_out = len(placed.candidates) - len(kept)
+    marks = left_out > 0 and any(one.selected for one in placed.candidates)
+    if marks:
+        kept = tuple(attrs.evolve(one, selected=False) for one in kept)
     samples = Samples(kept, reference.structures)
-    measured = measure({"csp": metric}, samples)
+    measured = _at_rows(measure({"csp": metric}, _of_rows(samples, rows)), rows)
     lost = [{"target": None, "candidate": one.candidate, "name": "", "reason": one.reason} for one in placed.unplaced]
     if world().is_writer:
         write_rows(out / "results.csv", measured, samples, reference.ids, lost)
     judged = judgement(measured, samples)
     notes = [*placed.notes, *judged["notes"]]
-    if left_out := len(placed.candidates) - len(kept):
+    if len(rows) < len(reference):
+        notes.append(f"{len(rows)} of {len(reference)} rows of the reference are judged, those that were asked for.")
+    if left_out:
         notes.append(f"{left_out} samples beyond the first {k} of their target are left out.")
+    if marks:
+        notes.append("What the samples mark as selected was chosen among more candidates, and is not judged apart.")
     return {"alignment": placed.rule, "unplaced": len(placed.unplaced), **judged, "notes": notes}
+
+
+def _of_rows(samples: Samples, rows: Sequence[int]) -> Samples:
+    """Samples beside these rows of their reference alone, numbered from 0."""
+    place = {row: number for number, row in enumerate(rows)}
+    return Samples(
+        tuple(attrs.evolve(one, target=place[one.target]) for one in samples.candidates),
+        tuple(samples.reference[row] for row in rows),
+    )
+
+
+def _at_rows(measured: Mapping[str, Measurement], rows: Sequence[int]) -> dict[str, Measurement]:
+    """The same measurements with the targets of their tables as they are in the whole reference."""
+    return {
+        name: attrs.evolve(found, rows=tuple({**row, "target": rows[row["target"]]} for row in found.rows))
+        for name, found in measured.items()
+    }
 
 
 def _generated(

@@ -3,7 +3,7 @@
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 
@@ -35,6 +35,7 @@ class Wish:
         atoms: number of atoms in a cell, ``empirical``, ``8`` or ``4-20``.
         count: structures per composition, or in all.
         seed: of all draws.
+        select: which of the structures of a composition is selected, see ``kldm.metrics.selection``; none by default.
     """
 
     formulas: tuple[str, ...] = ()
@@ -49,6 +50,7 @@ class Wish:
     atoms: str | None = None
     count: int = 1
     seed: int = 0
+    select: Literal["consensus"] | None = None
 
     def __attrs_post_init__(self) -> None:
         sources = (
@@ -64,6 +66,9 @@ class Wish:
         for option, (value, other) in wants.items():
             if value and other not in named:
                 raise KldmError(f"{option} wants {other}")
+        if self.select and self.count < 2:
+            remedy = "ask for more, e.g. --candidates 10"
+            raise KldmError("there is one structure per composition to select from", place="--select", remedy=remedy)
         if self.atoms and (self.formulas or self.split):
             raise KldmError("--atoms has no meaning where compositions are given", remedy="leave it out")
 
@@ -88,6 +93,9 @@ class Wish:
             rows = drawn_rows(len(store), self.limit, self.seed)
             targets = attrs.evolve(given_species(store.subset(rows)), numbers=tuple(rows))
             return _within(targets, elements), self.count
+        if self.select:
+            remedy = "name compositions with --formula or --split, or leave it out"
+            raise KldmError("selects among the structures of one composition", place="--select", remedy=remedy)
         part, usual = self._part()
         atoms = self.atoms or usual or experiment.evaluation.atoms
         least = max(1, len(part.species)) if part else 1

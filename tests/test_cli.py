@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import attrs
 import pytest
 from ase.io import read
 
+from kldm.metrics.selection import consensus
 from kldm.reading import read_samples
 from kldm.recipe import read_recipe
 from kldm.registry import SHELVES
@@ -76,6 +78,41 @@ def test_sample_makes_exactly_what_formulas_ask_for(finished: Path, tmp_path: Pa
     assert f"{6 - failed} structures, {failed} failed" in result.output
     assert set(formulas) == {"Li1 Fe1 P1 O4", "Na2 Cl2"}
     assert all(c.reason for c in made if c.structure is None)
+
+
+def test_one_of_the_candidates_is_selected(finished: Path, tmp_path: Path) -> None:
+    arguments = ["--formula", "NaCl", "--formula", "CsCl", "--candidates", "3", "--device", "cpu"]
+    result = kldm("sample", finished, *arguments, "--select", "consensus", "--out", tmp_path / "samples")
+    assert result.exit_code == 0, result.output
+    assert "one of 3 is selected for each composition" in result.output
+    made = read_samples(tmp_path / "samples" / "samples.jsonl")
+    assert len(made) == 6
+    assert sorted(one.target for one in made if one.selected) == [0, 1]
+    expected = consensus([attrs.evolve(one, selected=False) for one in made])
+    assert [one.selected for one in made] == [one.selected for one in expected]
+    frames = read_samples(tmp_path / "samples" / "samples.extxyz")
+    marks = {(one.target, one.candidate): one.selected for one in made if one.structure is not None}
+    assert {(one.target, one.candidate): one.selected for one in frames} == marks
+    report = json.loads((tmp_path / "samples" / "report.json").read_text())
+    assert (report["selection"]["of"], report["wish"]["select"]) == (3, "consensus")
+    assert report["selection"]["rule"].startswith("consensus: of the structurally valid candidates")
+    plain = ["--count", "3", *arguments[:4], "--device", "cpu"]
+    assert kldm("sample", finished, *plain, "--out", tmp_path / "plain").exit_code == 0
+    without = read_samples(tmp_path / "plain" / "samples.jsonl")
+    assert [one.structure for one in without] == [one.structure for one in made]
+    assert not any(one.selected for one in without)
+
+
+def test_a_folder_of_weights_is_sampled_like_its_file(finished: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    assert kldm("export", finished, "--out", weights / "model.safetensors").exit_code == 0
+    for model in (weights, weights / "model.safetensors"):
+        assert kldm("sample", model, "--formula", "NaCl", "--device", "cpu").exit_code == 0
+    made = [weights / f"samples-{number}" / "samples.jsonl" for number in (1, 2)]
+    assert made[0].read_bytes() == made[1].read_bytes()
+    report = json.loads((made[0].parent / "report.json").read_text())
+    assert report["checkpoint"] == str(weights / "model.safetensors")
 
 
 def test_sample_formula_units(finished: Path, tmp_path: Path) -> None:
@@ -261,6 +298,11 @@ def test_mistakes_are_told_in_a_sentence(
         ),
         (["--formula", "NaCl", "--model.network.hidden", "4"], "--model.network.hidden: belongs to a model"),
         (["--device", "tpu"], "--device tpu"),
+        (["--formula", "NaCl", "--select", "consensus"], "--select: there is one structure per composition"),
+        (
+            ["--formula", "NaCl", "--select", "consensus", "--count", "2", "--workers", "0"],
+            "select: workers is 0",
+        ),
     ],
     ids=str,
 )

@@ -25,7 +25,7 @@ def csp(**changes: Any) -> dict[str, Any]:
         "requests": 9046,
         "not_built": 3,
         "csp": {
-            "structural": {"match_rate@1": 0.65432, "rmse@1": 0.05678},
+            "structural": {"match_rate@1": 0.65432, "rmse@1": 0.05678, "share_below_0.1@1": 0.512},
             "full": {"match_rate@1": 0.5, "rmse@1": None},
             "METRe": 0.7,
             "cRMSE": 0.2,
@@ -81,12 +81,31 @@ def test_values_stand_side_by_side(tmp_path: Path) -> None:
     assert cells(text, "structural match_rate@1") == ["65.4 %", "60.0 %"]
     assert cells(text, "structural match_rate@1_mean") == ["-", "61.0 ± 0.2 %"]
     assert cells(text, "structural rmse@1") == ["0.0568", "-"]
+    assert cells(text, "structural share_below_0.1@1") == ["51.2 %", "-"]
     assert cells(text, "full match_rate@1") == ["50.0 %", "-"]
     assert cells(text, "full rmse@1") == ["none", "-"]
     assert cells(text, "METRe") == ["70.0 %", "-"]
     assert "_std" not in text
     # a value that only the second report has is among those of its rule
     assert text.index("structural match_rate@20") < text.index("full match_rate@1")
+
+
+def test_what_is_selected_stands_beside_plain_figures_and_published_ones_do_not(tmp_path: Path) -> None:
+    one, other = (
+        csp(
+            csp={"structural": {"match_rate@1": 0.6, "match_rate@10": 0.8, "match_rate@selected_of_10": 0.65}},
+            definitions={"csp": MATCHER | {"selected": rule}},
+        )
+        for rule in ("consensus: most matches", "their own marks")
+    )
+    found = compared(tmp_path, csp(), one, other)
+    assert cells(found.text(), "structural match_rate@1") == ["65.4 %", "60.0 %", "60.0 %"]
+    assert cells(found.text(), "structural match_rate@selected_of_10") == ["-", "65.0 %", "65.0 %"]
+    assert not any("selected" in name for figure in found.published for name in figure.values)
+    told = [warning for warning in found.warnings if "selection" in warning]
+    assert told == [
+        'csp: the rules of selection differ: selected "consensus: most matches" (b); selected "their own marks" (c)'
+    ]
 
 
 def test_a_run_has_a_column_for_each_set_of_samples(tmp_path: Path) -> None:
@@ -287,7 +306,7 @@ def test_files(tmp_path: Path) -> None:
     with (tmp_path / "out" / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert rows[0] == {"task": "csp", "value": "structural.match_rate@1", "a": "0.65432", "b": "0.25"}
-    assert rows[3] == {"task": "csp", "value": "full.rmse@1", "a": "", "b": ""}
+    assert rows[4] == {"task": "csp", "value": "full.rmse@1", "a": "", "b": ""}
     with (tmp_path / "out" / "published.csv").open() as file:
         records = list(csv.DictReader(file))
     kldm = [r for r in records if r["system"] == "KLDM-x0 PC" and r["value"] == "match_rate@1"]

@@ -216,6 +216,29 @@ def test_validation_of_a_run_chooses_and_reports(tmp_path: Path) -> None:
     assert report["training"]["best"] == max(row["validation"] for row in found)
 
 
+def test_a_validation_score_with_a_minus_is_the_better_the_lower(tmp_path: Path) -> None:
+    overrides = {**QUICK, "training.epochs": 3, "training.validate_every": 1, "validation.size": 3}
+    overrides |= {"validation.score": "-structural.crmse@1", "validation.sampler.steps": 2}
+    report = run(RECIPES / "quickstart.cfg", tmp_path, overrides=overrides, evaluate=False)
+    found = rows(tmp_path)
+    assert all(row["validation"] == -row["validation_structural.crmse@1"] for row in found)
+    assert {f"validation_structural.{name}@1" for name in ("match_rate", "share_below_0.1")} <= found[0].keys()
+    with pytest.raises(KldmError, match=r"another recipe \(validation.score differs\)"):
+        run(RECIPES / "quickstart.cfg", tmp_path, overrides={**overrides, "validation.score": "structural.crmse@1"})
+    lowest = min(row["validation_structural.crmse@1"] for row in found)
+    assert report["training"]["best"] == -lowest
+    assert report["training"]["best_epoch"] == next(
+        row["epoch"] for row in found if row["validation_structural.crmse@1"] == lowest
+    )
+
+
+def test_a_score_that_no_metric_gives_is_told_before_training(tmp_path: Path) -> None:
+    overrides = {**QUICK, "training.validate_every": 1, "validation.size": 3, "validation.score": "-structural.crmse@2"}
+    with pytest.raises(KldmError, match=r"no metric gives 'structural.crmse@2'; known are .*structural.crmse@1"):
+        run(RECIPES / "quickstart.cfg", tmp_path, overrides=overrides, evaluate=False)
+    assert not (tmp_path / "train.jsonl").exists()
+
+
 def test_a_run_is_loaded_from_its_folder_or_a_checkpoint(finished: Path, tmp_path: Path) -> None:
     experiment, record, file = load_run(finished)
     assert file == finished / "checkpoints" / "best.safetensors"

@@ -72,6 +72,8 @@ def test_structure_prediction(tmp_path: Path, reference: Path) -> None:
         assert report["csp"][rule]["match_rate@1"] == 0.25
         assert report["csp"][rule]["match_rate@2"] == 0.5
         assert report["csp"][rule]["rmse@2"] == pytest.approx(0, abs=1e-6)
+        assert report["csp"][rule]["crmse@1"] == pytest.approx(0.375, abs=1e-6)
+        assert report["csp"][rule]["share_below_0.1@2"] == 0.5
     assert report["csp"]["METRe"] == 0.25
     assert report["csp"]["cRMSE"] == pytest.approx(0.375, abs=1e-6)
     found = table(tmp_path / "out")
@@ -101,6 +103,94 @@ def test_structure_prediction(tmp_path: Path, reference: Path) -> None:
     assert "match_rate@2" not in only["csp"]["structural"]
     assert only["csp"]["structural"]["match_rate@1"] == 0.25
     assert any("beyond the first 1" in note for note in only["notes"])
+
+
+def test_a_selection_is_made_or_taken_from_the_samples(tmp_path: Path, reference: Path) -> None:
+    """Of target 0 two of three are right, candidate 0 is not; target 1 has an answer alone."""
+    other = Structure(Lattice.tetragonal(4.1, 9.0), ["Cs", "Cl"], CORNERS)
+    made = [other, salt("Cs", "Cl", 4.2), salt("Cs", "Cl", 4.0)]
+    rows: list[dict[str, Any]] = [
+        {"target": 0, "candidate": number, "structure": one.as_dict()} for number, one in enumerate(made)
+    ]
+    rows.append({"target": 1, "candidate": 0, "structure": REFERENCE[1].as_dict()})
+    plain = lines(tmp_path / "plain.jsonl", rows)
+    report = evaluate(plain, "--reference", reference, "--select", "consensus", out=tmp_path / "out")
+    for rule in ("structural", "full"):
+        found = report["csp"][rule]
+        assert (found["match_rate@1"], found["match_rate@selected_of_3"], found["match_rate@3"]) == (0.25, 0.5, 0.5)
+    assert [row["selected"] for row in table(tmp_path / "out")] == ["False", "True", "False", "True"]
+    for row in (0, 3):
+        rows[row]["selected"] = True
+    marked = lines(tmp_path / "marked.jsonl", rows)
+    report = evaluate(marked, "--reference", reference, out=tmp_path / "marked")
+    assert report["csp"]["structural"]["match_rate@selected_of_3"] == 0.25
+    assert "mark as selected" in report["definitions"]["csp"]["selected"]
+    fewer = evaluate(marked, "--reference", reference, "--k", "2", out=tmp_path / "fewer")
+    assert not any("selected" in name for name in fewer["csp"]["structural"])
+    assert any("chosen among more candidates" in note for note in fewer["notes"])
+    again = evaluate(marked, "--reference", reference, "--k", "2", "--select", "consensus", out=tmp_path / "again")
+    assert again["csp"]["structural"]["match_rate@selected_of_2"] == 0.25  # of two that differ, the one with more room
+    rows[0]["selected"] = "yes"
+    told = refused("evaluate", lines(tmp_path / "odd.jsonl", rows), "--reference", reference)
+    assert "odd.jsonl:1: 'selected' must be true or false" in told
+
+
+def test_seeds_are_selected_from_too(tmp_path: Path, reference: Path) -> None:
+    files = []
+    for seed, right in enumerate((0, 4, 4)):
+        made = [one if row < right else ODD for row, one in enumerate(REFERENCE)]
+        rows: list[dict[str, Any]] = [
+            {"target": row, "candidate": 0, "structure": one.as_dict(), "selected": True}
+            for row, one in enumerate(made)
+        ]
+        files.append(lines(tmp_path / f"seed{seed}.jsonl", rows))
+    arguments = ("--reference", reference, "--rules", "structural")
+    plain = evaluate(*files, *arguments, out=tmp_path / "plain")["csp"]["structural"]
+    assert not any("selected" in name for name in plain)
+    found = evaluate(*files, *arguments, "--select", "consensus", out=tmp_path / "out")["csp"]["structural"]
+    assert (found["match_rate@1"], found["match_rate@selected_of_3"]) == (0.0, 1.0)
+    assert found["match_rate@1_mean"] == pytest.approx(2 / 3)
+
+
+def test_the_rows_that_were_asked_for_are_judged_alone(tmp_path: Path, reference: Path) -> None:
+    """Of four rows two were asked for, with one success."""
+    rows: list[dict[str, Any]] = [
+        {"target": 3, "candidate": 0, "structure": REFERENCE[3].as_dict()},
+        {"target": 1, "candidate": 0, "structure": None, "reason": "no cell"},
+    ]
+    samples = lines(tmp_path / "samples.jsonl", rows)
+    report = evaluate(samples, "--reference", reference, "--requested", out=tmp_path / "out")
+    assert report["reference"] == {"name": str(reference), "rows": 2, "failed": 0, "whole": False}
+    assert report["csp"]["structural"]["match_rate@1"] == 0.5
+    assert report["csp"]["METRe"] == 0.5
+    assert "2 of 4 rows of the reference are judged, those that were asked for." in report["notes"]
+    assert not any("no candidate" in note for note in report["notes"])
+    assert [(row["target"], row["name"], row["formula"]) for row in table(tmp_path / "out")] == [
+        ("1", "1", ""),
+        ("3", "3", "AlN"),
+    ]
+    usual = evaluate(samples, "--reference", reference, out=tmp_path / "usual")
+    assert usual["csp"]["structural"]["match_rate@1"] == 0.25
+    more = lines(tmp_path / "more.jsonl", [{"target": 0, "structure": REFERENCE[0].as_dict()}, rows[0]])
+    both = evaluate(samples, more, "--reference", reference, "--requested", out=tmp_path / "both")
+    assert both["reference"]["rows"] == 3
+    assert f"{more} has no candidate for 1 of 3 targets; they count as not matched." in both["notes"]
+    everything = [{"target": row, "structure": one.as_dict()} for row, one in enumerate(REFERENCE)]
+    whole = evaluate(
+        lines(tmp_path / "all.jsonl", everything), "--reference", reference, "--requested", out=tmp_path / "whole"
+    )
+    assert whole["reference"]["rows"] == 4
+    assert not any("asked for" in note for note in whole["notes"])
+
+
+def test_samples_that_do_not_say_what_they_answer_have_no_requested_rows(tmp_path: Path, reference: Path) -> None:
+    unlabelled = lines(tmp_path / "samples.jsonl", [{"structure": one.as_dict()} for one in REFERENCE])
+    told = refused("evaluate", unlabelled, "--reference", reference, "--requested", "--out", tmp_path / "out")
+    assert told.startswith(f"{unlabelled}: the file does not say which rows of the reference its samples answer")
+    assert "give every row a 'target', or leave --requested out" in told
+    beyond = lines(tmp_path / "beyond.jsonl", [{"target": 9, "structure": REFERENCE[0].as_dict()}])
+    told = refused("evaluate", beyond, "--reference", reference, "--requested", "--out", tmp_path / "out")
+    assert "answers target 9; the reference has rows 0 to 3" in told
 
 
 def test_rows_without_targets_are_placed_and_lost_ones_are_counted(tmp_path: Path, reference: Path) -> None:
@@ -184,6 +274,8 @@ def test_a_folder_of_samples_is_a_file_of_samples(tmp_path: Path, reference: Pat
         (["--reference", "mp_21/test"], "reference mp_21/test: 'mp_21' is neither"),
         (["--task", "dng", "--draw", "2", "--seed", "-1"], "seed is -1; give a whole number from 0"),
         (["--task", "dng", "--k", "2"], "--k: says nothing with --task dng; leave it out, or say --task csp"),
+        (["--task", "dng", "--requested"], "--requested: says nothing with --task dng"),
+        (["--task", "dng", "--select", "consensus"], "--select: says nothing with --task dng"),
         (["--draw", "1000"], "--draw: says nothing with --task csp; leave it out, or say --task dng"),
         (["--task", "csp", "--seed", "0"], "--seed: says nothing with --task csp"),
     ],

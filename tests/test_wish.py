@@ -132,6 +132,7 @@ def test_structure_prediction_in_a_known_cell(finished: Path, tmp_path: Path, ho
         (["--contains", "Li2", "--elements", "O"], "atoms of atomic number 3 are kept"),
         (["--template", "nowhere.cif"], "nowhere.cif: no such file"),
         (["--keep-atoms", "1"], "--keep-atoms wants --template"),
+        (["--count", "2", "--select", "consensus"], "--select: selects among the structures of one composition"),
     ],
     ids=str,
 )

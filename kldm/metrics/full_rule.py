@@ -1,6 +1,6 @@
 """The full validity rule of the CDVAE family, asked of as few structures as the match rate needs."""
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
@@ -43,6 +43,7 @@ def fingerprinted(
     rms: Mapping[Key, float],
     *,
     everyone: bool,
+    also: Collection[Key] = (),
     workers: int,
     time_limit: float | None,
 ) -> Fingerprinted:
@@ -56,6 +57,7 @@ def fingerprinted(
         structures: of all candidates.
         rms: of the candidates that match and are otherwise allowed.
         everyone: ask every candidate in ``rms``, as the numbers of each seed need.
+        also: candidates that are asked whatever is known of the others of their target.
         workers: processes.
         time_limit: seconds per structure.
     """
@@ -81,7 +83,9 @@ def fingerprinted(
     for key in sorted(rms, key=lambda key: (rms[key], key)):
         if key[0] in queues:
             queues[key[0]].append(key)
-    first = [key for queue in queues.values() for key in queue if everyone or key[1] == 0 or key == queue[0]]
+    first = [
+        key for queue in queues.values() for key in queue if everyone or key[1] == 0 or key == queue[0] or key in also
+    ]
     asked = dict(zip(first, ask(structures[key] for key in first), strict=True))
     while True:
         following = [

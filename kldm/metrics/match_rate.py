@@ -2,7 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,7 @@ from kldm.metrics.matcher import Matcher
 from kldm.metrics.metre import Everywhere, everywhere, repeated
 from kldm.metrics.pairs import Examined, examine, match
 from kldm.metrics.pool import check_work
+from kldm.metrics.selection import CONSENSUS, chosen_places
 from kldm.metrics.structure import structural_rule, structural_validity
 from kldm.metrics.validity import composition_of, formula
 from kldm.registry import metric
@@ -26,6 +28,12 @@ Rule = Literal["structural", "full"]
 Key = tuple[int, int]
 """(target, candidate)."""
 
+Rates = Callable[[str, Mapping[Key, float]], dict[str, float | None]]
+
+CLOSE = (0.02, 0.1)
+"""The match rate counts what lies within ``stol`` of its target, where little looks alike; these shares count what is
+close."""
+
 EXACT = 1e-6
 """An rmse below this is no generated structure's."""
 
@@ -33,6 +41,8 @@ FULL_RULE = (
     "the structural rule, compositional validity ({composition}) and a computable CrystalNN fingerprint, of candidate "
     "and target alike; the target's structure must be valid too"
 )
+
+MARKED = "the candidate of each target that the samples themselves mark as selected"
 
 SEEDS_NOT_ASKED = (
     "Mean and std over seeds under the full rule need the fingerprint of every matching candidate; set full_seeds "
@@ -49,15 +59,22 @@ class MatchRate:
     finds a mapping; rms is then the root mean square displacement over (V/n)^(1/3), without unit, below ``stol``. Both
     cells are made primitive and scaled to a common volume first, so the volume is not judged.
 
-        match_rate@1 = targets whose candidate 0 matches / all targets of the reference
-        rmse@1       = mean rms over those targets
-        match_rate@k = targets with a matching candidate among their k / all targets
-        rmse@k       = mean over those targets of the smallest rms
+        match_rate@1       = targets whose candidate 0 matches / all targets of the reference
+        rmse@1             = mean rms over those targets
+        crmse@1            = mean over all targets of that rms, or ``stol`` where candidate 0 does not match
+        share_below_0.02@1 = targets whose candidate 0 matches with rms < 0.02 / all targets
+        share_below_0.1@1  = the same below 0.1
 
-    k is the largest number of candidates of one target; @k is given where k > 1. Then candidate c of all targets
+    The same @k are of the smallest rms among the k candidates of a target (``match_rate@k``: any match). k is the
+    largest number of candidates of one target; @k is given where k > 1. Then candidate c of all targets
     is also taken as seed c: ``@1_mean`` and ``@1_std`` are the mean and the population standard deviation (ddof = 0)
-    over the seeds. Rates are in [0, 1]; an rmse is None where nothing matches. Candidates that failed, are
-    invalid, or make the matcher raise count as no match.
+    over the seeds. Where one candidate of each target is selected (``select``, or the samples' own marks), the same
+    ``@selected_of_k`` are those of the selected candidates: one answer to each target, at the price of k. Rates and
+    shares are in [0, 1]; an rmse is None where nothing matches. Candidates that failed, are invalid, or make the
+    matcher raise count as no match.
+
+    rmse is a mean over the targets that are met, and so of different targets for different methods; crmse is of all of
+    them, falls with every target that is met more closely, and needs no other pairs than these.
 
     All of these stand under each rule's name. ``structural``: the candidate is structurally valid (the KLDM code).
     ``full``: candidate and target are structurally and compositionally valid and have a CrystalNN fingerprint (the
@@ -70,12 +87,18 @@ class MatchRate:
                 answers / all references
         cRMSE = mean over all references of the smallest such rms, or ``stol`` where there is none
 
+    cRMSE lets any generated structure of a composition answer, crmse@1 only the one generated for the target, so
+    cRMSE <= structural.crmse@1; they are equal where no two references share a composition and all answers have
+    that of their target.
+
     Args:
         ltol: tolerance of relative lengths; 0.3, stol 0.5 and angle_tol 10 are those of all published tables.
         stol: largest site displacement over (V/n)^(1/3).
         angle_tol: degrees.
         longest_edge: angstrom; candidates with a longer cell edge are invalid (40 in the KLDM code); None: no limit.
         rules: what is reported; ``full`` costs two to three questions for a fingerprint (10 ms each) a matched target.
+        select: ``consensus`` selects a candidate of each target before it is judged, without the reference
+            (``kldm.metrics.selection``), in place of the samples' own marks.
         full_seeds: mean and std over seeds under the full rule as well, a fingerprint for every match.
         metre: METRe and cRMSE, which compare all pairs of a composition: hours where the reference has but one.
         workers: processes; the result does not depend on it. -1: as many as there are CPU cores.
@@ -87,6 +110,7 @@ class MatchRate:
     angle_tol: float = 10.0
     longest_edge: float | None = None
     rules: tuple[Rule, ...] = ("structural", "full")
+    select: Literal["consensus"] | None = None
     full_seeds: bool = False
     metre: bool = True
     workers: int = 1
@@ -104,14 +128,15 @@ class MatchRate:
 
     def measure(self, samples: Samples) -> Measurement:
         """The values; one row per candidate with target, candidate, formula, struct_valid, comp_valid, fingerprint,
-        reason, rms, max_dist.
+        reason, rms, max_dist, and selected where one of the candidates of each target is.
 
         rms is that of every structurally valid candidate that matches, whatever its composition. comp_valid is None
         where the composition is not known (a candidate without structure may have one), fingerprint where none was
         asked for.
 
         Raises:
-            KldmError: a candidate answers a target that the reference lacks, or two answers bear the same numbers.
+            KldmError: a candidate answers a target that the reference lacks, two answers bear the same numbers, or
+                none or several of a target's candidates are marked as selected although those of others are.
         """
         groups, targets = _by_target(samples), len(samples.reference)
         pace: dict[str, Any] = {"workers": self.workers, "time_limit": self.time_limit}
@@ -137,12 +162,23 @@ class MatchRate:
         k = max((len(group) for group in groups.values()), default=0)
         values: dict[str, float | None] = {}
         notes = _notes(samples, len(groups), rms, reference) + _ions(groups, given, reference)
+        selected: frozenset[Key] = frozenset()
+        if k > 1:
+            structures = [c.structure for c in samples.candidates]
+            chosen = (
+                chosen_places(matcher, structures, given, groups, **pace) if self.select else _marked(samples, groups)
+            )
+            selected = frozenset((samples.candidates[at].target, samples.candidates[at].candidate) for at in chosen)
+        elif self.select:
+            notes.append("There is one candidate of each target, so nothing is selected.")
+        rates = partial(_rates, targets=targets, stol=self.stol)
         if "structural" in self.rules:
-            added, remarks = _values("structural", rms, seeds if k > 1 else set(), targets, k)
+            added, remarks = _values("structural", rms, seeds if k > 1 else set(), k, selected, rates)
             values, notes = values | added, notes + remarks
         if "full" in self.rules:
-            allowed, asked, rows = self._full(samples, rows, rms)
-            added, remarks = _values("full", allowed, seeds if k > 1 and self.full_seeds else set(), targets, k)
+            allowed, asked, rows = self._full(samples, rows, rms, selected)
+            spread = seeds if k > 1 and self.full_seeds else set()
+            added, remarks = _values("full", allowed, spread, k, selected, rates)
             values, notes = values | added, notes + remarks
             if k > 1 and not self.full_seeds:
                 notes.append(SEEDS_NOT_ASKED)
@@ -163,15 +199,17 @@ class MatchRate:
             "matched": len(rms),
             "failures": dict(sorted(failures.items())),
         }
-        ordered = tuple(attrs.asdict(rows[c.target, c.candidate]) for c in samples.candidates)
-        return Measurement(values, ordered, self._definition(counts), tuple(notes))
+        keys = [(c.target, c.candidate) for c in samples.candidates]
+        ordered = tuple(attrs.asdict(rows[key]) | ({"selected": key in selected} if selected else {}) for key in keys)
+        return Measurement(values, ordered, self._definition(counts, bool(selected)), tuple(notes))
 
     def _full(
-        self, samples: Samples, rows: "Mapping[Key, _Row]", rms: Mapping[Key, float]
+        self, samples: Samples, rows: "Mapping[Key, _Row]", rms: Mapping[Key, float], selected: Collection[Key]
     ) -> "tuple[dict[Key, float], Fingerprinted, dict[Key, _Row]]":
         """The rms of candidates known to be allowed, what was asked, and the rows with what was found.
 
-        The smallest rms of each target and candidate 0 are among them wherever the rule allows any."""
+        The smallest rms of each target is among them wherever the rule allows any, and so are candidate 0 and the
+        selected one if they are allowed."""
         structures = {(c.target, c.candidate): c.structure for c in samples.candidates if c.structure is not None}
         reference = {
             target: structure
@@ -185,13 +223,14 @@ class MatchRate:
             structures,
             {key: value for key, value in rms.items() if rows[key].comp_valid and key[0] in reference},
             everyone=self.full_seeds,
+            also=selected,
             workers=self.workers,
             time_limit=self.time_limit,
         )
         judged = {key: attrs.evolve(row, fingerprint=asked.candidates.get(key)) for key, row in rows.items()}
         return {key: value for key, value in rms.items() if asked.passes(key)}, asked, judged
 
-    def _definition(self, counts: Mapping[str, Json]) -> Mapping[str, Json]:
+    def _definition(self, counts: Mapping[str, Json], selected: bool) -> Mapping[str, Json]:
         words = {
             "structural": f"the candidate is structurally valid: {structural_rule(self.longest_edge)}; nothing is "
             "asked of the target",
@@ -208,9 +247,12 @@ class MatchRate:
             "time_limit": self.time_limit,
             "denominator": "all targets of the reference",
             "rmse": "mean over matched targets of rms / (V/n)^(1/3); at k the smallest rms of a target",
+            "crmse": "mean over all targets of the rms of the answer to that very target; stol where it does not match",
+            "share_below": "targets with such an rms below the number, in units of (V/n)^(1/3) / all targets",
             "seeds": "candidate c of every target is seed c; std is the population standard deviation",
+            **({"selected": f"consensus: {CONSENSUS}" if self.select else MARKED} if selected else {}),
             "METRe": "structural rule; candidates numbered 0 against all references of their reduced composition",
-            "cRMSE": "over all references; stol where METRe finds no match",
+            "cRMSE": "mean over all references of METRe's smallest rms, whichever target it answers; else stol",
             "counts": counts,
             "versions": {library: version(library) for library in libraries},
         }
@@ -232,7 +274,7 @@ class _Row:
 
 
 def _by_target(samples: Samples) -> dict[int, list[int]]:
-    """Places of the candidates of each target."""
+    """Places of the candidates of each target, by their number."""
     groups: dict[int, list[int]] = {}
     taken: set[Key] = set()
     for place, candidate in enumerate(samples.candidates):
@@ -245,7 +287,23 @@ def _by_target(samples: Samples) -> dict[int, list[int]]:
             raise KldmError(f"target {key[0]} has two candidates {key[1]}", place="match_rate.v1", remedy=remedy)
         taken.add(key)
         groups.setdefault(candidate.target, []).append(place)
+    for places in groups.values():
+        places.sort(key=lambda place: samples.candidates[place].candidate)
     return groups
+
+
+def _marked(samples: Samples, groups: Mapping[int, Sequence[int]]) -> list[int]:
+    """Places of the candidates that are marked as selected: none, or one of each target."""
+    if not any(one.selected for one in samples.candidates):
+        return []
+    chosen = []
+    for target, places in groups.items():
+        marked = [place for place in places if samples.candidates[place].selected]
+        if len(marked) != 1:
+            problem = f"{len(marked)} of the {len(places)} candidates of target {target} are marked as selected"
+            raise KldmError(problem, place="match_rate.v1", remedy="mark one of each target, or none at all")
+        chosen += marked
+    return chosen
 
 
 def _reason(candidate: Candidate, examined: Examined) -> str:
@@ -276,21 +334,23 @@ def _ions(groups: Mapping[int, Sequence[int]], given: Sequence[Examined], refere
 
 
 def _values(
-    rule: Rule, rms: Mapping[Key, float], seeds: Iterable[int], targets: int, k: int
+    rule: Rule, rms: Mapping[Key, float], seeds: Iterable[int], k: int, selected: Collection[Key], rates: Rates
 ) -> tuple[dict[str, float | None], list[str]]:
     """Everything under one rule, spread over the seeds included, and what is to be said of it."""
-    values = _rates("1", {key: value for key, value in rms.items() if key[1] == 0}, targets)
+    values = rates("1", {key: value for key, value in rms.items() if key[1] == 0})
     notes: list[str] = []
     if k > 1:
-        values |= _rates(str(k), rms, targets)
-        spread, unmatched = _over_seeds(rms, seeds, targets)
+        values |= rates(str(k), rms)
+        if selected:
+            values |= rates(f"selected_of_{k}", {key: value for key, value in rms.items() if key in selected})
+        spread, unmatched = _over_seeds(rms, seeds, rates)
         values |= spread
         if unmatched:
             notes.append(f"{unmatched} of the seeds match no target under {rule}; rmse@1_mean and _std leave them out.")
     return {f"{rule}.{name}": value for name, value in values.items()}, notes
 
 
-def _rates(at: str, rms: Mapping[Key, float], targets: int) -> dict[str, float | None]:
+def _rates(at: str, rms: Mapping[Key, float], targets: int, stol: float) -> dict[str, float | None]:
     """Rate and RMSE with the smallest rms of each target."""
     smallest: dict[int, float] = {}
     for (target, _), value in rms.items():
@@ -298,25 +358,36 @@ def _rates(at: str, rms: Mapping[Key, float], targets: int) -> dict[str, float |
     return {
         f"match_rate@{at}": len(smallest) / targets if targets else None,
         f"rmse@{at}": math.fsum(smallest.values()) / len(smallest) if smallest else None,
+        f"crmse@{at}": _with_misses(smallest, targets, stol),
+        **{
+            f"share_below_{limit:g}@{at}": sum(value < limit for value in smallest.values()) / targets
+            if targets
+            else None
+            for limit in CLOSE
+        },
     }
 
 
-def _over_seeds(rms: Mapping[Key, float], seeds: Iterable[int], targets: int) -> tuple[dict[str, float | None], int]:
+def _with_misses(rms: Mapping[int, float], targets: int, stol: float) -> float | None:
+    """The mean over all targets, ``stol`` being that of one without an rms."""
+    return (math.fsum(rms.values()) + stol * (targets - len(rms))) / targets if targets else None
+
+
+def _over_seeds(rms: Mapping[Key, float], seeds: Iterable[int], rates: Rates) -> tuple[dict[str, float | None], int]:
     """Mean and population standard deviation over the seeds, and how many of them match nothing."""
     spread: dict[str, float | None] = {}
-    each = [_rates("1", {key: v for key, v in rms.items() if key[1] == seed}, targets) for seed in sorted(seeds)]
-    for name in ("match_rate@1", "rmse@1"):
-        known = [value for rates in each if (value := rates[name]) is not None]
+    each = [rates("1", {key: v for key, v in rms.items() if key[1] == seed}) for seed in sorted(seeds)]
+    for name in rates("1", {}):
+        known = [value for one in each if (value := one[name]) is not None]
         spread[f"{name}_mean"] = float(np.mean(known)) if known else None
         spread[f"{name}_std"] = float(np.std(known)) if known else None
-    return spread, sum(rates["rmse@1"] is None for rates in each)
+    return spread, sum(one["rmse@1"] is None for one in each)
 
 
 def _metre(anywhere: Everywhere, targets: int, stol: float) -> dict[str, float | None]:
-    total = math.fsum(anywhere.rms.values()) + stol * (targets - len(anywhere.rms))
     return {
         "METRe": len(anywhere.rms) / targets if targets else None,
-        "cRMSE": total / targets if targets else None,
+        "cRMSE": _with_misses(anywhere.rms, targets, stol),
     }
 
 

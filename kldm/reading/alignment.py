@@ -34,7 +34,7 @@ class Alignment:
     notes: tuple[str, ...]
 
 
-def align(files: Sequence[SampleFile], reference: Reference) -> Alignment:
+def align(files: Sequence[SampleFile], reference: Reference, targets: int | None = None) -> Alignment:
     """Place the samples of one file, or of several that are seeds of one experiment, on the rows of the reference.
 
     Rows that carry a target keep it. Otherwise order decides where the file has as many rows as the reference, or
@@ -42,17 +42,23 @@ def align(files: Sequence[SampleFile], reference: Reference) -> Alignment:
     with the compositions more often). Otherwise composition decides: the samples of a reduced formula go to
     the reference rows of this formula in turn. File f of several gives candidate f of every target.
 
+    Args:
+        files: the samples.
+        reference: what they answer.
+        targets: how many of its rows were asked for; by default all.
+
     Raises:
         KldmError: a row carries a target that the reference lacks, or two rows the same target and candidate; one
             of several files answers a target twice.
     """
     placed = [_placed(file, reference) for file in files]
+    targets = len(reference) if targets is None else targets
     notes = [note for one in placed for note in one.notes]
     if len(files) > 1:
         notes += [
-            f"{file.path} has no candidate for {missing} of {len(reference)} targets; they count as not matched."
+            f"{file.path} has no candidate for {missing} of {targets} targets; they count as not matched."
             for file, one in zip(files, placed, strict=True)
-            if (missing := len(reference) - len({candidate.target for candidate in one.candidates}))
+            if (missing := targets - len({candidate.target for candidate in one.candidates}))
         ]
     return Alignment(
         _ordered(_as_seeds([(str(file.path), one.candidates) for file, one in zip(files, placed, strict=True)])),
@@ -80,7 +86,8 @@ def _as_seeds(sets: Sequence[tuple[str, Sequence[Candidate]]]) -> list[Candidate
         if count > 1:
             remedy = "several files are several seeds, with one candidate for each target; give a set of k alone"
             raise KldmError(f"it has {count} candidates for target {target}", place=name, remedy=remedy)
-        result += [attrs.evolve(one, candidate=seed) for one in candidates]
+        # What was selected within a file was not among the candidates of all.
+        result += [attrs.evolve(one, candidate=seed, selected=False) for one in candidates]
     return result
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from kldm.errors import KldmError
-from kldm.reading.rows import Row, labels, opened, refusal
+from kldm.reading.rows import Row, chosen, labels, opened, refusal
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -55,4 +55,4 @@ def _row(atoms: "Atoms", place: str) -> Row:
         structure = Structure(atoms.cell.array, atoms.numbers.tolist(), atoms.positions, coords_are_cartesian=True)
     except Exception as error:  # a flat or missing cell, an unknown element: this candidate's failure
         return Row(place, None, refusal(error), target, candidate, name)
-    return Row(place, structure, "", target, candidate, name)
+    return Row(place, structure, "", target, candidate, name, selected=chosen(atoms.info, place))

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 from tqdm import tqdm
 
 from kldm.errors import KldmError
-from kldm.reading.rows import Row, labels, opened, refusal
+from kldm.reading.rows import Row, chosen, labels, opened, refusal
 
 NAMES = ("material_id", "entry_id", "name", "id")
 """Keys under which records carry their name, the first found counts."""
@@ -70,6 +71,7 @@ def _row(record: Any, place: str, name: str = "") -> Row:
     target, candidate = labels(record, place)
     called = name or next((str(record[key]) for key in NAMES if isinstance(record.get(key), str | int)), "")
     row = Row(place, None, str(record.get("reason") or ""), target, candidate, called, _numbers(record.get("species")))
+    row = attrs.evolve(row, selected=chosen(record, place))
     return _built(record["structure"], row)
 
 
@@ -91,7 +93,6 @@ def _species(value: Any) -> tuple[int, ...]:
 
 def _built(value: Any, row: Row) -> Row:
     """The row with its structure, or with the reason why there is none."""
-    import attrs
     from pymatgen.core.structure import Structure
 
     if value is None:

@@ -29,6 +29,7 @@ class Row:
         candidate: number among the answers to the target, where the file says it.
         name: what the file calls it; may be empty.
         species: atomic numbers, where they are known although there is no structure.
+        selected: whether the file marks it as the one chosen among the answers to its target.
     """
 
     place: str
@@ -38,6 +39,7 @@ class Row:
     candidate: int | None = None
     name: str = ""
     species: tuple[int, ...] = ()
+    selected: bool = False
 
 
 @attrs.frozen(eq=False)
@@ -82,7 +84,7 @@ def numbered(path: Path, rows: Sequence[Row]) -> SampleFile:
         target = position if row.target is None else row.target
         number = answers.get(target, 0) if row.candidate is None else row.candidate
         answers[target] = answers.get(target, 0) + 1
-        candidates.append(Candidate(target, number, row.structure, row.reason, row.species))
+        candidates.append(Candidate(target, number, row.structure, row.reason, row.species, row.selected))
     places, names = tuple(row.place for row in rows), tuple(row.name for row in rows)
     return SampleFile(path, tuple(candidates), places, names, labelled=not without)
 
@@ -95,6 +97,18 @@ def labels(record: Mapping[str, Any], place: str) -> tuple[int | None, int | Non
     """
     target, candidate = (_whole(record.get(key), place) for key in ("target", "candidate"))
     return target, candidate
+
+
+def chosen(record: Mapping[str, Any], place: str) -> bool:
+    """``selected`` of a record, False where it lacks it or holds null.
+
+    Raises:
+        KldmError: it is neither true nor false.
+    """
+    value = record.get("selected")
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise KldmError("'selected' must be true or false", place=place)
 
 
 def _whole(value: object, place: str) -> int | None:

@@ -22,6 +22,8 @@ from kldm.metrics import MatchRate, full_rule, match_rate, pairs
 from kldm.metrics.matcher import Matcher
 from kldm.metrics.pairs import Examined, Found
 
+VALUES = ("match_rate", "rmse", "crmse", "share_below_0.02", "share_below_0.1")
+
 
 def crystal(lattice: Lattice, sites: Sequence[tuple[str, Sequence[float]]]) -> Structure:
     return Structure(lattice, [name for name, _ in sites], np.array([place for _, place in sites]))
@@ -107,6 +109,7 @@ def test_other_composition_or_arrangement_does_not_match() -> None:
     assert [row["reason"] for row in found.rows] == ["", "composition differs from the target's"]
     assert [row["struct_valid"] for row in found.rows] == [True, True]
     expected = {"structural.match_rate@1": 0.0, "structural.rmse@1": None, "METRe": 0.5, "cRMSE": 0.25}
+    expected |= {"structural.crmse@1": 0.5, "structural.share_below_0.1@1": 0.0}
     assert {name: found.values[name] for name in expected} == pytest.approx(expected)
 
 
@@ -193,8 +196,54 @@ def test_at_1_is_candidate_0_and_k_the_largest_number() -> None:
 
 def test_one_candidate_each_has_no_spread() -> None:
     found = measure([Candidate(0, 0, rock_salt())], [rock_salt()])
-    rates = {f"{rule}.{name}@1" for rule in ("structural", "full") for name in ("match_rate", "rmse")}
+    rates = {f"{rule}.{name}@1" for rule in ("structural", "full") for name in VALUES}
     assert set(found.values) == rates | {"METRe", "cRMSE"}
+
+
+def shifted(rms: float) -> Structure:
+    """Caesium chloride with this rms to the undistorted one: half of the chlorine's displacement (see above)."""
+    return caesium_chloride(x=2 * rms / 2 ** (1 / 3))
+
+
+def test_what_is_close_counts_over_all_targets_and_a_miss_costs_stol() -> None:
+    """Candidates 0: rms 0.01, 0.05, 0.2, a failed one, and a target without any; the second answers are better."""
+    sizes = [(0.01, None), (0.05, 0.015), (0.2, 0.09)]
+    candidates = [
+        Candidate(row, c, None if size is None else shifted(size))
+        for row, pair in enumerate(sizes)
+        for c, size in enumerate(pair)
+    ]
+    candidates.append(Candidate(3, 0, None, "failed"))
+    found = measure(candidates, [caesium_chloride()] * 5)
+    for rule in ("structural", "full"):
+        expected = {
+            "match_rate@1": 3 / 5,
+            "rmse@1": (0.01 + 0.05 + 0.2) / 3,
+            "crmse@1": (0.01 + 0.05 + 0.2 + 0.5 + 0.5) / 5,
+            "share_below_0.02@1": 1 / 5,
+            "share_below_0.1@1": 2 / 5,
+            "rmse@2": (0.01 + 0.015 + 0.09) / 3,
+            "crmse@2": (0.01 + 0.015 + 0.09 + 0.5 + 0.5) / 5,
+            "share_below_0.02@2": 2 / 5,
+            "share_below_0.1@2": 3 / 5,
+        }
+        assert {name: found.values[f"{rule}.{name}"] for name in expected} == pytest.approx(expected, rel=1e-6)
+    seeds = [1.26 / 5, (4 * 0.5 + 0.015 + 0.09 - 0.5) / 5]  # by candidate number
+    assert found.values["structural.crmse@1_mean"] == pytest.approx(np.mean(seeds))
+    assert found.values["structural.crmse@1_std"] == pytest.approx(np.std(seeds))
+    assert found.values["structural.share_below_0.1@1_mean"] == pytest.approx((2 / 5 + 2 / 5) / 2)
+    assert {"crmse", "share_below"} <= found.definition.keys()
+    stricter = MatchRate(stol=0.1, rules=("structural",)).measure(Samples(tuple(candidates), (caesium_chloride(),) * 5))
+    assert stricter.values["structural.crmse@1"] == pytest.approx((0.01 + 0.05 + 3 * 0.1) / 5, rel=1e-6)
+
+
+def test_another_target_s_answer_counts_for_metre_s_crmse_alone() -> None:
+    reference = [rutile(), moved(rutile(), 0.3, seed=1)]
+    found = measure([Candidate(0, 0, None, "failed"), Candidate(1, 0, rutile())], reference)
+    rms = found.rows[1]["rms"]
+    assert rms is not None
+    assert found.values["structural.crmse@1"] == pytest.approx((0.5 + rms) / 2)
+    assert found.values["cRMSE"] == pytest.approx((0 + rms) / 2, abs=1e-6)
 
 
 def test_error_bars_are_population_deviations_over_seeds() -> None:
@@ -275,7 +324,7 @@ def test_structural_alone_asks_no_fingerprint(monkeypatch: pytest.MonkeyPatch) -
     found = MatchRate(rules=("structural",), metre=False).measure(
         Samples((Candidate(0, 0, rock_salt()),), (rock_salt(),))
     )
-    assert found.values.keys() == {"structural.match_rate@1", "structural.rmse@1"}
+    assert found.values.keys() == {f"structural.{name}@1" for name in VALUES}
     assert (found.rows[0]["comp_valid"], found.rows[0]["fingerprint"]) == (True, None)
 
 
