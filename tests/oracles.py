@@ -52,7 +52,7 @@ class _Guess:
 
 @attrs.frozen(eq=False)
 class Oracle:
-    """A model that knows the true crystals, one (or, equally likely, several) for each crystal of the batch.
+    """A model that knows the true crystals, one or several for each crystal of the batch.
 
     One candidate: the clean positions are first aligned to the state, per axis, by the circular mean over the atoms of
     r - mu_r (the prior over positions is uniform). Several: the posterior mixture, whose translation is integrated over
@@ -62,10 +62,16 @@ class Oracle:
     Attributes:
         processes: by modality, as ``JointModel`` has them.
         candidates: the true crystals, all with the layout of the samples.
+        weights: how probable each of them is; equally by default.
+        width: standard deviation of the clean positions of every atom about a candidate's, in radians, wrapped normal
+            and independent, and of the clean numbers of a VP process about its numbers. The velocity says nothing of
+            them, so that sigma_r^2 + width^2 stands for sigma_r^2.
     """
 
     processes: Mapping[str, DiffusionProcess]
     candidates: tuple[Crystals, ...]
+    weights: tuple[float, ...] | None = None
+    width: float = 0.0
 
     def predict(self, latents: Mapping[str, Latent], s: Tensor, layout: Layout) -> Mapping[str, Prediction]:
         guesses = {
@@ -77,6 +83,8 @@ class Oracle:
             (torch.stack([guess.log_density for guess in each], -1) for each in guesses.values()),
             s.new_zeros(len(layout), len(self.candidates)),
         )
+        if self.weights is not None:
+            density = density + torch.tensor(self.weights, dtype=s.dtype).log()
         weight = torch.softmax(density, -1)
         answers: dict[str, Prediction] = {name: {} for name in self.processes}
         for name, each in guesses.items():
@@ -100,19 +108,21 @@ class Oracle:
             channel = process.codec.channel
             clean = process.codec.encode(truth)
             time = _column(process, s, layout)
-            error = latent[channel.name] - process.schedule.alpha(time) * clean
-            sigma = process.schedule.sigma(time).clamp(min=1e-5)
-            density = -((error / sigma) ** 2).sum(-1) / 2
-            return _Guess(density if channel.per == "crystal" else layout.sum(density), clean)
+            alpha = process.schedule.alpha(time)
+            error = latent[channel.name] - alpha * clean
+            variance = process.schedule.sigma(time).clamp(min=1e-5).square() + (alpha * self.width).square()
+            density = -(error.square() / variance).sum(-1) / 2
+            mean = clean + alpha * self.width**2 / variance * error
+            return _Guess(density if channel.per == "crystal" else layout.sum(density), mean)
         if isinstance(process, Absorbing):
             seen, types = latent["species"], process.predicts[0].width
             possible = (seen == types) | (seen == truth.species - 1)
             density = torch.where(possible, 0.0, IMPOSSIBLE).to(s.dtype)
             return _Guess(layout.sum(density), torch.nn.functional.one_hot(truth.species - 1, types).to(s.dtype))
-        state, variance = latent["fractional"] * TURN, _position_variance(process, s, layout)
+        state, variance = latent["fractional"] * TURN, _position_variance(process, s, layout) + self.width**2
         if isinstance(process, TrivializedTorus):
             state = state - _kernel(process, s, layout).gain * latent["velocity"] * TURN
-        if len(self.candidates) == 1:
+        if len(self.candidates) == 1 and not self.width:
             g = wrapped_normal_score(aligned_residual(state, truth.fractional * TURN, layout), variance)
             return _Guess(torch.zeros_like(s), layout.centred(g))
         images = 1 if isinstance(process, TrivializedTorus) else 3

@@ -95,7 +95,7 @@ class WrappedVE:
         """
         before, after = self._sigmas(step, latent["fractional"])
         spread = before.square() - after.square()
-        return self._pushed(latent, prediction, step.s, step.layout, spread, after / before * spread.sqrt(), step.rng)
+        return self._pushed(latent, prediction, before, step.layout, spread, after / before * spread.sqrt(), step.rng)
 
     def flow(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Probability flow df = -sigma S dsigma, one step: f <- f + (sigma_s - sigma_r) sigma_s S, sigma_r = 0 at 0.
@@ -103,7 +103,7 @@ class WrappedVE:
         Exact for a normal law, where S = -(f - f_0) / sigma^2.
         """
         before, after = self._sigmas(step, latent["fractional"])
-        return self._pushed(latent, prediction, step.s, step.layout, (before - after) * before)
+        return self._pushed(latent, prediction, before, step.layout, (before - after) * before)
 
     def predict(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """``flow``: the predictor of KLDM's Algorithm 4, c = (rho sigma_s - sigma_r) sigma_s, with rho = 1.
@@ -120,7 +120,7 @@ class WrappedVE:
         sigma = self._angle(step.now, latent["fractional"])
         length = self.step_lr * (sigma / self.sigma_min).square()
         noise = (2 * length).sqrt().masked_fill(step.r <= 0, 0.0)
-        return self._pushed(latent, prediction, step.now, step.layout, length, noise, step.rng)
+        return self._pushed(latent, prediction, sigma, step.layout, length, noise, step.rng)
 
     def log_noise(self, s: Tensor) -> Tensor:
         """log sigma(s) at unit times s of any shape, in radians."""
@@ -128,7 +128,8 @@ class WrappedVE:
 
     def estimate(self, latent: Latent, prediction: Prediction, s: Tensor, layout: Layout) -> Latent:
         """f_0 = f_s + sigma^2 S modulo 1, by Tweedie's formula."""
-        return self._pushed(latent, prediction, s, layout, self._angle(s, latent["fractional"]).square())
+        sigma = self._angle(s, latent["fractional"])
+        return self._pushed(latent, prediction, sigma, layout, sigma.square())
 
     def flow_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
         """f_0 + (sigma_r / sigma_s) wrap(f_s - f_0) modulo 1, sigma_r = 0 at r = 0."""
@@ -155,15 +156,15 @@ class WrappedVE:
         self,
         latent: Latent,
         prediction: Prediction,
-        s: Tensor,
+        sigma: Tensor,
         layout: Layout,
         length: Tensor,
         noise: Tensor | None = None,
         rng: torch.Generator | None = None,
     ) -> Latent:
-        """f <- f + length S + noise eps, S from the network's output at s; numbers of crystals, [B], in radians."""
+        """f <- f + length S + noise eps, S from the network's output at sigma; numbers of crystals, [B], in radians."""
         output = self._free(prediction["displacement"], layout)
-        length = length * self._size(self._angle(s, output))
+        length = length * self._size(sigma)
         if noise is None or rng is None:
             angle = layout.per_atom(length).unsqueeze(-1) * output
         else:
