@@ -20,6 +20,7 @@ from kldm.interfaces import (
     Prediction,
     ScoreNetwork,
 )
+from kldm.precision import Precision, used_precision
 
 
 @attrs.frozen(eq=False)
@@ -73,6 +74,9 @@ class JointModel(nn.Module):
         network: builds the network from the merged interface.
         conditions: further conditioning processes by name.
         weights: weight of a modality's loss by name; 1 where absent.
+
+    Attributes:
+        precision: of the network's products; see ``Training`` and ``set_precision``.
     """
 
     def __init__(
@@ -103,7 +107,7 @@ class JointModel(nn.Module):
         if not isinstance(built, nn.Module):
             raise KldmError(f"{type(built).__name__} is not a torch.nn.Module", place="network")
         self.network = built
-        self.autocast = False
+        self.precision: Precision = "fp32"
 
     @property
     def processes(self) -> Mapping[str, DiffusionProcess]:
@@ -113,7 +117,8 @@ class JointModel(nn.Module):
     def predict(self, latents: Mapping[str, Latent], s: Tensor, layout: Layout) -> Mapping[str, Prediction]:
         """One network call at times s [B]; each modality gets the channels it asked for."""
         merged = dict(chain.from_iterable(latent.items() for latent in latents.values()))
-        with torch.autocast(s.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+        rounded = used_precision(self.precision, s.device) == "bf16"
+        with torch.autocast(s.device.type, dtype=torch.bfloat16, enabled=rounded):
             output: Prediction = self.network(merged, s, layout)
         return {
             name: {channel.name: output[channel.name].to(s.dtype) for channel in process.predicts}
