@@ -72,7 +72,7 @@ def forward(network: PairNetwork, latent: Mapping[str, Tensor], s: Tensor, layou
 
 
 def training_step(network: PairNetwork, latent: Mapping[str, Tensor], s: Tensor, layout: Layout, bf16: bool) -> Work:
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, amsgrad=True, fused=s.device.type == "cuda")
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, amsgrad=True, fused=s.device.type in ("cuda", "cpu"))
 
     def work() -> None:
         optimizer.zero_grad()

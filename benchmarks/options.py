@@ -7,7 +7,7 @@ from typing import Any, get_args
 import torch
 
 from benchmarks.timing import device_name
-from kldm.training import Precision
+from kldm.precision import Precision
 
 
 def common(description: str, batch: int = 64) -> argparse.ArgumentParser:

@@ -27,11 +27,12 @@ from kldm.interfaces import Sampler
 from kldm.model import JointModel
 from kldm.networks import CSPVNet, CSPVNetPlain
 from kldm.networks.pair_network import PairNetwork
+from kldm.precision import Precision
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
 from kldm.samplers import EulerMaruyama, PredictorCorrector
 from kldm.samplers.graphs import replaying
 from kldm.seeding import seeded
-from kldm.training import Precision, set_precision
+from kldm.training import set_precision
 
 BAR = 2.5
 """The least that a step must be faster by, at batch 64, width 512 and one thread."""

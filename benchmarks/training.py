@@ -30,8 +30,9 @@ from kldm.interfaces import Noised
 from kldm.model import JointModel
 from kldm.networks import CSPVNet, CSPVNetPlain
 from kldm.networks.pair_network import PairNetwork
+from kldm.precision import Precision
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
-from kldm.training import Precision, set_precision
+from kldm.training import set_precision
 
 BAR = 3.5
 """The least that a step must be faster by, at batch 64, width 512 and one thread."""
@@ -78,7 +79,7 @@ class Learner:
             species=Given(),
             network=partial(network, hidden=hidden),
         ).to(device)
-        optimizer = torch.optim.AdamW(model.parameters(), amsgrad=True, fused=device.type == "cuda")
+        optimizer = torch.optim.AdamW(model.parameters(), amsgrad=True, fused=device.type in ("cuda", "cpu"))
         return cls(model, optimizer, MovingAverage(model, 0.999), torch.Generator(device).manual_seed(0))
 
     def times(self, crystals: Crystals) -> Tensor:

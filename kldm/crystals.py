@@ -20,6 +20,20 @@ from kldm.rows import add_rows
 _NARROW = 32  # numbers per atom up to which torch's means of segments are the faster ones on a CPU
 
 
+class Bags(NamedTuple):
+    """Which rows of a matrix are summed to each row of another.
+
+    Attributes:
+        rows: int32, the rows of the first bag, then those of the second, and so on.
+        first: int32, one per bag, where in ``rows`` it begins.
+        signs: float32 like ``rows``, 1 or -1 with each; None where all are 1.
+    """
+
+    rows: Tensor
+    first: Tensor
+    signs: Tensor | None
+
+
 @attrs.frozen(slots=False, eq=False)
 class Pairs:
     """All unordered pairs ``i < j`` of atoms that share a crystal, in lexicographic order.
@@ -44,6 +58,31 @@ class Pairs:
     def by_sender(self) -> Tensor:
         """int64 [2 P]: the edges in the order of their senders."""
         return torch.cat([self.j, self.i]).argsort(stable=True)
+
+    @cached_property
+    def received(self) -> Bags:
+        """The edges that each atom is the receiver of, [N] bags."""
+        return self._edges(self.by_receiver)
+
+    @cached_property
+    def sent(self) -> Bags:
+        """The edges that each atom is the sender of, [N] bags."""
+        return self._edges(self.by_sender)
+
+    @cached_property
+    def parts(self) -> Bags:
+        """The parts of every edge, [2 P] bags, among the rows of a receiver [N], a sender [N], an even [P] and an odd
+        matrix [P], one below the other: those of its ends and of its pair, the odd one subtracted on the way to j."""
+        atoms, pairs = len(self.degree), len(self.i)
+        even = torch.arange(2 * atoms, 2 * atoms + pairs, device=self.i.device)
+        ways = [torch.stack([to, atoms + of, even, pairs + even], 1) for to, of in ((self.i, self.j), (self.j, self.i))]
+        signs = torch.ones(2, pairs, 4, device=self.i.device)
+        signs[1, :, 3] = -1
+        first = torch.arange(0, 8 * pairs, 4, device=self.i.device)
+        return Bags(torch.cat(ways).flatten().int(), first.int(), signs.flatten())
+
+    def _edges(self, order: Tensor) -> Bags:
+        return Bags(order.int(), (self.degree.cumsum(0) - self.degree).int(), None)
 
 
 @attrs.frozen(slots=False, eq=False)

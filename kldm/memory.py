@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from kldm.allocator import give_back
 from kldm.distributed import world
 from kldm.interfaces import Sizes
 
@@ -23,6 +24,7 @@ def free_memory(device: torch.device) -> int | None:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type == "cpu":
+        give_back()  # kept memory is free to be taken again
         try:
             lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
             return int(lines["MemAvailable"].removesuffix("kB")) * 1024 // world().neighbours

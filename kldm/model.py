@@ -22,6 +22,7 @@ from kldm.interfaces import (
     ScoreNetwork,
     Shows,
 )
+from kldm.precision import Precision, used_precision
 
 
 @attrs.frozen(eq=False)
@@ -75,6 +76,9 @@ class JointModel(nn.Module):
         network: builds the network from the merged interface.
         conditions: further conditioning processes by name.
         weights: weight of a modality's loss by name; 1 where absent.
+
+    Attributes:
+        precision: of the network's products; see ``Training`` and ``set_precision``.
     """
 
     def __init__(
@@ -105,7 +109,7 @@ class JointModel(nn.Module):
         if not isinstance(built, nn.Module):
             raise KldmError(f"{type(built).__name__} is not a torch.nn.Module", place="network")
         self.network = built
-        self.autocast = False
+        self.precision: Precision = "fp32"
 
     @property
     def processes(self) -> Mapping[str, DiffusionProcess]:
@@ -116,7 +120,8 @@ class JointModel(nn.Module):
         """One network call at times s [B]; each modality gets the channels it asked for."""
         shown = (_shown(self._processes[name], latent, s, layout) for name, latent in latents.items())
         merged = dict(chain.from_iterable(latent.items() for latent in shown))
-        with torch.autocast(s.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+        rounded = used_precision(self.precision, s.device) == "bf16"
+        with torch.autocast(s.device.type, dtype=torch.bfloat16, enabled=rounded):
             output: Prediction = self.network(merged, s, layout)
         return {
             name: {channel.name: output[channel.name].to(s.dtype) for channel in process.predicts}

@@ -27,6 +27,7 @@ from kldm.files import make_writable
 from kldm.memory import sampling_pairs
 from kldm.metrics.pool import check_work
 from kldm.metrics.selection import CONSENSUS, consensus
+from kldm.precision import used_precision
 from kldm.reading import read_samples
 from kldm.recipe import Tree, overridden, read_recipe, write_recipe
 from kldm.results import library_versions, write_json, write_samples
@@ -68,6 +69,7 @@ def run(
     report: dict[str, Any] = {
         "recipe": recipe.stem,
         "device": _device_name(device),
+        "precision": used_precision(model.precision, device),
         "processes": world().size,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training": checkpoints.load(folder / "checkpoints" / "best.safetensors").state,
@@ -180,6 +182,7 @@ def sample_run(
         "overrides": dict(overrides or {}),
         "max_pairs": max_pairs,
         "device": _device_name(place),
+        "precision": used_precision(experiment.model.precision, place),
         "libraries": library_versions(),
         "requests": len(wanted),
         "not_built": dict(Counter(candidate.reason for candidate in made if candidate.structure is None)),

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from kldm.allocator import keep_memory
 from kldm.constraints import Constraints, constrained
 from kldm.crystals import Crystals, CrystalStore
 from kldm.distributed import world
@@ -72,6 +73,7 @@ def generate(
         constraints: what the samples must obey.
         description: label of the progress bar.
     """
+    keep_memory()
     rules = constraints or Constraints()
     rules.check(model.processes, targets)
     groups = batches([targets.sizes[request.target] for request in wanted], max_pairs)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import attrs
 import torch
@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
 from kldm import checkpoint as checkpoints
+from kldm.allocator import keep_memory
 from kldm.averaging import MovingAverage
 from kldm.checkpoint import Checkpoint
 from kldm.crystals import CrystalStore
@@ -31,13 +32,12 @@ from kldm.interfaces import Augmentation, LearningRate
 from kldm.interruption import Interruption
 from kldm.memory import most_pairs
 from kldm.model import JointModel
+from kldm.precision import Precision
 from kldm.seeding import seeded
 from kldm.times import Draw, Times
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-Precision = Literal["fp32", "tf32", "bf16"]
 
 LOOKS = 16
 """Steps after which several processes with GPUs see whether one of them was asked to stop."""
@@ -106,7 +106,9 @@ class Training:
         max_pairs: largest number of ordered pairs of atoms in one forward and backward pass of a process; a larger
             batch is done in pieces, with the same gradient. By default as many as half of the free memory holds, where
             the network can tell.
-        precision: ``fp32``; ``tf32`` for the matrix products of a GPU; ``bf16`` autocast of the network.
+        precision: of matrix products: ``fp32``; ``tf32``, which a GPU alone has, so that it silently means fp32 on a
+            CPU; ``bf16`` for those of the network's layers, the rest as in tf32; ``auto``, bf16 where the device
+            multiplies it natively and else fp32.
         validate_every: epochs between validations; 0 never validates, and the last weights are the best.
         checkpoint_every: epochs between checkpoints (the end of training and an interruption save one anyway).
         seed: of weights, order and noise.
@@ -165,9 +167,12 @@ class Training:
 
 
 def set_precision(model: JointModel, precision: Precision) -> None:
-    """Choose how matrix products are rounded; processes, losses and optimiser stay in float32."""
+    """Choose how matrix products are rounded; processes, losses and optimiser stay in float32.
+
+    What it comes to on a device (``used_precision``) the model sees at every call: it may move afterwards.
+    """
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
-    model.autocast = precision == "bf16"
+    model.precision = precision
 
 
 @attrs.define
@@ -207,6 +212,7 @@ def fit(
             several with GPUs was lost; the same call resumes).
         SystemExit: a process was lost, and another one says so.
     """
+    keep_memory()
     trainer = _Trainer(model, train, settings, folder, recipe)
     trainer.run(validate)
 
@@ -229,7 +235,7 @@ class _Trainer:
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
             amsgrad=settings.amsgrad,
-            fused=self.device.type == "cuda",
+            fused=self.device.type in ("cuda", "cpu"),
         )
         self.plateau: ReduceLROnPlateau | None = None
         if (plateau := settings.plateau) is not None:
@@ -431,7 +437,7 @@ class _Trainer:
 
     def _evaluated(self) -> JointModel:
         averaged = self.average.module
-        averaged.autocast = self.model.autocast
+        averaged.precision = self.model.precision
         return averaged if self.average.updates else self.model
 
     def _write(self, name: str) -> None:

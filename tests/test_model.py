@@ -14,7 +14,9 @@ from kldm.errors import KldmError
 from kldm.interfaces import Channel, Interface, Latent, Noised, Prediction, Step
 from kldm.model import JointModel
 from kldm.networks import CSPVNet
+from kldm.precision import Precision
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
+from kldm.training import set_precision
 from tests.small import random_store, small_model
 
 BATCH = random_store((3, 1, 2)).batch([0, 1, 2])
@@ -165,7 +167,23 @@ def test_the_noise_follows_from_the_generator() -> None:
 
 def test_autocast_keeps_predictions_in_the_precision_of_the_times() -> None:
     built = small_model()
-    built.autocast = True
+    built.precision = "bf16"
     rng = torch.Generator().manual_seed(0)
     latents = {name: process.prior(BATCH, rng) for name, process in built.processes.items()}
     assert built.predict(latents, TIMES, BATCH.layout)["lattice"]["lattice"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_precision_is_settled_where_the_model_is_called(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = small_model()
+    rng = torch.Generator().manual_seed(0)
+    latents = {name: process.prior(BATCH, rng) for name, process in built.processes.items()}
+
+    def answer(precision: Precision) -> Tensor:
+        set_precision(built, precision)
+        return built.predict(latents, TIMES, BATCH.layout)["lattice"]["lattice"]
+
+    monkeypatch.setattr("kldm.precision.multiplies_bfloat16", lambda device: native)
+    assert torch.equal(answer("auto"), answer("bf16" if native else "fp32"))
+    assert torch.equal(answer("tf32"), answer("fp32"))
+    assert not torch.equal(answer("bf16"), answer("fp32"))

@@ -9,7 +9,7 @@ from torch.nn.functional import silu
 
 from kldm.crystals import Pairs
 from kldm.errors import KldmError
-from kldm.networks.sums import Ends, sum_at
+from kldm.networks.sums import Ends, sum_at, sum_of_bags
 
 
 def manual_messages(
@@ -80,13 +80,16 @@ def summed_messages(
     """The sums of the messages [N, H], and the pre-activations a and z [2 P, H], overwritten if not to be kept."""
     first = first_activation(receiver, sender, even, odd, pairs).to(weight.dtype)
     second = torch.addmm(bias, silu(first, inplace=not keep), weight.t())
-    wide = torch.promote_types(receiver.dtype, torch.float32)
-    total = sum_at(Ends.RECEIVER, silu(second, inplace=not keep).to(wide), pairs, len(receiver))
-    return total, first, second
+    return sum_at(Ends.RECEIVER, silu(second, inplace=not keep), pairs, len(receiver)), first, second
 
 
 def first_activation(receiver: Tensor, sender: Tensor, even: Tensor, odd: Tensor, pairs: Pairs) -> Tensor:
-    """a of all edges, [2 P, H], first those to i, then those to j."""
+    """a of all edges, [2 P, H], first those to i, then those to j; on a CPU of the type of the parts."""
+    if receiver.device.type == "cpu":
+        # One pass that reads the four parts of an edge and writes their sum.
+        return sum_of_bags(torch.cat([receiver, sender, even, odd]), pairs.parts)
+    wide = torch.promote_types(receiver.dtype, torch.float32)
+    receiver, sender = receiver.to(wide), sender.to(wide)
     half = len(pairs.i)
     first = receiver.new_empty(2 * half, receiver.shape[1])
     to_i, to_j = first[:half], first[half:]
@@ -121,9 +124,7 @@ def message_gradients(
     by_weight, by_bias = inner.t() @ activated, inner.sum(0)
     outer = torch.mm(inner, weight, out=activated)
     torch.ops.aten.silu_backward.grad_input(outer, first, grad_input=outer)
-    wide = outer.to(gradient.dtype)
-    by_receiver = sum_at(Ends.RECEIVER, wide, pairs, atoms).to(node_dtype)
-    by_sender = sum_at(Ends.SENDER, wide, pairs, atoms).to(node_dtype)
+    by_receiver, by_sender = (sum_at(end, outer, pairs, atoms).to(node_dtype) for end in Ends)
     to_i, to_j = outer[:half], outer[half:]
     by_even = to_i + to_j
     return by_receiver, by_sender, by_even, to_i.sub_(to_j), by_weight, by_bias

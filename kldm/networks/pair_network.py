@@ -21,8 +21,9 @@ class PairNetwork(nn.Module):
     """Inputs, layers and heads; a family of networks sets the class attributes and the defaults of the arguments.
 
     ``evaluate`` computes the layers with about a third of the arithmetic of the readable form, ``PlainEvaluation``
-    (see ``rounds``); the two are the same function of the same parameters, to rounding. Under autocast the products
-    of an edge alone are rounded, as nine tenths of the time goes there.
+    (see ``rounds``); the two are the same function of the same parameters, to rounding. Under autocast the factors of
+    the products of the layers are rounded; nodes, their norms and the sums over edges keep float32, as inputs, heads
+    and coordinates do.
 
     Args:
         interface: exactly one periodic channel and at most one tangent channel of width 3 per atom; token and real
@@ -110,7 +111,7 @@ class PairNetwork(nn.Module):
             velocity: [N, 3], or [N, 0] where none is read.
             crystal: [B, C], the invariants of all channels per crystal.
             layout: of the batch.
-            product: type that the factors of the products of an edge are rounded to.
+            product: type that the factors of the products of the layers are rounded to.
         """
         if nodes.device.type == "cpu" and not torch.is_grad_enabled():
             parts = layout.parts(max(1, self.bytes_in_cache // (nodes.shape[1] * nodes.element_size())))

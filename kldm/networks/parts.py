@@ -74,9 +74,12 @@ class Layer(nn.Module):
         self.update_out = nn.Linear(hidden, hidden)
 
     def update(self, nodes: Tensor, normed: Tensor, mean: Tensor) -> Tensor:
-        """h_i + MLP2([normed h_i, mean message])."""
-        inner = functional.silu(self.update_in(torch.cat([normed, mean.to(normed.dtype)], -1)))
-        return nodes + functional.silu(self.update_out(inner))
+        """h_i + MLP2([normed h_i, mean message]), the factors of both products of the type of ``normed``."""
+        values = torch.cat([normed, mean.to(normed.dtype)], -1)
+        for linear in (self.update_in, self.update_out):
+            weight, bias = linear.weight.to(values.dtype), linear.bias.to(values.dtype)
+            values = functional.silu(functional.linear(values, weight, bias))
+        return nodes + values
 
 
 def head(channel: Channel, hidden: int, tangent: TangentHead) -> nn.Module:

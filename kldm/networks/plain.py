@@ -49,5 +49,5 @@ class PlainEvaluation(PairNetwork):
             normed = layer.norm(nodes)
             with torch.autocast(nodes.device.type, dtype=product, enabled=product != nodes.dtype):
                 mean = self.messages(layer, normed, fractional, velocity, crystal, edges)
-            nodes = layer.update(nodes, normed, mean)
+            nodes = layer.update(nodes, normed.to(product), mean)
         return nodes

@@ -63,7 +63,7 @@ def rounds(
         around: the rest of the batch.
         frequencies: see ``sinusoids``.
         self_edges: whether an atom is among those that it gets messages from.
-        product: type that the factors of the two products of an edge are rounded to.
+        product: type that the factors of the products of the messages and of the update are rounded to.
         block: a ``MessageBlock`` that knows the pairs.
     """
     fractional, velocity, crystal, owner, i, j, degree = around
@@ -76,20 +76,21 @@ def rounds(
         normed = layer.norm(nodes)
         to, of, per_crystal, moving, odd, even = split(layer.message_in.weight, layer.widths, 1)
         common = linear(crystal, per_crystal, layer.message_in.bias)
-        receiver, sender = linear(normed, to), linear(normed, of)
+        rounded = normed.to(product)
+        receiver, sender = (linear(rounded, part.to(product)) for part in (to, of))
         if layer.velocity is not None:
             drift = linear(velocity, moving @ layer.velocity.weight)
             receiver, sender = receiver - drift, sender + drift
             common = common + moving @ layer.velocity.bias
-        receiver = receiver + take_rows(common, owner)
-        weight, bias = layer.message_out.weight, layer.message_out.bias
-        rounded = weight.to(product), bias.to(product)
+        # Rounded before they are gathered to the edges, which are many.
+        receiver, sender = (receiver + take_rows(common, owner)).to(product), sender.to(product)
+        out = layer.message_out.weight.to(product), layer.message_out.bias.to(product)
         # Within the wide matrix rows begin at multiples of 8 or 4 bytes; the fast products of a GPU want 16.
         by_cos, by_sin = (part.to(product).contiguous() for part in (even, odd))
-        total = block(receiver, sender, linear(cos, by_cos), linear(sin, by_sin), *rounded)
+        total = block(receiver, sender, linear(cos, by_cos), linear(sin, by_sin), *out)
         if self_edges:
-            total = total + message(receiver + sender + even.sum(1), weight, bias)
-        nodes = layer.update(nodes, normed, total / senders)
+            total = total + message((receiver + sender + even.sum(1)).to(product), *out)
+        nodes = layer.update(nodes, rounded, total / senders)
     return nodes
 
 

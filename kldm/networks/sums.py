@@ -5,7 +5,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from kldm.crystals import Pairs
+from kldm.crystals import Bags, Pairs
 
 
 class Ends(Enum):
@@ -18,15 +18,28 @@ class Ends(Enum):
 def sum_at(end: Ends, values: Tensor, pairs: Pairs, atoms: int) -> Tensor:
     """[2 P, H] to [atoms, H]: sum of the values of the edges that have the atom at this end.
 
-    Adding rows one after the other is fastest; on a GPU it uses atomics, whose order changes from run to run. Where
-    torch is asked for deterministic algorithms there, the rows are put in order and summed by segments.
+    In at least float32; on a CPU the sum of rows of a narrower type is rounded to it once. There the rows of an atom
+    are a bag, which one pass reads and sums. On a GPU rows are added one after the other by atomics, whose order
+    changes from run to run; where torch is asked for deterministic algorithms, they are put in order and summed by
+    segments.
     """
+    wide = torch.promote_types(values.dtype, torch.float32)
     if values.is_cuda and torch.are_deterministic_algorithms_enabled():
-        return sum_by_segments(end, values, pairs)
+        return sum_by_segments(end, values.to(wide), pairs)
+    if values.device.type == "cpu":
+        return sum_of_bags(values, pairs.received if end is Ends.RECEIVER else pairs.sent).to(wide)
+    values = values.to(wide)
     half = len(pairs.i)
     first, second = (pairs.i, pairs.j) if end is Ends.RECEIVER else (pairs.j, pairs.i)
     total = values.new_zeros(atoms, values.shape[1])
     return total.index_add_(0, first, values[:half]).index_add_(0, second, values[half:])
+
+
+def sum_of_bags(rows: Tensor, bags: Bags) -> Tensor:
+    """[R, H] to [bags, H]: the sum of each bag's rows, in at least float32, rounded to their type."""
+    weights = None if bags.signs is None else bags.signs.to(rows.dtype)
+    summed: Tensor = torch.embedding_bag(rows, bags.rows, bags.first, False, 0, False, weights)[0]
+    return summed
 
 
 def sum_by_segments(end: Ends, values: Tensor, pairs: Pairs) -> Tensor:

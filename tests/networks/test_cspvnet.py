@@ -66,16 +66,16 @@ def test_phases_keep_float32_under_autocast() -> None:
 
 
 @pytest.mark.parametrize("messages", ["autograd", "manual"])
-def test_autocast_rounds_the_products_of_edges_alone(messages: Messages) -> None:
-    """Rows of every product with bfloat16 factors: pairs, or edges, of which there are two a pair."""
-    rows: set[int] = set()
+def test_autocast_rounds_the_products_of_the_layers_alone(messages: Messages) -> None:
+    """Rows of the products by the type of their factors: inputs and heads keep float32, and what is of a crystal."""
+    rows: dict[torch.dtype, set[int]] = {torch.bfloat16: set(), torch.float32: set()}
 
     class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
         def __torch_dispatch__(
             self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
         ) -> Any:
-            if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm) and args[-1].dtype == torch.bfloat16:
-                rows.add(len(args[-2]))
+            if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+                rows[args[-1].dtype].add(len(args[-2]))
             return func(*args, **(kwargs or {}))
 
     fast, _ = twins("cspvnet", PREDICTION)
@@ -84,8 +84,9 @@ def test_autocast_rounds_the_products_of_edges_alone(messages: Messages) -> None
     with torch.autocast("cpu", torch.bfloat16), Products():  # type: ignore[no-untyped-call]
         prediction = fast(latent, s, layout)
     pairs = len(layout.pairs.i)
-    assert pairs in rows
-    assert rows <= {pairs, 2 * pairs}
+    assert {layout.total, pairs} <= rows[torch.bfloat16] <= {layout.total, pairs, 2 * pairs}
+    assert {layout.total, len(layout)} <= rows[torch.float32]
+    assert not rows[torch.float32] & {pairs, 2 * pairs}
     assert all(value.dtype == torch.float32 for value in prediction.values())
 
 

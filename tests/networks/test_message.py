@@ -91,9 +91,7 @@ def test_lone_atoms_get_nothing(name: Messages) -> None:
 @each_block
 def test_products_in_bfloat16_sums_in_float32(name: Messages) -> None:
     exact, layout = inputs(MIXED, 64, torch.float32)
-    tensors = [tensor if place < 2 else tensor.detach().bfloat16() for place, tensor in enumerate(exact)]
-    for tensor in tensors:
-        tensor.requires_grad_()
+    tensors = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
     expected = autograd_of([*exact], layout)
     found = block(name, tensors, layout)
     assert found.dtype == torch.float32

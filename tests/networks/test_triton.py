@@ -72,7 +72,7 @@ class Kernel:
 
 def right(*args: Any) -> None:
     receiver, sender, even, odd, weight, bias, i, j, total, first, second, keep = args
-    pairs = Pairs(i, j, i.new_empty(0))
+    pairs = Pairs(i, j, torch.cat([i, j]).bincount(minlength=len(total)))
     a = first_activation(receiver, sender, even, odd, pairs)
     z = torch.addmm(bias, silu(a), weight.t())
     total.copy_(sum_at(Ends.RECEIVER, silu(z), pairs, len(total)))

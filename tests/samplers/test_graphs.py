@@ -370,7 +370,7 @@ def test_a_cuda_graph_gives_the_plain_steps(name: str, family: str, caplog: pyte
 @needs_gpu
 def test_a_cuda_graph_under_autocast() -> None:
     built, given = on_gpu("kldm")
-    built.autocast = True
+    built.precision = "bf16"
     assert_close(*(sampled(PredictorCorrector(steps=STEPS), built, graphs, given, "cuda") for graphs in (True, False)))
 
 

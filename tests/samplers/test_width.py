@@ -19,9 +19,7 @@ def crystals(seed: int, count: int, size: int = SIZE) -> Crystals:
     """So many times the same crystal."""
     one = random_crystals((size,), seed)
     layout = Layout.of((size,) * count)
-    return Crystals(
-        one.fractional.repeat(count, 1), one.lattice.repeat(count, 1), one.species.repeat(count), layout
-    )
+    return Crystals(one.fractional.repeat(count, 1), one.lattice.repeat(count, 1), one.species.repeat(count), layout)
 
 
 def kldm(horizon: float = 2.0) -> dict[str, DiffusionProcess]:
@@ -48,9 +46,7 @@ def widths(sampler: Sampler, processes: dict[str, DiffusionProcess], count: int 
 
 @pytest.mark.parametrize(
     ("sampler", "processes", "positions", "lattice"),
-    [
-PLACEHOLDER
-    ],
+    [PLACEHOLDER],
 )
 def test_samples_are_as_wide_as_the_law(
     sampler: Sampler, processes: dict[str, DiffusionProcess], positions: float, lattice: float
