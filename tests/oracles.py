@@ -125,7 +125,7 @@ class Oracle:
         if len(self.candidates) == 1 and not self.width:
             g = wrapped_normal_score(aligned_residual(state, truth.fractional * TURN, layout), variance)
             return _Guess(torch.zeros_like(s), layout.centred(g))
-        images = 1 if isinstance(process, TrivializedTorus) else 3
+        images = 1 if isinstance(process, TrivializedTorus) and process.horizon <= 2 else 3
         return _translated(state, truth.fractional * TURN, variance, layout, images)
 
 

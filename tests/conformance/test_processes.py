@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 import kldm.processes  # noqa: F401  (registers them)
-from kldm.crystals import Crystals
+from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import (
     Channel,
     Correction,
     Corrects,
     DiffusionProcess,
+    Estimates,
     Flows,
     Integrates,
     Latent,
@@ -23,11 +24,12 @@ from kldm.interfaces import (
     Predicts,
     Restricts,
     Step,
+    StepsGivenClean,
 )
 from kldm.model import NoisedBatch
 from kldm.processes import LogTan
 from kldm.registry import processes
-from tests.oracles import random_crystals
+from tests.oracles import TURN, aligned_residual, random_crystals
 
 RAW = LogTan(standardise=False)
 REQUIRED: Mapping[str, Mapping[str, object]] = {
@@ -74,7 +76,17 @@ def moves(process: DiffusionProcess) -> Mapping[str, Move]:
     if isinstance(process, Corrects):
         corrects = process
         found["correct"] = lambda latent, output, step: corrects.correct(latent, output, step, Correction())
+    if isinstance(process, Estimates):
+        estimates = process
+        found["estimate"] = lambda latent, output, step: estimates.estimate(latent, output, step.s, step.layout)
+    if isinstance(process, Estimates) and isinstance(process, StepsGivenClean):
+        for name, move in (("flow_given", process.flow_given), ("draw_given", process.draw_given)):
+            found[name] = _given_estimate(process, move)
     return found
+
+
+def _given_estimate(process: Estimates, move: Move) -> Move:
+    return lambda latent, output, step: move(latent, process.estimate(latent, output, step.s, step.layout), step)
 
 
 def silence(process: DiffusionProcess, crystals: Crystals) -> dict[str, Tensor]:
@@ -247,3 +259,73 @@ def test_a_restriction_to_what_is_no_element_is_refused(process: DiffusionProces
     if isinstance(process, Restricts):
         with pytest.raises(KldmError):
             process.restricted(elements)
+
+
+def _alike(found: Crystals, crystals: Crystals, tolerance: float) -> None:
+    """The same crystals up to a translation of each."""
+    residual = aligned_residual(found.fractional * TURN, crystals.fractional * TURN, crystals.layout) / TURN
+    assert residual.abs().max() < tolerance
+    torch.testing.assert_close(found.lattice, crystals.lattice, rtol=tolerance, atol=tolerance)
+    assert torch.equal(found.species, crystals.species)
+
+
+def test_every_process_of_ours_estimates_the_clean_crystals(process: DiffusionProcess) -> None:
+    """From the exact prediction at little noise, where no image of an atom but the nearest matters."""
+    assert isinstance(process, Estimates)
+    crystals = random_crystals(SIZES, 0)
+    s = _times(0.1, crystals)
+    noised = process.noise(crystals, s, _seeded(0))
+    exact = {
+        name: value if value.is_floating_point() else 50.0 * torch.nn.functional.one_hot(value, 100).double()
+        for name, value in noised.target.items()
+    }
+    estimate = process.estimate(noised.latent, exact, s, crystals.layout)
+    assert set(estimate) == set(noised.latent)
+    _alike(process.decode(estimate, crystals), crystals, 1e-6)
+
+
+def test_steps_given_the_clean_value_end_at_it(process: DiffusionProcess, crystals: Crystals) -> None:
+    if not isinstance(process, StepsGivenClean):
+        pytest.skip("draws its steps from a distribution of clean values")
+    clean = process.noise(crystals, _times(1e-9, crystals), _seeded(1)).latent
+    s, r = _times(0.8, crystals), _times(0, crystals)
+    latent = process.noise(crystals, s, _seeded(0)).latent
+    for move in (process.flow_given, process.draw_given):
+        found = process.decode(move(latent, clean, Step(s, r, s, crystals.layout, _seeded(2))), crystals)
+        _alike(found, process.decode(clean, crystals), 1e-5)
+
+
+@pytest.mark.parametrize("r", [0.05, 0.4])
+def test_steps_given_the_clean_value_keep_the_law_of_the_noise(process: DiffusionProcess, r: float) -> None:
+    """From a draw of the forward process at s they lead to one at r: same moments of what is left of the noise."""
+    if not isinstance(process, StepsGivenClean) or not process.predicts:
+        pytest.skip("no noise, or no steps given the clean value")
+    one = random_crystals((3,), 0)
+    count = 3000
+    crystals = Crystals(
+        one.fractional.repeat(count, 1),
+        one.lattice.repeat(count, 1),
+        one.species.repeat(count),
+        random_crystals((3,) * count, 0).layout,
+    )
+    s, at_r = _times(0.6, crystals), _times(r, crystals)
+    latent, expected = (process.noise(crystals, time, _seeded(seed)).latent for time, seed in ((s, 1), (at_r, 2)))
+    clean = {
+        name: torch.zeros_like(value) if name == "velocity" else value
+        for name, value in process.noise(crystals, _times(1e-12, crystals), _seeded(3)).latent.items()
+    }
+    for move in (process.flow_given, process.draw_given):
+        found = move(latent, clean, Step(s, at_r, s, crystals.layout, _seeded(4)))
+        for channel in process.reads:
+            moments = [
+                _moments(values[channel.name] - clean[channel.name], channel, crystals.layout)
+                for values in (found, expected)
+            ]
+            torch.testing.assert_close(moments[0], moments[1], rtol=0.1, atol=0.002)
+
+
+def _moments(residual: Tensor, channel: Channel, layout: Layout) -> Tensor:
+    """Standard deviation of every number of the channel, or of its distance on the circle less its translation."""
+    if channel.kind == "periodic":
+        residual = layout.centred(aligned_residual(residual * TURN, torch.zeros_like(residual), layout) / TURN)
+    return residual.reshape(3000, -1).std(0)

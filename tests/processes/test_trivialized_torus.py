@@ -1,4 +1,5 @@
 from math import pi
+from typing import Literal
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from torch import Tensor
 
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
-from kldm.interfaces import Correction, DiffusionProcess, Step
+from kldm.interfaces import Correction, DiffusionProcess, Latent, Step
 from kldm.processes import Given, TrivializedTorus
 from kldm.processes.kinetic import Kernel
 from tests.oracles import Oracle, random_crystals, translation_free_rms
@@ -267,3 +268,81 @@ def test_without_a_floor_float32_stays_finite_down_to_the_very_end() -> None:
         step = Step(torch.full((3,), s), torch.full((3,), r), torch.full((3,), r), crystals.layout, rng)
         latent = process.correct(process.predict(latent, output, step), output, step, Correction())
         assert all(torch.isfinite(values).all() for values in latent.values())
+
+
+def _translated(size: int, count: int, seed: int) -> Crystals:
+    """So many copies of one crystal, each translated by a uniform vector."""
+    one = random_crystals((size,), 1)
+    layout = Layout.of((size,) * count)
+    shift = torch.rand(count, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    fractional = (one.fractional.repeat(count, 1) + layout.per_atom(shift)) % 1
+    return Crystals(fractional, one.lattice.repeat(count, 1), one.species.repeat(count), layout)
+
+
+@pytest.mark.parametrize(
+    ("horizon", "displacement_noise", "slope"),
+    [(2.0, "free", 1.0), (3.0, "free", 1.0), (4.0, "free", 1.0), (2.0, "projected", 1.007), (3.0, "projected", 1.2)],
+)
+def test_targets_regress_to_the_exact_score_if_the_displacement_noise_is_free(
+    horizon: float, displacement_noise: Literal["projected", "free"], slope: float
+) -> None:
+    """At s = 1, four atoms; the score of the translated crystal by quadrature. Projected noise is the known exception."""
+    process = TrivializedTorus(horizon=horizon, displacement_noise=displacement_noise)
+    truth = _translated(4, 4000, 0)
+    s = torch.ones(4000, dtype=torch.float64)
+    noised = process.noise(truth, s, torch.Generator().manual_seed(2))
+    oracle = Oracle({"coordinates": process}, (truth, truth))
+    score = oracle.predict({"coordinates": noised.latent}, s, truth.layout)["coordinates"]["velocity"]
+    found = (score * noised.target["velocity"]).sum() / score.square().sum()
+    assert found.item() == pytest.approx(slope, abs=0.05)
+
+
+def test_what_is_shown_is_the_clean_position_with_the_wrapped_noise_alone() -> None:
+    process = TrivializedTorus(shows="displacement_free", displacement_noise="free", zero_net_translation=False)
+    gas, s = _gas(50_000), torch.tensor([0.5], dtype=torch.float64)
+    latent = process.noise(gas, s, torch.Generator().manual_seed(0)).latent
+    assert [channel.name for channel in process.reads] == ["fractional"]
+    shown = process.shown(latent, s, gas.layout)
+    assert set(shown) == {"fractional"}
+    residual = ((shown["fractional"] - gas.fractional + 0.5) % 1 - 0.5) * TURN
+    assert residual.std().item() == pytest.approx(process.log_noise(s).exp().item(), rel=0.01)
+    assert abs(float((residual * latent["velocity"]).mean())) < 1e-3  # independent of the velocity
+    same = TrivializedTorus(displacement_noise="free", zero_net_translation=False)
+    assert same.shown(latent, s, gas.layout) is latent
+
+
+def test_a_network_that_does_not_see_the_velocity_cannot_predict_the_whole_score() -> None:
+    with pytest.raises(KldmError, match="hides the velocity"):
+        TrivializedTorus(parameterization="direct", shows="displacement_free")
+    with pytest.raises(KldmError, match="shows must be"):
+        TrivializedTorus(shows="all")  # type: ignore[arg-type]
+    with pytest.raises(KldmError, match="displacement_noise must be"):
+        TrivializedTorus(displacement_noise="none")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("step_size", ["observed", "expected"])
+def test_corrections_settle_at_the_variance_that_their_docstrings_say(
+    step_size: Literal["observed", "expected"],
+) -> None:
+    """2,000 corrections of the velocities of crystals of five atoms whose displacement says nothing of them; with the
+    step of the expected square at 1 / (1 - tau / 2), with that of the observed one further off."""
+    layout = Layout.of((5,) * 300)
+    process = TrivializedTorus(parameterization="direct")
+    like = torch.zeros(layout.total, 3, dtype=torch.float64)
+    s = torch.full((300,), 0.5, dtype=torch.float64)
+    variance = Kernel.at(2.0 * s[:1], process.variance_floor).velocity_variance.item()
+    rng = torch.Generator().manual_seed(0)
+    latent: Latent = {"fractional": like, "velocity": like}
+    found = []
+    for number in range(120):
+        score = -latent["velocity"] * TURN / variance
+        step = Step(s=s, r=s, now=s, layout=layout, rng=rng)
+        options = Correction(tau=0.25, positions=False, step_size=step_size)
+        latent = process.correct(latent, {"velocity": score}, step, options)
+        if number >= 40:
+            found.append(float((latent["velocity"] * TURN).square().mean() * 5 / 4 / variance))
+    expected_square = variance * (  # what the option takes for E[S^2], in units of the true one here
+        (Kernel.at(2.0 * s[:1], 1e-6).gain * Kernel.at(2.0 * s[:1], 1e-6).score_size).square() + 1 / variance
+    )
+    settled = 1 / (1 - 0.25 / expected_square.item() / 2) if step_size == "expected" else 1.33
+    assert sum(found) / len(found) == pytest.approx(settled, rel=0.04)

@@ -166,3 +166,22 @@ def test_only_numbers_and_matrices_are_diffused() -> None:
     assert VPEuclidean(codec=Matrix()).reads == (Matrix().channel,)
     with pytest.raises(KldmError, match="codec: the codec's channel must be real or matrix, not token"):
         VPEuclidean(codec=Tokens())
+
+
+@pytest.mark.parametrize(("step_size", "settled"), [("observed", 1.69), ("expected", 1.143)])
+def test_corrections_settle_at_the_variance_that_the_docstring_says(
+    step_size: Literal["observed", "expected"], settled: float
+) -> None:
+    """Of the six numbers of a lattice at tau = 0.25: 1 / (1 - tau / 2) with the expected square."""
+    process = VPEuclidean(codec=LogTan(standardise=False), parameterization="eps")
+    layout, s = Layout.of((1,) * 2000), torch.full((2000,), 0.5, dtype=torch.float64)
+    sigma = process.schedule.sigma(s[:1])
+    rng = torch.Generator().manual_seed(0)
+    x, found = torch.zeros(2000, 6, dtype=torch.float64), []
+    for number in range(120):
+        step = Step(s=s, r=s, now=s, layout=layout, rng=rng)
+        options = Correction(tau=0.25, step_size=step_size)
+        x = process.correct({"lattice": x}, {"lattice": x / sigma}, step, options)["lattice"]
+        if number >= 40:
+            found.append(float((x / sigma).square().mean()))
+    assert sum(found) / len(found) == pytest.approx(settled, rel=0.03)

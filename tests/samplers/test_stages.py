@@ -11,8 +11,8 @@ from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, DiffusionProcess, Latent, Noised, Prediction, Step
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
-from kldm.samplers import EulerMaruyama, PredictorCorrector, ProbabilityFlow
-from kldm.samplers.stages import time_grid
+from kldm.samplers import EulerMaruyama, PredictorCorrector, ProbabilityFlow, Stage, X0Flow, integrate
+from kldm.samplers.stages import StagedSampler, time_grid
 from tests.oracles import Oracle, random_crystals
 
 FULL: Mapping[str, DiffusionProcess] = {
@@ -74,9 +74,11 @@ class Watching:
         (PredictorCorrector(steps=2), [1.0, 1.0, 0.5, 0.5]),
         (PredictorCorrector(steps=2, corrections=2), [1.0, 1.0, 1.0, 0.5, 0.5, 0.5]),
         (PredictorCorrector(steps=2, order="predict_then_correct", s_min=0.1), [1.0, 0.55, 0.55, 0.1]),
+        (PredictorCorrector(steps=2, order="predict_then_correct"), [1.0, 0.5, 0.5]),  # nothing to correct at 0
+        (X0Flow(steps=2, rho=2.0), [1.0, 0.25]),
     ],
 )
-def test_network_calls(sampler: EulerMaruyama | ProbabilityFlow | PredictorCorrector, times: list[float]) -> None:
+def test_network_calls(sampler: StagedSampler, times: list[float]) -> None:
     truth = random_crystals((3, 2), seed=0)
     watching = Watching(Oracle(FULL, (truth,)))
     seen: list[int] = []
@@ -129,6 +131,32 @@ def test_impossible_options(options: dict[str, float]) -> None:
 def test_time_grid_is_uniform_and_ends_where_it_should() -> None:
     grid = time_grid(4, 0.2, torch.zeros(1, dtype=torch.float64))
     torch.testing.assert_close(grid, torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2], dtype=torch.float64))
+
+
+def test_time_grid_of_unequal_steps() -> None:
+    """Karras et al. (2022), Eq. 5."""
+    grid = time_grid(4, 0.01, torch.zeros(1, dtype=torch.float64), rho=2.0)
+    expected = [(1 + i / 4 * (0.1 - 1)) ** 2 for i in range(5)]
+    torch.testing.assert_close(grid, torch.tensor(expected, dtype=torch.float64))
+    with pytest.raises(KldmError, match="rho: must be above 0"):
+        X0Flow(rho=0.0)
+
+
+def test_a_misspelt_move_is_refused_and_a_function_is_a_move() -> None:
+    truth = random_crystals((3,), seed=0)
+    model, rng = Oracle(FULL, (truth,)), torch.Generator().manual_seed(0)
+    times = time_grid(1, 0.0, truth.fractional)
+    with pytest.raises(KldmError, match="there is no move 'flowed'; did you mean 'flow'"):
+        integrate([Stage("start", {"coordinates": "flowed"})], times, model, truth, rng)
+    bare = Oracle({**FULL, "coordinates": Bare()}, (truth,))
+    with pytest.raises(KldmError, match="Bare has no method 'flow'"):
+        integrate([Stage("start", {"coordinates": "flow"})], times, bare, truth, rng)
+
+    def to_the_origin(process: DiffusionProcess, latent: Latent, prediction: Prediction, step: Step) -> Latent:
+        return {name: torch.zeros_like(value) for name, value in latent.items()}
+
+    made = integrate([Stage("start", {"coordinates": to_the_origin})], times, model, truth, rng)
+    assert (made.fractional == 0).all()
 
 
 def test_same_seed_same_crystals() -> None:
