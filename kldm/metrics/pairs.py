@@ -68,6 +68,7 @@ def match(
     *,
     workers: int,
     time_limit: float | None,
+    unit: str = "target",
 ) -> dict[tuple[int, int], Found]:
     """(target, candidate), both as places in their sequences, of all wanted candidates that have a cell.
 
@@ -98,7 +99,7 @@ def match(
             workers=workers,
             time_limit=time_limit,
             description="match",
-            unit="target" if again is not None else "pair",
+            unit=unit if again is not None else "pair",
         )
         for task, answer in zip(keys, answers, strict=True):
             if not isinstance(answer, Failure):

@@ -78,7 +78,7 @@ def chosen_places(
     for places in groups.values():
         able = [place for place in places if examined[place].cell is not None]
         wanted |= {place: able[number:] for number, place in enumerate(able, start=1)}
-    found = match(matcher, examined, examined, wanted, workers=workers, time_limit=time_limit)
+    found = match(matcher, examined, examined, wanted, workers=workers, time_limit=time_limit, unit="candidate")
     agreed: dict[int, list[float]] = {place: [] for place in range(len(examined))}
     for pair, answer in found.items():
         if answer.rms is not None:
