@@ -286,7 +286,7 @@ def _translated(size: int, count: int, seed: int) -> Crystals:
 def test_targets_regress_to_the_exact_score_if_the_displacement_noise_is_free(
     horizon: float, displacement_noise: Literal["projected", "free"], slope: float
 ) -> None:
-    """At s = 1, four atoms; the score of the translated crystal by quadrature. Projected noise is the known exception."""
+    """At s = 1, four atoms; the score of the translated crystal by quadrature. Projected noise is an exception."""
     process = TrivializedTorus(horizon=horizon, displacement_noise=displacement_noise)
     truth = _translated(4, 4000, 0)
     s = torch.ones(4000, dtype=torch.float64)
@@ -324,15 +324,15 @@ def test_a_network_that_does_not_see_the_velocity_cannot_predict_the_whole_score
 def test_corrections_settle_at_the_variance_that_their_docstrings_say(
     step_size: Literal["observed", "expected"],
 ) -> None:
-    """2,000 corrections of the velocities of crystals of five atoms whose displacement says nothing of them; with the
+    """120 corrections of the velocities of crystals of five atoms whose displacement says nothing of them; with the
     step of the expected square at 1 / (1 - tau / 2), with that of the observed one further off."""
     layout = Layout.of((5,) * 300)
     process = TrivializedTorus(parameterization="direct")
-    like = torch.zeros(layout.total, 3, dtype=torch.float64)
     s = torch.full((300,), 0.5, dtype=torch.float64)
     variance = Kernel.at(2.0 * s[:1], process.variance_floor).velocity_variance.item()
     rng = torch.Generator().manual_seed(0)
-    latent: Latent = {"fractional": like, "velocity": like}
+    start = layout.centred(torch.randn(layout.total, 3, generator=rng, dtype=torch.float64))
+    latent: Latent = {"fractional": torch.zeros_like(start), "velocity": start * variance**0.5 / TURN}
     found = []
     for number in range(120):
         score = -latent["velocity"] * TURN / variance
@@ -341,8 +341,11 @@ def test_corrections_settle_at_the_variance_that_their_docstrings_say(
         latent = process.correct(latent, {"velocity": score}, step, options)
         if number >= 40:
             found.append(float((latent["velocity"] * TURN).square().mean() * 5 / 4 / variance))
-    expected_square = variance * (  # what the option takes for E[S^2], in units of the true one here
-        (Kernel.at(2.0 * s[:1], 1e-6).gain * Kernel.at(2.0 * s[:1], 1e-6).score_size).square() + 1 / variance
+    expected_square = (
+        variance
+        * (  # what the option takes for E[S^2], in units of the true one here
+            (Kernel.at(2.0 * s[:1], 1e-6).gain * Kernel.at(2.0 * s[:1], 1e-6).score_size).square() + 1 / variance
+        )
     )
     settled = 1 / (1 - 0.25 / expected_square.item() / 2) if step_size == "expected" else 1.33
     assert sum(found) / len(found) == pytest.approx(settled, rel=0.04)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kldm.crystals import Crystals, CrystalStore
+from kldm.crystals import Crystals, CrystalStore, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, Correction, Noised, Schedule, Step
 from kldm.processes import Cosine, Linear, LogTan, Matrix, VPEuclidean
@@ -177,7 +177,7 @@ def test_corrections_settle_at_the_variance_that_the_docstring_says(
     layout, s = Layout.of((1,) * 2000), torch.full((2000,), 0.5, dtype=torch.float64)
     sigma = process.schedule.sigma(s[:1])
     rng = torch.Generator().manual_seed(0)
-    x, found = torch.zeros(2000, 6, dtype=torch.float64), []
+    x, found = sigma * torch.randn(2000, 6, generator=rng, dtype=torch.float64), []
     for number in range(120):
         step = Step(s=s, r=s, now=s, layout=layout, rng=rng)
         options = Correction(tau=0.25, step_size=step_size)
