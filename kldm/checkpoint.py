@@ -119,6 +119,28 @@ def load(path: Path) -> Checkpoint:
         ) from error
 
 
+def locate(path: Path, *, state: bool = False) -> Path:
+    """The checkpoint of a folder, or this file.
+
+    Of a run folder it is the one to sample with, ``best.safetensors``, or ``last.safetensors`` before there is one; of
+    a folder of shared weights, ``model.safetensors``.
+
+    Args:
+        state: whether training is to go on from it: of a run folder ``last.safetensors``.
+    """
+    if not path.is_dir():
+        files = [path]
+    elif state:
+        files = [path / "checkpoints" / "last.safetensors"]
+    else:
+        files = [path / "checkpoints" / f"{name}.safetensors" for name in ("best", "last")]
+        files.append(path / "model.safetensors")
+    for file in files:
+        if file.exists():
+            return file
+    raise KldmError("no checkpoint here", place=str(path), remedy="name a run folder or a .safetensors file")
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state as named tensors, ``optimizer.<parameter>.<key>``."""
     state = optimizer.state_dict()["state"]

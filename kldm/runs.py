@@ -51,7 +51,7 @@ def run(
     experiment, _ = assemble(tree)
     prepare(experiment)
     train = experiment.data.load("train").to(device)
-    experiment, tree = assemble_fitted(tree, train)
+    experiment, tree = assemble_fitted(tree, train, _start(experiment, folder))
     with world().writer_first():
         _claim(folder, tree)
     model = experiment.model.to(device)
@@ -93,7 +93,7 @@ def load_run(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[Ex
         if not key.startswith("sampler."):
             remedy = "only keys of the sampler can be overridden, e.g. --sampler.steps 500"
             raise KldmError("belongs to a model that is trained already", place=f"--{key}", remedy=remedy)
-    file = _checkpoint_file(path)
+    file = checkpoints.locate(path)
     record = checkpoints.load(file)
     experiment, _ = assemble(overridden(record.recipe, overrides or {}))
     record.load_weights(experiment.model)
@@ -106,7 +106,7 @@ def export(path: Path, out: Path, rounding: Rounding = "fp16") -> None:
     """Write the weights that a run folder or checkpoint samples with, and the recipe, to one file to be shared."""
     if out.exists():
         raise KldmError("there is such a file already", place=str(out), remedy="remove it, or choose another --out")
-    checkpoints.save(out, checkpoints.load(_checkpoint_file(path)).to_share(rounding))
+    checkpoints.save(out, checkpoints.load(checkpoints.locate(path)).to_share(rounding))
 
 
 def sample_run(
@@ -192,16 +192,6 @@ def evaluate_run(folder: Path, out: Path | None = None) -> dict[str, Any]:
     return report
 
 
-def _checkpoint_file(path: Path) -> Path:
-    """The checkpoint that a run folder samples with, or this file."""
-    file = path / "checkpoints" / "best.safetensors" if path.is_dir() else path
-    if path.is_dir() and not file.exists():
-        file = path / "checkpoints" / "last.safetensors"
-    if not file.exists():
-        raise KldmError("no checkpoint here", place=str(path), remedy="name a run folder or a .safetensors file")
-    return file
-
-
 def _report(folder: Path) -> dict[str, Any]:
     """The report that the folder holds, or an empty one."""
     try:
@@ -247,6 +237,17 @@ def _claim(folder: Path, tree: Tree) -> None:
     write_recipe(tree, path)
 
 
+def _start(experiment: Experiment, folder: Path) -> Experiment | None:
+    """What training starts from, if not from nothing: of a run that has begun, its own recipe says enough."""
+    training, own = experiment.training, folder / "recipe.cfg"
+    if training.start_from is None:
+        return None
+    if own.exists():
+        return assemble(read_recipe(own))[0]
+    file = checkpoints.locate(training.start_from, state=training.start_with == "state")
+    return assemble(checkpoints.load(file).recipe)[0]
+
+
 def _complete(tree: Tree) -> Tree:
     """The recipe of a run with the defaults of keys that are newer than the run."""
     try:
@@ -258,7 +259,8 @@ def _complete(tree: Tree) -> Tree:
 def _bound(tree: Tree) -> Tree:
     """The part of a recipe that a run folder is bound to; training may be prolonged, and cut into other pieces."""
     kept = {name: value for name, value in tree.items() if name not in _FREE}
-    training = {name: value for name, value in tree.get("training", {}).items() if name not in ("epochs", "max_pairs")}
+    free = ("epochs", "minutes", "max_pairs")
+    training = {name: value for name, value in tree.get("training", {}).items() if name not in free}
     return {**kept, "training": training}
 
 
