@@ -844,6 +844,24 @@ def test_plateau_and_augmentation_are_sections_of_a_recipe(tmp_path: Path) -> No
         build({"plateau": {"factor": 2.0}}, Training)
 
 
+def test_schedule_times_and_start_are_written_in_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "recipe.cfg").write_text(
+        '[training]\ntimes = "stratified"\ntime_density = [2, 1.5]\nminutes = 10\nstart_from = "runs/trunk"\n\n'
+        '[training.learning_rate_schedule]\n@learning_rates = "warmup_stable_decay.v1"\ndecay = 1\n'
+    )
+    load_components()
+    built, complete = build(read_recipe(tmp_path / "recipe.cfg")["training"], Training)
+    assert built == Training(
+        times="stratified",
+        time_density=(2.0, 1.5),
+        minutes=10.0,
+        start_from=Path("runs/trunk"),
+        learning_rate_schedule=WarmupStableDecay(decay=1.0),
+    )
+    assert (complete["start_from"], complete["start_with"]) == ("runs/trunk", "weights")
+    assert build(complete, Training) == (built, complete)
+
+
 def rows_of_two_epochs(folder: Path) -> list[dict[str, Any]]:
     trained(folder, attrs.evolve(SETTINGS, epochs=2, precision="fp32"))
     return rows(folder)
