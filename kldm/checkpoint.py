@@ -138,7 +138,8 @@ def locate(path: Path, *, state: bool = False) -> Path:
     for file in files:
         if file.exists():
             return file
-    raise KldmError("no checkpoint here", place=str(path), remedy="name a run folder or a .safetensors file")
+    remedy = "name a run folder, a folder with a model.safetensors, or a .safetensors file"
+    raise KldmError("no checkpoint here", place=str(path), remedy=remedy)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

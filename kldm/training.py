@@ -38,10 +38,12 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 Precision = Literal["fp32", "tf32", "bf16"]
-StartWith = Literal["weights", "state"]
 
 LOOKS = 16
 """Steps after which several processes with GPUs see whether one of them was asked to stop."""
+
+StartWith = Literal["weights", "state"]
+"""What training takes from the run that it starts from."""
 
 _PLATEAU_STATE = ("best", "num_bad_epochs", "last_epoch")  # what ReduceLROnPlateau changes; the rest is settings
 

@@ -716,7 +716,7 @@ def test_a_branch_ends_near_its_start_where_the_learning_rate_is_gone(trunk: Pat
     trained(tmp_path / "cut", branch, validate=zero)
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert same_weights(tmp_path / "cut", tmp_path / "whole")
-    with pytest.raises(KldmError, match=r"trunk: no checkpoint here; name a run folder or"):
+    with pytest.raises(KldmError, match=r"trunk: no checkpoint here; name a run folder, a folder"):
         trained(tmp_path / "new", branch)
 
 
