@@ -22,6 +22,9 @@ FORMAT = 1
 Rounding = Literal["fp32", "fp16", "bf16"]
 """How exported weights are stored."""
 
+StartWith = Literal["weights", "state"]
+"""What training takes of another run's checkpoint."""
+
 _ROUNDED: Mapping[Rounding, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 

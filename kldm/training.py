@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from kldm import checkpoint as checkpoints
 from kldm.averaging import MovingAverage
-from kldm.checkpoint import Checkpoint
+from kldm.checkpoint import Checkpoint, StartWith
 from kldm.crystals import CrystalStore
 from kldm.distributed import Lost, world
 from kldm.errors import KldmError
@@ -41,9 +41,6 @@ Precision = Literal["fp32", "tf32", "bf16"]
 
 LOOKS = 16
 """Steps after which several processes with GPUs see whether one of them was asked to stop."""
-
-StartWith = Literal["weights", "state"]
-"""What training takes from the run that it starts from."""
 
 _PLATEAU_STATE = ("best", "num_bad_epochs", "last_epoch")  # what ReduceLROnPlateau changes; the rest is settings
 
