@@ -22,6 +22,9 @@ FORMAT = 1
 Rounding = Literal["fp32", "fp16", "bf16"]
 """How exported weights are stored."""
 
+StartWith = Literal["weights", "state"]
+"""What training takes of another run's checkpoint."""
+
 _ROUNDED: Mapping[Rounding, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -117,6 +120,29 @@ def load(path: Path) -> Checkpoint:
         raise KldmError(
             f"the file is broken ({error})", place=str(path), remedy="take an older checkpoint or start afresh"
         ) from error
+
+
+def locate(path: Path, *, state: bool = False) -> Path:
+    """The checkpoint of a folder, or this file.
+
+    Of a run folder it is the one to sample with, ``best.safetensors``, or ``last.safetensors`` before there is one; of
+    a folder of shared weights, ``model.safetensors``.
+
+    Args:
+        state: whether training is to go on from it: of a run folder ``last.safetensors``.
+    """
+    if not path.is_dir():
+        files = [path]
+    elif state:
+        files = [path / "checkpoints" / "last.safetensors"]
+    else:
+        files = [path / "checkpoints" / f"{name}.safetensors" for name in ("best", "last")]
+        files.append(path / "model.safetensors")
+    for file in files:
+        if file.exists():
+            return file
+    remedy = "name a run folder, a folder with a model.safetensors, or a .safetensors file"
+    raise KldmError("no checkpoint here", place=str(path), remedy=remedy)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

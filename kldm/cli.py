@@ -274,7 +274,8 @@ def sample(
 def export(model: Path, out: Path, precision: "Rounding") -> None:
     """Write the weights and the recipe of MODEL, a run folder or a checkpoint, to one small file to be shared.
 
-    `kldm sample` takes it like a run folder. It has no optimiser's state, so training cannot go on from it.
+    `kldm sample` takes it like a run folder. It has no optimiser's state: training can start from it
+    (training.start_from), but not go on.
     """
     from kldm import runs
 

@@ -127,10 +127,22 @@ def assemble(tree: Tree) -> tuple[Experiment, Tree]:
         return build(tree, Experiment)
 
 
-def assemble_fitted(tree: Tree, train: CrystalStore) -> tuple[Experiment, Tree]:
-    """``assemble`` with the statistics of the training split measured and written into the complete tree."""
+def assemble_fitted(tree: Tree, train: CrystalStore, start: Experiment | None = None) -> tuple[Experiment, Tree]:
+    """``assemble`` with the statistics of the training split measured and written into the complete tree.
+
+    Args:
+        start: what training starts from, whose model keeps its own statistics: its weights know no others.
+    """
     experiment, complete = assemble(tree)
-    statistics: dict[str, Any] = {"model": experiment.model.fitted_statistics(train)}
+    fitted = experiment.model.fitted_statistics(train)
+    if start is not None:
+        kept = start.model.statistics()
+        for name in {*fitted, *kept}:
+            if fitted.get(name, {}).keys() != kept.get(name, {}).keys():
+                problem = "other statistics of the training split belong to it than to the model that it starts from"
+                raise KldmError(problem, place=f"model.{name}", remedy="make it what it is there")
+        fitted = kept
+    statistics: dict[str, Any] = {"model": fitted}
     if not takes_compositions(experiment.model):
         statistics["evaluation"] = {"histogram": histogram(train)}
     return assemble(_merge(complete, statistics)) if any(statistics.values()) else (experiment, complete)

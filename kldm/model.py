@@ -170,12 +170,16 @@ class JointModel(nn.Module):
 
     def fitted_statistics(self, train: CrystalStore) -> dict[str, Mapping[str, Json]]:
         """By modality, the recipe's keys with the statistics of the training split that its parts ask for."""
-        found = {
-            name: process.fitted(train).statistics()
-            for name, process in self._processes.items()
-            if isinstance(process, Fits)
-        }
-        return {name: statistics for name, statistics in found.items() if statistics}
+        return _statistics({n: p.fitted(train) for n, p in self._processes.items() if isinstance(p, Fits)})
+
+    def statistics(self) -> dict[str, Mapping[str, Json]]:
+        """The same of a fitted model, as its recipe has them."""
+        return _statistics({name: process for name, process in self._processes.items() if isinstance(process, Fits)})
+
+
+def _statistics(parts: Mapping[str, Fits]) -> dict[str, Mapping[str, Json]]:
+    found = {name: part.statistics() for name, part in parts.items()}
+    return {name: statistics for name, statistics in found.items() if statistics}
 
 
 def _merged(processes: Mapping[str, DiffusionProcess]) -> Interface:

@@ -56,7 +56,7 @@ def run(
     experiment, _ = assemble(tree)
     prepare(experiment)
     train = experiment.data.load("train").to(device)
-    experiment, tree = assemble_fitted(tree, train)
+    experiment, tree = assemble_fitted(tree, train, _start(experiment, folder))
     with world().writer_first():
         _claim(folder, tree)
     model = experiment.model.to(device)
@@ -99,7 +99,7 @@ def load_run(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[Ex
         if not key.startswith("sampler."):
             remedy = "only keys of the sampler can be overridden, e.g. --sampler.steps 500"
             raise KldmError("belongs to a model that is trained already", place=f"--{key}", remedy=remedy)
-    file = _checkpoint_file(path)
+    file = checkpoints.locate(path)
     record = checkpoints.load(file)
     experiment, _ = assemble(overridden(record.recipe, overrides or {}))
     record.load_weights(experiment.model)
@@ -112,7 +112,7 @@ def export(path: Path, out: Path, rounding: Rounding = "fp16") -> None:
     """Write the weights that a run folder or checkpoint samples with, and the recipe, to one file to be shared."""
     if out.exists():
         raise KldmError("there is such a file already", place=str(out), remedy="remove it, or choose another --out")
-    checkpoints.save(out, checkpoints.load(_checkpoint_file(path)).to_share(rounding))
+    checkpoints.save(out, checkpoints.load(checkpoints.locate(path)).to_share(rounding))
 
 
 def sample_run(
@@ -214,20 +214,6 @@ def evaluate_run(folder: Path, out: Path | None = None) -> dict[str, Any]:
     return report
 
 
-def _checkpoint_file(path: Path) -> Path:
-    """The checkpoint that a run folder samples with, the ``model.safetensors`` of a folder of weights, or this file."""
-    if not path.is_dir():
-        files = [path]
-    else:
-        files = [path / name for name in ("checkpoints/best", "checkpoints/last", "model")]
-        files = [file.with_suffix(".safetensors") for file in files]
-    file = next((file for file in files if file.exists()), None)
-    if file is None:
-        remedy = "name a run folder, a folder with a model.safetensors, or a .safetensors file"
-        raise KldmError("no checkpoint here", place=str(path), remedy=remedy)
-    return file
-
-
 def _report(folder: Path) -> dict[str, Any]:
     """The report that the folder holds, or an empty one."""
     try:
@@ -273,6 +259,17 @@ def _claim(folder: Path, tree: Tree) -> None:
     write_recipe(tree, path)
 
 
+def _start(experiment: Experiment, folder: Path) -> Experiment | None:
+    """What training starts from, if not from nothing: of a run that has begun, its own recipe says enough."""
+    training, own = experiment.training, folder / "recipe.cfg"
+    if training.start_from is None:
+        return None
+    if own.exists():
+        return assemble(read_recipe(own))[0]
+    file = checkpoints.locate(training.start_from, state=training.start_with == "state")
+    return assemble(checkpoints.load(file).recipe)[0]
+
+
 def _complete(tree: Tree) -> Tree:
     """The recipe of a run with the defaults of keys that are newer than the run."""
     try:
@@ -286,7 +283,8 @@ def _bound(tree: Tree) -> Tree:
     best is that of one score."""
     kept = {name: value for name, value in tree.items() if name not in _FREE}
     kept["validation"] = {"score": (tree.get("validation") or {}).get("score")}
-    training = {name: value for name, value in tree.get("training", {}).items() if name not in ("epochs", "max_pairs")}
+    free = ("epochs", "minutes", "max_pairs")
+    training = {name: value for name, value in tree.get("training", {}).items() if name not in free}
     return {**kept, "training": training}
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from kldm import checkpoint as checkpoints
 from kldm.allocator import keep_memory
 from kldm.averaging import MovingAverage
-from kldm.checkpoint import Checkpoint
+from kldm.checkpoint import Checkpoint, StartWith
 from kldm.crystals import CrystalStore
 from kldm.distributed import Lost, world
 from kldm.errors import KldmError
@@ -81,6 +81,17 @@ class Training:
 
     Args:
         epochs: passes over the training split.
+        minutes: of training, after which it ends, validates and saves, in the midst of an epoch if need be; ``epochs``
+            bounds it still. It is the time on the clock from the first step on, validations and compilation included,
+            and goes on with a resumed run. The learning rate's schedule then follows the time. Such a run can be
+            repeated only up to the clock: another one, or a resumed one, has other learning rates. None by default.
+        start_from: a run folder, checkpoint or export of another run with the same network, from which training
+            starts. The statistics fitted to its training split (of the lattice, for instance) are kept. It is read
+            once; a run that has begun goes on without it.
+        start_with: what is taken from it: the ``weights`` that it samples with, to be trained further by an optimiser
+            and an average that are new; or the ``state`` of its last checkpoint, that is the weights in training, the
+            moments of the optimiser and the moving average, which goes on at once, whatever ``ema_start``. Steps
+            and epochs are counted anew in both cases.
         batch_size: crystals per step, of all processes together.
         learning_rate, weight_decay: of AdamW, which without weight decay is Adam.
         amsgrad: whether AdamW keeps the largest second moment (Reddi et al. 2018).
@@ -100,8 +111,8 @@ class Training:
         clip_norm: largest gradient norm; none by default.
         plateau: when and how the learning rate falls; it stays by default.
         learning_rate_schedule: the learning rate as a function of the step and of the share of training that is done.
-            A run that is prolonged (``epochs``) is then at another place of it: what has been trained is not trained
-            again.
+            A run that is prolonged (``epochs``, ``minutes``) is then at another place of it: what has been trained is
+            not trained again.
         augmentation: another description of the crystals, drawn for every batch before its noise; none by default.
         max_pairs: largest number of ordered pairs of atoms in one forward and backward pass of a process; a larger
             batch is done in pieces, with the same gradient. By default as many as half of the free memory holds, where
@@ -115,6 +126,9 @@ class Training:
     """
 
     epochs: int = 4000
+    minutes: float | None = None
+    start_from: Path | None = None
+    start_with: StartWith = "weights"
     batch_size: int = 256
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
@@ -138,7 +152,16 @@ class Training:
     seed: int = 0
 
     def __attrs_post_init__(self) -> None:
-        above = ("epochs", "batch_size", "learning_rate", "checkpoint_every", "clip_value", "clip_norm", "max_pairs")
+        above = (
+            "epochs",
+            "batch_size",
+            "learning_rate",
+            "checkpoint_every",
+            "clip_value",
+            "clip_norm",
+            "max_pairs",
+            "minutes",
+        )
         for name in above:
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -150,7 +173,11 @@ class Training:
             raise KldmError(f"must be at least 0 and below 1, got {self.ema_decay}", place="ema_decay")
         if not 0 < self.s_min < 1:
             raise KldmError(f"must be between 0 and 1, got {self.s_min}", place="s_min")
-        for name, values in (("precision", get_args(Precision)), ("times", get_args(Draw))):
+        for name, values in (
+            ("precision", get_args(Precision)),
+            ("times", get_args(Draw)),
+            ("start_with", get_args(StartWith)),
+        ):
             if getattr(self, name) not in values:
                 raise KldmError(f"must be one of {', '.join(values)}, got {getattr(self, name)!r}", place=name)
         density = self.time_density
@@ -183,6 +210,7 @@ class _Progress:
     best: float | None = None
     best_epoch: int | None = None
     seconds: float = 0.0
+    summed: int = 0  # steps whose losses are in the sums
 
 
 def fit(
@@ -244,17 +272,33 @@ class _Trainer:
             )
         self.average = MovingAverage(model, settings.ema_decay, warmup=settings.ema_warmup)
         self.progress = _Progress()
-        self.asked = torch.zeros((), device=self.device)
+        self.clock = 0.0  # the seconds that all processes go by
+        self.total = settings.epochs * self.steps_per_epoch
         self.sums: dict[str, Tensor] = {}
         self.order: tuple[int, list[int]] = (-1, [])
         set_precision(model, settings.precision)
         self._resume()
+        # By all processes in their last step: how many were asked to stop, and the seconds of the writer.
+        self.told = torch.tensor([0.0, self.clock], device=self.device)
         fitting = settings.max_pairs or most_pairs(model.network, self.device, training=True)
         self.gradients = Gradients(model, self.world, fitting)
 
     @property
     def epoch(self) -> int:
         return self.progress.step // self.steps_per_epoch
+
+    @property
+    def _epoch_begun(self) -> int:
+        """The epoch of the last step, from 1."""
+        return math.ceil(self.progress.step / self.steps_per_epoch)
+
+    @property
+    def over(self) -> bool:
+        return self.progress.step >= self.total or self._share_of_time >= 1
+
+    @property
+    def _share_of_time(self) -> float:
+        return self.clock / (60 * self.settings.minutes) if self.settings.minutes else 0.0
 
     @property
     def learning_rate(self) -> float:
@@ -270,16 +314,15 @@ class _Trainer:
 
     def run(self, validate: Callable[[JointModel], Mapping[str, float]] | None) -> None:
         settings, done = self.settings, self.progress.step
-        total = settings.epochs * self.steps_per_epoch
-        if done > total:
+        if done > self.total:
             raise KldmError(
-                f"the run is at step {done} already, past the {total} of training.epochs = {settings.epochs}",
+                f"the run is at step {done} already, past the {self.total} of training.epochs = {settings.epochs}",
                 place=str(self.folder),
                 remedy="ask for at least as many epochs, or choose another --out",
             )
         with Interruption() as interruption:
             try:
-                self._loop(total, validate, interruption)
+                self._loop(validate, interruption)
             except Lost as error:
                 if self.device.type != "cpu":
                     raise  # what a device holds after a broken collective is not known
@@ -287,31 +330,31 @@ class _Trainer:
                     raise SystemExit(1) from error  # another process says what happened
                 self._check_finite()
                 self._save("last")
-                raise self._stopped("a process of the run was lost", total) from error
+                raise self._stopped("a process of the run was lost") from error
         self._finish()
 
-    def _loop(
-        self, total: int, validate: Callable[[JointModel], Mapping[str, float]] | None, interruption: Interruption
-    ) -> None:
+    def _loop(self, validate: Callable[[JointModel], Mapping[str, float]] | None, interruption: Interruption) -> None:
         how: dict[str, Any] = {"desc": "train", "unit": "step", "smoothing": 0.05, "dynamic_ncols": True}
+        total = None if self.settings.minutes else self.total
         started, quiet = time.monotonic() - self.progress.seconds, not self.world.is_writer
         with self._board() as board, tqdm(total=total, initial=self.progress.step, disable=quiet, **how) as bar:
-            while self.progress.step < total or self.sums:
+            while not self.over or self.sums:
                 if not self._at_end_of_epoch:  # where a run was cut off while it validated
                     self._step(interruption)
                     bar.update()
                 self.progress.seconds = time.monotonic() - started
+                self._look_at_the_clock()
                 if self._at_end_of_epoch:
                     row = self._end_epoch(validate)
                     bar.set_postfix({name: f"{row[name]:.4g}" for name in ("loss", "validation") if name in row})
                     if board is not None:
                         for name, value in row.items():
                             board.add_scalar(f"train/{name}", value, self.progress.step)
-                if self._asked(interruption) and self.progress.step < total:
+                if self._asked(interruption) and not self.over:
                     self._check_finite()
                     self._write("last")
                     self.world.wait()  # torchrun ends all processes as soon as one has ended
-                    raise self._stopped("interrupted", total)
+                    raise self._stopped("interrupted")
 
     def _board(self) -> "AbstractContextManager[SummaryWriter | None]":
         """TensorBoard's log, which the writer alone has."""
@@ -323,8 +366,8 @@ class _Trainer:
 
     @property
     def _at_end_of_epoch(self) -> bool:
-        """Whether all steps of an epoch are done, and its end is not."""
-        return bool(self.sums) and self.progress.step % self.steps_per_epoch == 0
+        """Whether all steps of an epoch are done, or all of training, and its end is not."""
+        return bool(self.sums) and (self.progress.step % self.steps_per_epoch == 0 or self.over)
 
     @property
     def _next_row(self) -> int:
@@ -335,14 +378,26 @@ class _Trainer:
         """Whether to stop; of several processes all do so at the same step, if one is asked to."""
         if self.world.size == 1:
             return interruption.asked
-        # Looking at a number of a GPU waits for it.
-        looks = self.device.type != "cuda" or self.progress.step % LOOKS == 0
-        return looks and self.asked.item() > 0
+        return self._looks and self.told[0].item() > 0
 
-    def _stopped(self, what: str, total: int) -> KldmError:
+    @property
+    def _looks(self) -> bool:
+        """Whether to look at what the processes told each other; looking at a number of a GPU waits for it."""
+        return self.device.type != "cuda" or self.progress.step % LOOKS == 0
+
+    def _look_at_the_clock(self) -> None:
+        """Of several processes all go by the writer's, of the same step, where the time matters."""
+        if self.world.size == 1:
+            self.clock = self.progress.seconds
+        elif self.settings.minutes and self._looks:
+            self.clock = self.told[1].item()
+
+    def _stopped(self, what: str) -> KldmError:
         """Why training ends here."""
+        spent, minutes = self.progress.seconds / 60, self.settings.minutes
+        where = f", after {spent:.1f} of {minutes:g} minutes" if minutes else f" of {self.total}"
         return KldmError(
-            f"{what} at step {self.progress.step} of {total}; a checkpoint was written",
+            f"{what} at step {self.progress.step}{where}; a checkpoint was written",
             place=str(self.folder),
             remedy="run the same command again to resume",
         )
@@ -357,23 +412,26 @@ class _Trainer:
         self.optimizer.zero_grad()
         losses = self.gradients.add(noised)
         if self.world.size > 1:
-            own = torch.stack([*losses.values(), torch.full_like(losses["loss"], float(interruption.asked))])
-            *shared, self.asked = self.world.sum(own).unbind()
-            losses = dict(zip(losses, shared, strict=True))
+            seconds = self.progress.seconds if self.world.is_writer else 0.0
+            told = [torch.full_like(losses["loss"], value) for value in (float(interruption.asked), seconds)]
+            shared = self.world.sum(torch.stack([*losses.values(), *told]))
+            self.told = shared[-2:]
+            losses = dict(zip(losses, shared[:-2].unbind(), strict=True))
         # Nothing is changed before this line, which all processes reach or none.
         if settings.clip_value is not None:
             torch.nn.utils.clip_grad_value_(self.model.parameters(), settings.clip_value)
         if settings.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
         if settings.learning_rate_schedule is not None:
-            progress = step / (settings.epochs * self.steps_per_epoch)
+            progress = min(1.0, max(step / self.total, self._share_of_time))
             self._set_learning_rate(settings.learning_rate * settings.learning_rate_schedule.factor(step, progress))
         self.optimizer.step()
-        if self.epoch >= settings.ema_start:
+        if self.epoch >= settings.ema_start or self.average.updates:
             self.average.update(self.model)
         for name, value in losses.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.progress.step += 1
+        self.progress.summed += 1
 
     def _rows(self, step: int) -> list[int]:
         epoch, within = divmod(step, self.steps_per_epoch)
@@ -384,12 +442,12 @@ class _Trainer:
         return self.order[1][within * size : (within + 1) * size]
 
     def _end_epoch(self, validate: Callable[[JointModel], Mapping[str, float]] | None) -> dict[str, float]:
-        settings, epoch = self.settings, self.epoch
+        settings, epoch = self.settings, self._epoch_begun
         self._check_finite()
-        row = {name: (value / self.steps_per_epoch).item() for name, value in self.sums.items()}
+        row = {name: (value / self.progress.summed).item() for name, value in self.sums.items()}
         if self.learning_rate_changes:
             row["learning_rate"] = self.learning_rate
-        last = epoch == settings.epochs
+        last = self.over
         if validate is not None and settings.validate_every and (epoch % settings.validate_every == 0 or last):
             if self.world.size > 1:
                 self._write("last")  # while a process is at work on its own, the loss of another may end it untimely
@@ -403,8 +461,8 @@ class _Trainer:
         return row
 
     def _close_epoch(self, row: Mapping[str, float], last: bool) -> None:
-        epoch = self.epoch
-        self.sums = {}
+        epoch = self._epoch_begun
+        self.sums, self.progress.summed = {}, 0
         if self.plateau is not None:
             self.plateau.step(row["loss"])
         if "validation" in row and (self.progress.best is None or row["validation"] > self.progress.best):
@@ -430,7 +488,7 @@ class _Trainer:
         sums = {name: value.item() for name, value in self.sums.items()}
         if not all(map(math.isfinite, sums.values())):
             raise KldmError(
-                f"the loss of epoch {math.ceil(self.progress.step / self.steps_per_epoch)} is not finite ({sums})",
+                f"the loss of epoch {self._epoch_begun} is not finite ({sums})",
                 place=str(self.folder),
                 remedy="lower training.learning_rate or set training.clip_norm; the last checkpoint is from before",
             )
@@ -469,6 +527,8 @@ class _Trainer:
         path = self.folder / "checkpoints" / "last.safetensors"
         if path.exists():
             self._take(path)
+        elif self.settings.start_from is not None:
+            self._start(checkpoints.locate(self.settings.start_from, state=self.settings.start_with == "state"))
         # Rows of a run that was killed after its last checkpoint are repeated.
         if self.world.is_writer:
             _truncate_log(self.folder / "train.jsonl", self._next_row)
@@ -481,22 +541,45 @@ class _Trainer:
                 place=str(path),
                 remedy="restore the data or choose another --out",
             )
-        try:
-            self.model.load_state_dict(record.part("model"))
-        except RuntimeError as error:
-            raise KldmError(
-                "the weights do not fit the model", place=str(path), remedy="choose another --out"
-            ) from error
-        if record.state["averaged"]:
-            self.average.module.load_state_dict(record.part("average"))
-            self.average.updates = record.state["averaged"]
-        checkpoints.load_optimizer(self.optimizer, record.part("optimizer"))
+        self._take_state(record, path, remedy="choose another --out")
         if self.plateau is not None and "plateau" in record.state:
             self.plateau.load_state_dict(record.state["plateau"])
         if self.learning_rate_changes and "learning_rate" in record.state:
             self._set_learning_rate(record.state["learning_rate"])
         self.sums = {name: value.to(self.device) for name, value in record.part("sums").items()}
-        self.progress = _Progress(**{field.name: record.state[field.name] for field in attrs.fields(_Progress)})
+        state = dict(record.state)
+        # Of a run older than the key, which ended epochs at their last step alone.
+        state.setdefault("summed", (state["step"] - 1) % self.steps_per_epoch + 1 if self.sums else 0)
+        self.progress = _Progress(**{field.name: state[field.name] for field in attrs.fields(_Progress)})
+        self.clock = self.progress.seconds
+
+    def _start(self, path: Path) -> None:
+        record, remedy = checkpoints.load(path), "give training.start_from a model of the same network"
+        if self.settings.start_with == "weights":
+            self._load(record.weights, path, remedy)
+            return
+        moments = record.part("optimizer")
+        if not moments:
+            problem, remedy = "it holds weights alone, no state of training", 'set training.start_with = "weights"'
+            raise KldmError(problem, place=str(path), remedy=f"name a run folder, or {remedy}")
+        if self.settings.amsgrad and not any(name.endswith(".max_exp_avg_sq") for name in moments):
+            problem = "its optimiser has not kept what amsgrad needs"
+            raise KldmError(problem, place=str(path), remedy="set training.amsgrad = false")
+        self._take_state(record, path, remedy)
+
+    def _take_state(self, record: Checkpoint, path: Path, remedy: str) -> None:
+        """The weights in training, their average, and the optimiser's moments."""
+        self._load(record.part("model"), path, remedy)
+        if record.state["averaged"]:
+            self.average.module.load_state_dict(record.part("average"))
+            self.average.updates = record.state["averaged"]
+        checkpoints.load_optimizer(self.optimizer, record.part("optimizer"))
+
+    def _load(self, weights: Mapping[str, Tensor], path: Path, remedy: str) -> None:
+        try:
+            self.model.load_state_dict({name: weight.to(torch.float32) for name, weight in weights.items()})
+        except RuntimeError as error:
+            raise KldmError("the weights do not fit the model", place=str(path), remedy=remedy) from error
 
     def _finish(self) -> None:
         """Leave the best weights in the model and in best.safetensors."""

@@ -285,3 +285,38 @@ def test_a_run_older_than_a_key_goes_on_with_its_default(finished: Path, tmp_pat
     assert "amsgrad = true" in (folder / "recipe.cfg").read_text()
     with pytest.raises(KldmError, match=r"training\.amsgrad differs"):
         run(RECIPES / "quickstart.cfg", folder, overrides={**QUICK, "training.amsgrad": False})
+
+
+def fitted(folder: Path) -> Any:
+    return checkpoints.load(folder / "checkpoints" / "best.safetensors").recipe["model"]["lattice"]["codec"]["fit"]
+
+
+def test_fine_tuning_keeps_the_statistics_of_its_start(finished: Path, tmp_path: Path) -> None:
+    """On other crystals; and goes on, and is exported, when the start is gone."""
+    start, folder = tmp_path / "start", tmp_path / "tuned"
+    shutil.copytree(finished, start)
+    tuned = {**QUICK, "data.max_atoms": 4, "training.start_from": str(start), "training.learning_rate": 1e-9}
+    run(RECIPES / "quickstart.cfg", folder, overrides=tuned, evaluate=False)
+    assert fitted(folder) == fitted(finished)
+    weights, before = (load_run(place)[1].weights for place in (folder, finished))
+    assert all(torch.allclose(value, before[name], atol=1e-6) for name, value in weights.items())
+    shutil.rmtree(start)
+    run(RECIPES / "quickstart.cfg", folder, overrides={**tuned, "training.epochs": 3}, evaluate=False)
+    assert [row["epoch"] for row in rows(folder)] == [1, 2, 3]
+    assert fitted(folder) == fitted(finished)
+    with pytest.raises(KldmError, match=r"another recipe \(training.start_from differs\)"):
+        run(RECIPES / "quickstart.cfg", folder, overrides={**tuned, "training.start_from": str(finished)})
+    assert kldm("export", folder, "--out", tmp_path / "model.safetensors").exit_code == 0
+    assert checkpoints.load(tmp_path / "model.safetensors").state["epoch"] == 3
+    run(RECIPES / "quickstart.cfg", tmp_path / "plain", overrides={**QUICK, "data.max_atoms": 4}, evaluate=False)
+    assert fitted(tmp_path / "plain") != fitted(finished)
+
+
+def test_a_start_with_other_statistics_is_refused(finished: Path, tmp_path: Path) -> None:
+    raw = {"training.start_from": str(finished), "model.lattice.codec.standardise": False}
+    told = refused("train", RECIPES / "quickstart.cfg", "--out", tmp_path / "run", *options({**QUICK, **raw}))
+    assert told.startswith("model.lattice: other statistics of the training split belong to it than to the model")
+    nowhere = {"training.start_from": str(tmp_path / "nowhere")}
+    told = refused("train", RECIPES / "quickstart.cfg", "--out", tmp_path / "run", *options({**QUICK, **nowhere}))
+    assert "nowhere: no checkpoint here" in told
+    assert not (tmp_path / "run").exists()

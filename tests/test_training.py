@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from kldm.augmentations import AxisPermutations
 from kldm.convert import from_structures
 from kldm.crystals import Crystals, CrystalStore
 from kldm.data import Data
-from kldm.distributed import Lost
+from kldm.distributed import Lost, world
 from kldm.errors import KldmError
 from kldm.experiment import load_components
 from kldm.gradients import Gradients
@@ -554,6 +555,182 @@ def test_a_constant_schedule_changes_nothing_but_the_log(uninterrupted: Path, tm
     assert same_weights(tmp_path, uninterrupted)
 
 
+class Clock:
+    """A clock in the place of training's, which stands still but for ``seconds`` in each step of a process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
+        self.seconds, self.now = seconds, [0.0] * len(seconds)
+        monkeypatch.setattr("kldm.training.time", self)
+        usual = JointModel.noised
+
+        def noised(model: JointModel, *arguments: Any) -> NoisedBatch:
+            self.now[world().rank] += self.seconds[world().rank]
+            return usual(model, *arguments)
+
+        monkeypatch.setattr(JointModel, "noised", noised)
+
+    def monotonic(self) -> float:
+        return self.now[world().rank]
+
+
+TIMED = attrs.evolve(
+    SETTINGS,
+    epochs=100,
+    minutes=50 / 60,
+    validate_every=10,
+    checkpoint_every=50,
+    learning_rate_schedule=WarmupStableDecay(decay=1.0, shape="linear"),
+)
+"""Five steps of 10 seconds: an epoch, and two steps of the next."""
+
+
+def test_training_ends_and_decays_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch, 10.0)
+    trained(tmp_path, TIMED, validate=zero)
+    found = rows(tmp_path)
+    assert [(row["epoch"], row["step"], row["seconds"]) for row in found] == [(1, 3, 30.0), (2, 5, 50.0)]
+    assert [row["learning_rate"] / TIMED.learning_rate for row in found] == pytest.approx([0.6, 0.2])
+    assert ["validation" in row for row in found] == [False, True]
+    last, best = (checkpoints.load(tmp_path / "checkpoints" / f"{name}.safetensors") for name in ("last", "best"))
+    assert last.state["step"] == best.state["step"] == 5
+    assert (best.state["best_epoch"], best.state["seconds"]) == (2, 50.0)
+    before = losses(tmp_path)
+    trained(tmp_path, TIMED, validate=zero)  # there is nothing left to do
+    assert losses(tmp_path) == before
+
+
+@pytest.mark.parametrize("call", [1, 3, 4])
+def test_time_goes_on_in_a_resumed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    Clock(monkeypatch, 10.0)
+    trained(tmp_path / "whole", TIMED, validate=zero)
+    model = Acting(small_model(), call, lambda: signal.raise_signal(signal.SIGTERM)).install()
+    with pytest.raises(KldmError, match=f"interrupted at step {call}, after 0.[0-9] of 0.833333 minutes; a checkpoint"):
+        fit(model, STORE, TIMED, tmp_path / "cut", {"a": 1}, zero)
+    trained(tmp_path / "cut", TIMED, validate=zero)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert same_weights(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_epochs_bound_training_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The learning rate then decays with them."""
+    Clock(monkeypatch, 1.0)
+    trained(tmp_path, attrs.evolve(TIMED, epochs=2))
+    assert [row["step"] for row in rows(tmp_path)] == [3, 6]
+    assert [rate / TIMED.learning_rate for rate in rates(tmp_path)] == pytest.approx([4 / 6, 1 / 6])
+
+
+def test_more_time_goes_on_in_the_midst_of_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row is the mean of its own steps."""
+    Clock(monkeypatch, 10.0)
+    constant = attrs.evolve(TIMED, learning_rate_schedule=None)
+    trained(tmp_path / "timed", constant)
+    trained(tmp_path / "timed", attrs.evolve(constant, minutes=80 / 60))
+    trained(tmp_path / "whole", attrs.evolve(constant, minutes=None, epochs=2))
+    found = rows(tmp_path / "timed")
+    assert [(row["epoch"], row["step"]) for row in found] == [(1, 3), (2, 5), (2, 6), (3, 8)]
+    second = rows(tmp_path / "whole")[1]["loss"]
+    assert (2 * found[1]["loss"] + found[2]["loss"]) / 3 == pytest.approx(second, rel=1e-5)
+
+
+def test_all_processes_go_by_the_writers_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which they hear of in the next step; the other one's would end training after two steps."""
+    monkeypatch.setattr(Gradients, "_connected", lambda self, batch: self.model)
+    Clock(monkeypatch, 10.0, 25.0)
+    models = [small_model(), small_model()]
+    rates: list[list[float]] = [[], []]
+    usual = _Trainer._set_learning_rate
+
+    def watched(self: _Trainer, value: float) -> None:
+        rates[self.world.rank].append(value)
+        usual(self, value)
+
+    monkeypatch.setattr(_Trainer, "_set_learning_rate", watched)
+    together(2, lambda here: fit(models[here.rank], STORE, TIMED, tmp_path, {"a": 1}))
+    assert [(row["epoch"], row["step"]) for row in rows(tmp_path)] == [(1, 3), (2, 6)]
+    shares = [0.0, 0.0, 0.2, 0.4, 0.6, 0.8]  # of the time, as heard
+    assert rates[0] == rates[1] == pytest.approx([(1 - share) * TIMED.learning_rate for share in shares], rel=1e-2)
+
+
+@pytest.fixture(scope="module")
+def trunk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose best weights are not its last."""
+    folder = tmp_path_factory.mktemp("trunk")
+    scores = iter([0.1, 0.2, 0.3, 0.9, 0.1, 0.1])
+    trained(folder, validate=lambda model: {"score": next(scores)})
+    return folder
+
+
+def started(folder: Path, model: JointModel, **changes: Any) -> _Trainer:
+    """A trainer before its first step."""
+    return _Trainer(model, STORE, attrs.evolve(SETTINGS, ema_start=100, **changes), folder, {})
+
+
+def same(module: JointModel, weights: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(value, weights[name].to(value.dtype)) for name, value in module.state_dict().items())
+
+
+def test_a_start_from_weights_takes_those_that_are_sampled_with(trunk: Path, tmp_path: Path) -> None:
+    best = checkpoints.load(trunk / "checkpoints" / "best.safetensors")
+    shared = tmp_path / "weights" / "model.safetensors"
+    shared.parent.mkdir()
+    checkpoints.save(shared, best.to_share("fp16"))
+    for number, (start, weights) in enumerate(
+        [
+            (trunk, best.part("average")),
+            (trunk / "checkpoints" / "best.safetensors", best.part("average")),
+            (shared, best.to_share("fp16").part("model")),
+            (shared.parent, best.to_share("fp16").part("model")),
+        ]
+    ):
+        trainer = started(tmp_path / str(number), small_model(seed=7), start_from=start)
+        assert same(trainer.model, weights)
+        assert not trainer.optimizer.state
+        assert (trainer.average.updates, trainer.progress.step) == (0, 0)
+
+
+def test_a_start_from_a_state_takes_all_of_it(trunk: Path, tmp_path: Path) -> None:
+    last = checkpoints.load(trunk / "checkpoints" / "last.safetensors")
+    trainer = started(tmp_path, small_model(seed=7), start_from=trunk, start_with="state", learning_rate=0.5)
+    assert same(trainer.model, last.part("model"))
+    assert same(trainer.average.module, last.part("average"))
+    taken = checkpoints.optimizer_tensors(trainer.optimizer)
+    assert taken
+    assert all(torch.equal(value, last.tensors[name]) for name, value in taken.items())
+    assert (trainer.progress.step, trainer.learning_rate) == (0, 0.5)
+    trainer.run(None)  # the average goes on in the first step, long before ema_start
+    assert trainer.average.updates == last.state["averaged"] + 6 * STEPS
+
+
+def test_a_branch_ends_near_its_start_where_the_learning_rate_is_gone(trunk: Path, tmp_path: Path) -> None:
+    """And is resumed to the bit when the trunk is gone."""
+    place = tmp_path / "trunk"
+    shutil.copytree(trunk, place)
+    decay = WarmupStableDecay(decay=1.0)
+    branch = attrs.evolve(SETTINGS, start_from=place, start_with="state", learning_rate_schedule=decay)
+    trained(tmp_path / "whole", branch, validate=zero)
+    assert rates(tmp_path / "whole")[-1] < 0.05 * SETTINGS.learning_rate
+    model = Acting(small_model(), 8, lambda: signal.raise_signal(signal.SIGTERM)).install()
+    with pytest.raises(KldmError, match="interrupted"):
+        fit(model, STORE, branch, tmp_path / "cut", {"a": 1}, zero)
+    shutil.rmtree(place)
+    trained(tmp_path / "cut", branch, validate=zero)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert same_weights(tmp_path / "cut", tmp_path / "whole")
+    with pytest.raises(KldmError, match=r"trunk: no checkpoint here; name a run folder, a folder"):
+        trained(tmp_path / "new", branch)
+
+
+def test_a_start_that_does_not_fit_is_refused(trunk: Path, tmp_path: Path) -> None:
+    with pytest.raises(KldmError, match=r"best\.safetensors: the weights do not fit the model; give training\.start_"):
+        started(tmp_path / "large", small_model(hidden=16), start_from=trunk)
+    best = trunk / "checkpoints" / "best.safetensors"
+    with pytest.raises(KldmError, match=r'holds weights alone.* set training\.start_with = "weights"'):
+        started(tmp_path / "weights", small_model(), start_from=best, start_with="state")
+    trained(tmp_path / "plain", attrs.evolve(SETTINGS, amsgrad=False))
+    with pytest.raises(KldmError, match=r"not kept what amsgrad needs; set training\.amsgrad = false"):
+        started(tmp_path / "amsgrad", small_model(), start_from=tmp_path / "plain", start_with="state")
+
+
 def test_plateau_and_schedule_are_refused_together() -> None:
     with pytest.raises(KldmError, match=r"plateau: cannot rule .*; leave out training\.plateau or"):
         Training(plateau=Plateau(), learning_rate_schedule=Constant())
@@ -667,6 +844,24 @@ def test_plateau_and_augmentation_are_sections_of_a_recipe(tmp_path: Path) -> No
         build({"plateau": {"factor": 2.0}}, Training)
 
 
+def test_schedule_times_and_start_are_written_in_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "recipe.cfg").write_text(
+        '[training]\ntimes = "stratified"\ntime_density = [2, 1.5]\nminutes = 10\nstart_from = "runs/trunk"\n\n'
+        '[training.learning_rate_schedule]\n@learning_rates = "warmup_stable_decay.v1"\ndecay = 1\n'
+    )
+    load_components()
+    built, complete = build(read_recipe(tmp_path / "recipe.cfg")["training"], Training)
+    assert built == Training(
+        times="stratified",
+        time_density=(2.0, 1.5),
+        minutes=10.0,
+        start_from=Path("runs/trunk"),
+        learning_rate_schedule=WarmupStableDecay(decay=1.0),
+    )
+    assert (complete["start_from"], complete["start_with"]) == ("runs/trunk", "weights")
+    assert build(complete, Training) == (built, complete)
+
+
 def rows_of_two_epochs(folder: Path) -> list[dict[str, Any]]:
     trained(folder, attrs.evolve(SETTINGS, epochs=2, precision="fp32"))
     return rows(folder)
@@ -689,6 +884,8 @@ def rows_of_two_epochs(folder: Path) -> list[dict[str, Any]]:
         {"precision": "fp64"},
         {"validate_every": -1},
         {"checkpoint_every": 0},
+        {"minutes": 0.0},
+        {"start_with": "everything"},
         {"times": "sorted"},
         {"time_density": ()},
         {"time_density": (1.0, 0.0)},
