@@ -261,7 +261,7 @@ def sample(
                 _say(f"{number} structures violate the constraint on {name}", err=True)
 
 
-@main.command()
+@main.command(context_settings=_EXTRA)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The file, NAME.safetensors.")
 @click.option(
@@ -271,15 +271,18 @@ def sample(
     type=click.Choice(["fp32", "fp16", "bf16"]),
     help="What the weights are rounded to; they are used in fp32.",
 )
-def export(model: Path, out: Path, precision: "Rounding") -> None:
+@_code
+@click.pass_context
+def export(ctx: click.Context, model: Path, out: Path, precision: "Rounding", code: tuple[Path, ...]) -> None:
     """Write the weights and the recipe of MODEL, a run folder or a checkpoint, to one small file to be shared.
 
     `kldm sample` takes it like a run folder. It has no optimiser's state: training can start from it
-    (training.start_from), but not go on.
+    (training.start_from), but not go on. Keys of the sampler can be overridden, and are then the file's.
     """
     from kldm import runs
 
-    runs.export(model, out, precision)
+    _load(code)
+    runs.export(model, out, precision, _overrides(ctx))
     _say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 

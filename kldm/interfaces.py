@@ -62,6 +62,11 @@ class Interface:
     log_noise: Callable[[Tensor], Tensor] | None = attrs.field(default=None, eq=False)
 
 
+OF_SAMPLING: Mapping[str, bool] = {"of_sampling": True}
+"""``metadata`` of an attrs field of a process that changes how a trained model is sampled, and not what it has learnt:
+``kldm sample`` lets it be overridden."""
+
+
 @attrs.frozen(eq=False)
 class Noised:
     """One draw of the forward process: the noisy latent that the network reads and the targets of its prediction, each

@@ -93,26 +93,49 @@ def load_run(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[Ex
     """The experiment of a run folder, of a folder of weights, or of one checkpoint file, with its trained weights.
 
     Args:
-        overrides: of the sampler's keys in its recipe, by dotted key.
+        overrides: of keys of its recipe that say how it is sampled, by dotted key; see ``_resampled``.
     """
-    for key in overrides or {}:
-        if not key.startswith("sampler."):
-            remedy = "only keys of the sampler can be overridden, e.g. --sampler.steps 500"
-            raise KldmError("belongs to a model that is trained already", place=f"--{key}", remedy=remedy)
     file = checkpoints.locate(path)
     record = checkpoints.load(file)
-    experiment, _ = assemble(overridden(record.recipe, overrides or {}))
+    experiment, _ = _resampled(record, overrides or {})
     record.load_weights(experiment.model)
     set_precision(experiment.model, experiment.training.precision)
     set_execution(experiment.model.network, experiment.execution)
     return experiment, record, file
 
 
-def export(path: Path, out: Path, rounding: Rounding = "fp16") -> None:
-    """Write the weights that a run folder or checkpoint samples with, and the recipe, to one file to be shared."""
+def _resampled(record: Checkpoint, overrides: Mapping[str, Any]) -> tuple[Experiment, Tree]:
+    """The experiment and the complete recipe of trained weights that are sampled in another way.
+
+    Raises:
+        KldmError: a key is not the sampler's, of [execution], training.precision, or an option of a process that is
+            marked as one of sampling (``OF_SAMPLING``).
+    """
+    experiment, tree = assemble(overridden(record.recipe, overrides))
+    for key in overrides:
+        section, _, rest = key.partition(".")
+        modality, _, name = rest.partition(".")
+        process = experiment.model.processes.get(modality) if section == "model" else None
+        fields = getattr(type(process), "__attrs_attrs__", ())
+        of_process = any(field.name == name and field.metadata.get("of_sampling") for field in fields)
+        if section not in ("sampler", "execution") and key != "training.precision" and not of_process:
+            remedy = "keys of the sampler can be overridden, e.g. --sampler.steps 500"
+            raise KldmError("belongs to a model that is trained already", place=f"--{key}", remedy=remedy)
+    return experiment, tree
+
+
+def export(path: Path, out: Path, rounding: Rounding = "fp16", overrides: Mapping[str, Any] | None = None) -> None:
+    """Write the weights that a run folder or checkpoint samples with, and the recipe, to one file to be shared.
+
+    Args:
+        overrides: another way of sampling for the recipe of the file; see ``_resampled``.
+    """
     if out.exists():
         raise KldmError("there is such a file already", place=str(out), remedy="remove it, or choose another --out")
-    checkpoints.save(out, checkpoints.load(checkpoints.locate(path)).to_share(rounding))
+    record = checkpoints.load(checkpoints.locate(path))
+    if overrides:
+        record = attrs.evolve(record, recipe=_resampled(record, overrides)[1])
+    checkpoints.save(out, record.to_share(rounding))
 
 
 def sample_run(

@@ -8,10 +8,12 @@ import pytest
 from ase.io import read
 
 from kldm.metrics.selection import consensus
+from kldm.processes import VPEuclidean
 from kldm.reading import read_samples
 from kldm.recipe import read_recipe
 from kldm.registry import SHELVES
 from kldm.runs import load_run
+from kldm.samplers import X0Flow
 from tests.small import OVERRIDES, QUICK, RECIPES, kldm, options, refused
 
 QUICKSTART = RECIPES / "quickstart.cfg"
@@ -23,7 +25,7 @@ def test_help_of_each_command(command: str) -> None:
     result = kldm(command, "--help")
     assert result.exit_code == 0
     assert f"{command} [OPTIONS]" in result.output
-    assert ("--code" in result.output) == (command not in ("compare", "export"))
+    assert ("--code" in result.output) == (command != "compare")
     overview = kldm("--help").output
     assert f"\n  {command} " in overview
 
@@ -186,6 +188,14 @@ def test_an_exported_model_samples_like_the_run(finished: Path, tmp_path: Path, 
         sizes[name], samples[name] = made.structure.lattice.abc, made
     assert sizes["file"] == pytest.approx(sizes["run"], rel=1e-6 if precision == "fp32" else 0.05)
     assert refused("export", finished, "--out", file).endswith("remove it, or choose another --out")
+    other = tmp_path / "other.safetensors"
+    overrides = {"sampler.@samplers": "x0_flow.v1", "sampler.steps": 4, "model.lattice.eta": 0.5}
+    assert kldm("export", finished, "--out", other, *options(overrides)).exit_code == 0
+    experiment, _, _ = load_run(other)
+    assert experiment.sampler == X0Flow(steps=4)
+    lattice = experiment.model.processes["lattice"]
+    assert isinstance(lattice, VPEuclidean)
+    assert lattice.eta == 0.5
 
 
 def test_evaluate_a_run(finished: Path, tmp_path: Path) -> None:
@@ -297,6 +307,10 @@ def test_mistakes_are_told_in_a_sentence(
             "sampler.tau: must be above 0",
         ),
         (["--formula", "NaCl", "--model.network.hidden", "4"], "--model.network.hidden: belongs to a model"),
+        (
+            ["--formula", "NaCl", "--model.coordinates.horizon", "3.0"],
+            "--model.coordinates.horizon: belongs to a model",
+        ),
         (["--device", "tpu"], "--device tpu"),
         (["--formula", "NaCl", "--select", "consensus"], "--select: there is one structure per composition"),
         (

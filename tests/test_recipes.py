@@ -10,6 +10,7 @@ import torch
 from kldm.experiment import assemble
 from kldm.published import STABILITY
 from kldm.recipe import read_recipe
+from kldm.samplers import X0Flow
 from tests.small import OVERRIDES, RECIPES, refused
 
 ALL = sorted(path for path in RECIPES.rglob("*.cfg") if path.parent.name != "parts")
@@ -113,6 +114,47 @@ def test_an_ablation_changes_nothing_else(name: str) -> None:
     assert expected["model"]["coordinates"] | changes != expected["model"]["coordinates"]
     expected["model"]["coordinates"] |= changes
     assert found == expected
+
+
+SHOWN = [
+    ("state", {}),
+    ("displacement_free", {"coordinates.shows": "displacement_free"}),
+    ("displacement_free_log_noise", {"network.time_embedding": "log_noise"}),
+    ("displacement_free_log_noise_free", {"coordinates.displacement_noise": "free", "coordinates.horizon": 3.0}),
+]
+"""What the four runs of docs/comparison.md on what the network is shown differ in, each from the one before."""
+
+
+def test_each_run_on_what_is_shown_changes_one_thing_more() -> None:
+    _, expected = assemble(read_recipe(RECIPES / "comparison" / "shown_state_perov5.cfg", OVERRIDES))
+    assert expected["model"]["coordinates"]["shows"] == "state"
+    for name, changes in SHOWN:
+        for key, value in changes.items():
+            section, _, option = key.partition(".")
+            expected["model"][section][option] = value
+        _, found = assemble(read_recipe(RECIPES / "comparison" / f"shown_{name}_perov5.cfg", OVERRIDES))
+        assert found == expected
+    best = read_recipe(RECIPES / "parts" / "displacement_free.cfg")["model"]
+    assert all(found["model"][section].items() >= options.items() for section, options in best.items())
+
+
+@pytest.mark.parametrize("name", ["kldm_mp20", "kldm_mp20_small"])
+def test_our_own_recipes_for_mp_20(name: str) -> None:
+    """What they are for: ten calls, the same in validation and at the end, a schedule, and nothing of the paper's."""
+    experiment, tree = assemble(read_recipe(RECIPES / f"{name}.cfg", OVERRIDES))
+    assert experiment.sampler == X0Flow(steps=10, over={"coordinates": 4.0})
+    assert experiment.validation is not None
+    assert experiment.validation.sampler == experiment.sampler
+    assert experiment.validation.score == "-structural.crmse@1"
+    training = experiment.training
+    assert (training.times, training.whole_batches, training.clip_norm) == ("stratified", True, 1.0)
+    assert training.precision == "auto"
+    schedule = training.learning_rate_schedule
+    assert schedule is not None
+    ends = training.minutes is not None
+    assert ends == (name == "kldm_mp20")
+    assert schedule.factor(10**6, 1.0) == (0.0 if ends else 1.0)
+    assert tree["model"]["coordinates"]["shows"] == "displacement_free"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from kldm.compiling import fused, table
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
-from kldm.interfaces import Channel, Correction, Latent, Noised, Prediction, Step
+from kldm.interfaces import OF_SAMPLING, Channel, Correction, Latent, Noised, Prediction, Step
 from kldm.processes.masking import Masking, masked, rate
 from kldm.processes.vocabulary import VOCABULARY, check_elements, narrowed
 from kldm.registry import process
@@ -46,7 +46,7 @@ class Absorbing:
     schedule: Masking = "linear"
     loss_weight: Literal["weighted", "simple"] = "weighted"
     elements: tuple[int, ...] | None = None
-    remask: bool = False
+    remask: bool = attrs.field(default=False, metadata=OF_SAMPLING)
 
     def __attrs_post_init__(self) -> None:
         if self.schedule not in get_args(Masking):

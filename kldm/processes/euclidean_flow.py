@@ -9,7 +9,7 @@ from torch import Tensor
 from kldm.compiling import fused
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
-from kldm.interfaces import Latent, Noised, Prediction, Step
+from kldm.interfaces import OF_SAMPLING, Latent, Noised, Prediction, Step
 from kldm.processes.coded import CodedProcess
 from kldm.processes.euler import not_negative, stride
 from kldm.registry import process
@@ -37,7 +37,7 @@ class EuclideanFlow(CodedProcess):
     """
 
     parameterization: Literal["velocity", "x0"] = "velocity"
-    anti_annealing: float = attrs.field(default=0.0, validator=not_negative)
+    anti_annealing: float = attrs.field(default=0.0, validator=not_negative, metadata=OF_SAMPLING)
 
     def __attrs_post_init__(self) -> None:
         if self.parameterization not in ("velocity", "x0"):

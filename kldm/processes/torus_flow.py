@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kldm.compiling import fused
 from kldm.crystals import Crystals, Layout
-from kldm.interfaces import Channel, Latent, Noised, Prediction, Step
+from kldm.interfaces import OF_SAMPLING, Channel, Latent, Noised, Prediction, Step
 from kldm.processes.euler import not_negative, stride
 from kldm.registry import process
 from kldm.torus import unit, wrap
@@ -34,7 +34,7 @@ class TorusFlow:
     """
 
     zero_net_translation: bool = True
-    anti_annealing: float = attrs.field(default=0.0, validator=not_negative)
+    anti_annealing: float = attrs.field(default=0.0, validator=not_negative, metadata=OF_SAMPLING)
 
     @property
     def reads(self) -> tuple[Channel, ...]:

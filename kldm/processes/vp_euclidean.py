@@ -9,7 +9,7 @@ from torch import Tensor
 from kldm.compiling import fused
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
-from kldm.interfaces import Correction, Latent, Noised, Prediction, Schedule, Step
+from kldm.interfaces import OF_SAMPLING, Correction, Latent, Noised, Prediction, Schedule, Step
 from kldm.processes.coded import CodedProcess
 from kldm.processes.langevin import langevin_size
 from kldm.processes.schedules import Linear
@@ -39,7 +39,7 @@ class VPEuclidean(CodedProcess):
 
     schedule: Schedule = _LINEAR
     parameterization: Literal["x0", "eps"] = "x0"
-    eta: float = 1.0
+    eta: float = attrs.field(default=1.0, metadata=OF_SAMPLING)
 
     def __attrs_post_init__(self) -> None:
         if self.parameterization not in ("x0", "eps"):

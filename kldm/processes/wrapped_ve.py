@@ -9,7 +9,7 @@ from torch import Tensor
 from kldm.compiling import fused
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
-from kldm.interfaces import Channel, Correction, Latent, Noised, Prediction, Step
+from kldm.interfaces import OF_SAMPLING, Channel, Correction, Latent, Noised, Prediction, Step
 from kldm.registry import process
 from kldm.torus import score_root_mean_square, unit, wrap, wrapped_normal_score
 
@@ -41,7 +41,7 @@ class WrappedVE:
 
     sigma_min: float = 0.005
     sigma_max: float = 0.5
-    step_lr: float = 1e-5
+    step_lr: float = attrs.field(default=1e-5, metadata=OF_SAMPLING)
     zero_net_translation: bool = False
 
     def __attrs_post_init__(self) -> None:
