@@ -28,9 +28,9 @@ class ComFreeVE(WrappedVE):
     That is the score of d itself, grad log q with q(d) = integral over c of prod_i WN(d_i + c), where d determines c:
     at small sigma, where both are -d / sigma^2, and for many atoms. Where sigma is so large that c is a guess, the
     target is too large: at sigma = 0.13 it is off by 3 % (rms) for eight atoms and by 23 % for two, at 0.2 by a quarter
-    for eight, and at 0.5, where the noise is all but uniform, grad log q is all but 0. Published, the law of d is a von Mises law estimated
-    by Monte Carlo; here it is the wrapped normal of the noise, and nothing is fitted. Noise in the reverse moves, and
-    what the network predicts, are made mean-free.
+    for eight, and at 0.5, where the noise is all but uniform, grad log q is all but 0. Published, the law of d is a von
+    Mises law estimated by Monte Carlo; here it is the wrapped normal of the noise, and nothing is fitted. Noise in the
+    reverse moves, and what the network predicts, are made mean-free.
 
     Args:
         sigma_min, sigma_max, step_lr: see ``WrappedVE``.
