@@ -33,9 +33,9 @@ class Constant:
         return _warmed(step, self.warmup_steps)
 
 
-@learning_rate("cosine.v1")
+@learning_rate("cosine_decay.v1")
 @attrs.frozen(kw_only=True)
-class Cosine:
+class CosineDecay:
     """Warm-up, and half a cosine over all of training: floor + (1 - floor) (1 + cos(pi progress)) / 2 (Loshchilov and
     Hutter 2017, without restarts).
 

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from kldm.errors import KldmError
 from kldm.interfaces import LearningRate
-from kldm.learning_rates import Constant, Cosine, WarmupStableDecay
+from kldm.learning_rates import Constant, CosineDecay, WarmupStableDecay
 from kldm.registry import learning_rates
 
 SHARES = st.floats(0, 1)
 
 
-@pytest.mark.parametrize("kind", [Constant, Cosine, WarmupStableDecay])
+@pytest.mark.parametrize("kind", [Constant, CosineDecay, WarmupStableDecay])
 def test_the_warm_up_is_a_straight_line_to_the_whole(kind: Callable[..., LearningRate]) -> None:
     warm, cold = kind(warmup_steps=4), kind()
     for step, share in enumerate([0.25, 0.5, 0.75, 1.0, 1.0, 1.0]):
@@ -29,7 +29,7 @@ def test_a_constant_stays() -> None:
 
 
 def test_half_a_cosine_to_its_floor() -> None:
-    found = [Cosine(floor=0.1).factor(10**6, progress) for progress in (0.0, 1 / 3, 0.5, 1.0)]
+    found = [CosineDecay(floor=0.1).factor(10**6, progress) for progress in (0.0, 1 / 3, 0.5, 1.0)]
     assert found == pytest.approx([1.0, 0.1 + 0.9 * 0.75, 0.55, 0.1])
 
 
@@ -46,7 +46,7 @@ def test_stable_then_decay(shape: Any, quarter: float, half: float) -> None:
 @given(SHARES, SHARES, SHARES, SHARES, st.sampled_from(["linear", "cosine", "sqrt"]))
 def test_it_never_rises_after_the_warm_up(a: float, b: float, decay: float, floor: float, shape: Any) -> None:
     early, late = sorted((a, b))
-    for schedule in (WarmupStableDecay(decay=decay, shape=shape, floor=floor), Cosine(floor=floor)):
+    for schedule in (WarmupStableDecay(decay=decay, shape=shape, floor=floor), CosineDecay(floor=floor)):
         first, second = (schedule.factor(0, progress) for progress in (early, late))
         assert 1 + 1e-12 >= first >= second - 1e-12
         assert second >= floor - 1e-12
@@ -66,8 +66,8 @@ def test_a_branch_decays_from_its_first_step_on() -> None:
     ("kind", "options"),
     [
         (Constant, {"warmup_steps": -1}),
-        (Cosine, {"warmup_steps": -1}),
-        (Cosine, {"floor": 1.1}),
+        (CosineDecay, {"warmup_steps": -1}),
+        (CosineDecay, {"floor": 1.1}),
         (WarmupStableDecay, {"decay": -0.1}),
         (WarmupStableDecay, {"floor": math.nan}),
         (WarmupStableDecay, {"shape": "exponential"}),
@@ -80,5 +80,5 @@ def test_impossible_options(kind: Callable[..., LearningRate], options: dict[str
 
 
 def test_they_are_on_their_shelf() -> None:
-    own = {learning_rates.get(name) for name in ("constant.v1", "cosine.v1", "warmup_stable_decay.v1")}
-    assert own == {Constant, Cosine, WarmupStableDecay}
+    own = {learning_rates.get(name) for name in ("constant.v1", "cosine_decay.v1", "warmup_stable_decay.v1")}
+    assert own == {Constant, CosineDecay, WarmupStableDecay}

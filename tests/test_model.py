@@ -15,8 +15,9 @@ from kldm.interfaces import Channel, Interface, Latent, Noised, Prediction, Step
 from kldm.model import JointModel
 from kldm.networks import CSPVNet
 from kldm.precision import Precision
-from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
+from kldm.processes import Given, LogTan, TorusFlow, TrivializedTorus, VPEuclidean, WrappedVE
 from kldm.training import set_precision
+from tests.oracles import random_crystals
 from tests.small import random_store, small_model
 
 BATCH = random_store((3, 1, 2)).batch([0, 1, 2])
@@ -187,3 +188,40 @@ def test_a_precision_is_settled_where_the_model_is_called(native: bool, monkeypa
     assert torch.equal(answer("auto"), answer("bf16" if native else "fp32"))
     assert torch.equal(answer("tf32"), answer("fp32"))
     assert not torch.equal(answer("bf16"), answer("fp32"))
+
+
+def test_a_network_that_is_shown_no_displacement_does_not_depend_on_it() -> None:
+    """Velocity and coordinates moved together, so that f - tanh(t/2) v / (2 pi) stays."""
+    torch.manual_seed(0)
+    process = TrivializedTorus(shows="displacement_free", horizon=3.0)
+    network = partial(NETWORK, time_embedding="log_noise")
+    built = JointModel(coordinates=process, lattice=LATTICE, species=Given(), network=network).double()
+    assert [channel.name for channel in built.interface.reads] == ["fractional", "lattice", "species"]
+    batch, s = random_crystals((3, 1, 2), 0), TIMES.double()
+    rng = torch.Generator().manual_seed(0)
+    latents = {name: one.prior(batch, rng) for name, one in built.processes.items()}
+    moved = torch.randn(6, 3, generator=rng, dtype=torch.float64)
+    gain = torch.tanh(batch.layout.per_atom(3.0 * s / 2)).unsqueeze(-1)
+    before = latents["coordinates"]
+    after = {
+        "fractional": (before["fractional"] + gain * moved) % 1,
+        "velocity": before["velocity"] + moved,
+    }
+    expected = built.predict(latents, s, batch.layout)
+    found = built.predict({**latents, "coordinates": after}, s, batch.layout)
+    torch.testing.assert_close(found["coordinates"]["velocity"], expected["coordinates"]["velocity"])
+    one_sided = {**before, "velocity": after["velocity"]}
+    other = built.predict({**latents, "coordinates": one_sided}, s, batch.layout)
+    assert (other["coordinates"]["velocity"] - expected["coordinates"]["velocity"]).abs().max() > 1e-4
+
+
+def test_time_features_of_the_noise_want_a_process_that_knows_it() -> None:
+    network = partial(NETWORK, time_embedding="log_noise")
+    with pytest.raises(KldmError, match="does not say what its noise is"):
+        JointModel(coordinates=TorusFlow(), lattice=LATTICE, species=Given(), network=network)
+    process = WrappedVE()
+    built = JointModel(coordinates=process, lattice=LATTICE, species=Given(), network=network)
+    assert isinstance(built.network, CSPVNet)
+    features = built.network.nodes.time
+    angle = (2 * torch.pi * process.sigma(TIMES)).log().unsqueeze(-1) / 4 * features.frequencies
+    torch.testing.assert_close(features(TIMES), torch.cat([angle.sin(), angle.cos()], -1))
