@@ -54,7 +54,9 @@ def set_execution(network: object, execution: Execution) -> None:
     if execution.deterministic:
         # Read when the GPU's matrix library starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(execution.deterministic)
+    if torch.get_deterministic_debug_mode() != (2 if execution.deterministic else 0):
+        # Not without need: it imports torch's compiler, which takes longer than to sample.
+        torch.use_deterministic_algorithms(execution.deterministic)
     fuse(execution.compile)
     if isinstance(network, Executes):
         network.execute(execution)

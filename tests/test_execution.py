@@ -35,6 +35,21 @@ def test_a_recipe_reaches_the_network(tmp_path: Path) -> None:
     assert network.execution == Execution(messages="autograd", deterministic=True)
 
 
+def test_a_model_is_loaded_without_the_compiler_of_torch() -> None:
+    """Its import takes longer than to sample a few crystals."""
+    program = """
+import sys
+from pathlib import Path
+from kldm import load_run
+load_run(Path("weights/perov5_small"))
+assert "torch._dynamo" not in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=RECIPES.parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_same_losses_to_rounding_and_a_run_may_go_on_with_another_choice(tmp_path: Path) -> None:
     for messages in ("manual", "autograd"):
         chosen = options({**QUICK, "execution.messages": messages, "training.epochs": 1})

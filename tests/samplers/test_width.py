@@ -57,6 +57,13 @@ FEW = {"coordinates": 4.0}
             EulerMaruyama(steps=400, euclidean="exponential", land=True), kldm(3.0), WIDTH, WIDTH, id="landed"
         ),
         pytest.param(ProbabilityFlow(steps=200), kldm(3.0), WIDTH, WIDTH, id="flow"),
+        pytest.param(
+            PredictorCorrector(steps=100, step_size="expected", correct_positions=False),
+            kldm(3.0),
+            WIDTH,
+            WIDTH,
+            id="pc_expected",
+        ),
         pytest.param(X0Flow(steps=200), kldm(3.0), WIDTH, WIDTH, id="x0_flow"),
         pytest.param(X0Flow(steps=200, rho=2.0), kldm(3.0), WIDTH, WIDTH, id="x0_flow_unequal"),
         pytest.param(X0Flow(steps=500, stochastic=True), kldm(3.0), WIDTH, WIDTH, id="x0_draw"),
