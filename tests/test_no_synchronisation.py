@@ -24,7 +24,7 @@ from kldm.model import JointModel
 from kldm.processes import Absorbing
 from kldm.recipe import Tree, read_recipe
 from kldm.registry import samplers
-from kldm.samplers import EulerMaruyama, PredictorCorrector
+from kldm.samplers import EulerMaruyama, PredictorCorrector, X0Flow
 from tests.small import OVERRIDES, RECIPES, needs_gpu, random_store, small_dng_model
 from tests.synchronisation import DEVICES, META, generator, unsynchronised, watched
 
@@ -35,6 +35,9 @@ SAMPLERS: Mapping[str, Sampler] = {
     **{name: samplers.get(name)(steps=2) for name in samplers.names() if samplers.get(name).__module__[:5] == "kldm."},
     "exponential": EulerMaruyama(steps=2, euclidean="exponential"),
     "predict_then_correct": PredictorCorrector(steps=2, order="predict_then_correct"),
+    "x0_flow, stochastic": X0Flow(steps=2, stochastic=True, over={"coordinates": 2.0}),
+    "landing": EulerMaruyama(steps=2, land=True),
+    "expected step": PredictorCorrector(steps=2, step_size="expected"),
 }
 
 

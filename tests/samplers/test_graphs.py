@@ -36,7 +36,7 @@ from kldm.processes import (
     WrappedVE,
 )
 from kldm.registry import samplers
-from kldm.samplers import EulerMaruyama, PredictorCorrector, replaying
+from kldm.samplers import EulerMaruyama, PredictorCorrector, X0Flow, replaying
 from kldm.samplers.graphs import Recording, capture
 from tests.oracles import random_crystals
 from tests.samplers.tape import record
@@ -64,6 +64,8 @@ SAMPLERS: Mapping[str, Sampler] = {
     },
     "exponential": EulerMaruyama(steps=STEPS, euclidean="exponential"),
     "predict_then_correct": PredictorCorrector(steps=STEPS, order="predict_then_correct"),
+    "x0_flow, stochastic": X0Flow(steps=STEPS, stochastic=True, over={"coordinates": 2.0}),
+    "landing": EulerMaruyama(steps=STEPS, land=True),
 }
 GIVEN = random_crystals((4, 1, 2, 7, 1), seed=0, dtype=torch.float32)
 
