@@ -19,6 +19,8 @@ from kldm.files import atomic_write
 
 FORMAT = 1
 
+_STARTS = ("start_from", "start_with")
+
 Rounding = Literal["fp32", "fp16", "bf16"]
 """How exported weights are stored."""
 
@@ -55,6 +57,8 @@ class Checkpoint:
     def to_share(self, rounding: Rounding = "fp16") -> "Checkpoint":
         """The weights that sampling takes, rounded, with the recipe and the counters.
 
+        What training started from is a path of the machine that trained, and is left out of the recipe.
+
         Raises:
             KldmError: a weight is too large for the type, or not finite.
         """
@@ -67,7 +71,9 @@ class Checkpoint:
                 remedy = "take bf16 or fp32" if lost else "take an older checkpoint"
                 raise KldmError(problem, place="checkpoint", remedy=remedy)
             shared[f"model.{name}"] = rounded
-        return Checkpoint(self.recipe, shared, self.state)
+        training = {name: value for name, value in self.recipe.get("training", {}).items() if name not in _STARTS}
+        recipe = {**self.recipe, "training": training} if "training" in self.recipe else self.recipe
+        return Checkpoint(recipe, shared, self.state)
 
     def load_weights(self, module: nn.Module) -> None:
         """Put ``weights`` into a rebuilt model."""

@@ -277,7 +277,7 @@ def export(ctx: click.Context, model: Path, out: Path, precision: "Rounding", co
     """Write the weights and the recipe of MODEL, a run folder or a checkpoint, to one small file to be shared.
 
     `kldm sample` takes it like a run folder. It has no optimiser's state: training can start from it
-    (training.start_from), but not go on. Keys of the sampler can be overridden, and are then the file's.
+    (training.start_from), but not go on. Overridden keys of the sampler go into the recipe of the file.
     """
     from kldm import runs
 
@@ -498,12 +498,14 @@ def compare(paths: tuple[Path, ...], out: Path | None) -> None:
 @click.pass_context
 def check(ctx: click.Context, recipe: Path, code: tuple[Path, ...]) -> None:
     """Everything short of work: read RECIPE, build its parts, see that they fit, and print it complete."""
-    from kldm import experiment
+    from kldm import checkpoint, experiment
     from kldm.recipe import read_recipe, recipe_text
 
     _load(code)
     built, tree = experiment.assemble(read_recipe(recipe, _overrides(ctx)))
     experiment.prepare(built)
+    if built.training.start_from is not None:
+        checkpoint.locate(built.training.start_from, state=built.training.start_with == "state")
     click.echo(recipe_text(tree))
     parameters = sum(parameter.numel() for parameter in built.model.parameters())
     click.echo(f"# network: {parameters:,} parameters")

@@ -164,7 +164,8 @@ class Held:
         return self._replaced(self._inner.prior(given, rng), one, rng)
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
-        return self._inner.noise(clean, s, rng)
+        noised = self._inner.noise(clean, s, rng)
+        return attrs.evolve(noised, latent=self._replaced(noised.latent, s, rng))
 
     def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
         return self._inner.loss(prediction, noised, s, layout)

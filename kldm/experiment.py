@@ -139,8 +139,10 @@ def assemble_fitted(tree: Tree, train: CrystalStore, start: Experiment | None = 
         kept = start.model.statistics()
         for name in {*fitted, *kept}:
             if fitted.get(name, {}).keys() != kept.get(name, {}).keys():
-                problem = "other statistics of the training split belong to it than to the model that it starts from"
-                raise KldmError(problem, place=f"model.{name}", remedy="make it what it is there")
+                problem = "it takes other statistics of the training split than in the model of training.start_from"
+                raise KldmError(
+                    problem, place=f"model.{name}", remedy="give it the process and the codec of that model"
+                )
         fitted = kept
     statistics: dict[str, Any] = {"model": fitted}
     if not takes_compositions(experiment.model):

@@ -33,11 +33,13 @@ class NoisedBatch:
         draws: latent and target of each modality.
         s: [B] times.
         layout: which atom belongs to which crystal.
+        weight: [B] by which the gradient of each crystal's losses is multiplied; None: 1.
     """
 
     draws: Mapping[str, Noised]
     s: Tensor
     layout: Layout
+    weight: Tensor | None = None
 
     def part(self, first: int, last: int) -> "NoisedBatch":
         """Crystals ``first`` to ``last``, the latter excluded: views, no copies."""
@@ -61,7 +63,8 @@ class NoisedBatch:
             )
             for name, draw in self.draws.items()
         }
-        return NoisedBatch(draws, self.s[crystals], self.layout.part(first, last))
+        weight = None if self.weight is None else self.weight[crystals]
+        return NoisedBatch(draws, self.s[crystals], self.layout.part(first, last), weight)
 
 
 class JointModel(nn.Module):
@@ -137,6 +140,11 @@ class JointModel(nn.Module):
     def forward(self, batch: NoisedBatch) -> dict[str, Tensor]:
         """The scalar loss of every modality that predicts, unweighted; one network call."""
         predictions = self.predict({name: draw.latent for name, draw in batch.draws.items()}, batch.s, batch.layout)
+        if batch.weight is not None:
+            predictions = {
+                name: _with_gradients(process, predictions[name], batch.weight, batch.layout)
+                for name, process in self._processes.items()
+            }
         return {
             name: process.loss(predictions[name], batch.draws[name], batch.s, batch.layout)
             for name, process in self._processes.items()
@@ -198,3 +206,18 @@ def _merged(processes: Mapping[str, DiffusionProcess]) -> Interface:
 
 def _shown(process: DiffusionProcess, latent: Latent, s: Tensor, layout: Layout) -> Latent:
     return process.shown(latent, s, layout) if isinstance(process, Shows) else latent
+
+
+def _with_gradients(process: DiffusionProcess, prediction: Prediction, weight: Tensor, layout: Layout) -> Prediction:
+    """The same predictions, whose gradients are multiplied by the weight [B] of their crystal.
+
+    A loss is a mean of terms that know their own crystal alone, so that this weights the terms' gradients, whatever the
+    loss is.
+    """
+    rows = {"crystal": weight, "atom": layout.per_atom(weight)}
+    found = {}
+    for channel in process.predicts:
+        values = prediction[channel.name]
+        still = values.detach()
+        found[channel.name] = still + rows[channel.per].unsqueeze(-1) * (values - still)
+    return found

@@ -119,7 +119,7 @@ def _resampled(record: Checkpoint, overrides: Mapping[str, Any]) -> tuple[Experi
         fields = getattr(type(process), "__attrs_attrs__", ())
         of_process = any(field.name == name and field.metadata.get("of_sampling") for field in fields)
         if section not in ("sampler", "execution") and key != "training.precision" and not of_process:
-            remedy = "keys of the sampler can be overridden, e.g. --sampler.steps 500"
+            remedy = "keys of the sampler and of execution can be overridden, e.g. --sampler.steps 500"
             raise KldmError("belongs to a model that is trained already", place=f"--{key}", remedy=remedy)
     return experiment, tree
 

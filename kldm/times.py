@@ -39,6 +39,14 @@ class Times:
         found = torch.tensor(list(knots), device=self.device) if self.density else None
         object.__setattr__(self, "_knots", found)
 
+    def weight(self, s: Tensor) -> Tensor:
+        """The uniform density over that of these times [B]: what makes their mean that of uniform times."""
+        if self._knots is None:
+            return torch.ones_like(s)
+        shares = self._knots.diff().flip(0) * len(self.density)
+        bins = ((s - self.s_min) / (1 - self.s_min) * len(self.density)).long().clamp(0, len(self.density) - 1)
+        return 1 / shares[bins]
+
     def __call__(self, count: int, rng: torch.Generator) -> Tensor:
         """[count] times, in float32."""
         p = torch.rand(count, generator=rng, device=self.device)

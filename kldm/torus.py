@@ -34,6 +34,11 @@ def unit(x: Tensor) -> Tensor:
     return x.remainder(1).remainder(1)
 
 
+def towards(end: Tensor, start: Tensor, share: Tensor) -> Tensor:
+    """The point that has ``share`` of the shortest way from ``end`` to ``start`` behind it, modulo 1, period 1."""
+    return unit(end + share * wrap(start - end, 1.0))
+
+
 def wrapped_normal_score(displacement: Tensor, variance: Tensor, widest: float = inf) -> Tensor:
     """d/dmu log WN(r | mu, variance) for each component, period 2 pi, exact to 1e-10.
 

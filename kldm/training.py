@@ -105,8 +105,10 @@ class Training:
         times: ``independent`` times, or ``stratified`` ones, which cover (s_min, 1] evenly in every batch: one of B
             crystals in each B-th part of it. The mean gradient is the same, and its variance smaller.
         time_density: relative density of the times in as many equal bins of s, from s_min to 1; uniform by default.
-            The losses are not divided by it: it weights the loss at time s, as the log-normal noise levels of EDM do
-            (Karras et al. 2022), and the loss in the log is the weighted one.
+            It weights the loss at time s, as the log-normal noise levels of EDM do (Karras et al. 2022), and the loss
+            in the log is the weighted one.
+        importance_sampling: whether the gradient of each crystal is divided by ``time_density``, so that its mean is
+            that of uniform times and the density changes the variance alone. The loss in the log is not divided.
         clip_value: largest entry of the gradient, by absolute value, before ``clip_norm``; none by default.
         clip_norm: largest gradient norm; none by default.
         plateau: when and how the learning rate falls; it stays by default.
@@ -140,6 +142,7 @@ class Training:
     s_min: float = 1e-3
     times: Draw = "independent"
     time_density: tuple[float, ...] | None = None
+    importance_sampling: bool = False
     clip_value: float | None = None
     clip_norm: float | None = None
     plateau: Plateau | None = None
@@ -183,6 +186,9 @@ class Training:
         density = self.time_density
         if density is not None and not (density and all(0 < value < math.inf for value in density)):
             raise KldmError(f"must be numbers above 0, got {density}", place="time_density")
+        if self.importance_sampling and density is None:
+            problem = "there is no density of times to divide by"
+            raise KldmError(problem, place="importance_sampling", remedy="give time_density")
         if self.plateau is not None and self.learning_rate_schedule is not None:
             remedy = "leave out training.plateau or training.learning_rate_schedule"
             raise KldmError("cannot rule a learning rate that has a schedule", place="plateau", remedy=remedy)
@@ -273,6 +279,7 @@ class _Trainer:
         self.average = MovingAverage(model, settings.ema_decay, warmup=settings.ema_warmup)
         self.progress = _Progress()
         self.clock = 0.0  # the seconds that all processes go by
+        self.started = 0.0  # the reading of this process's clock at which there were none
         self.total = settings.epochs * self.steps_per_epoch
         self.sums: dict[str, Tensor] = {}
         self.order: tuple[int, list[int]] = (-1, [])
@@ -336,13 +343,13 @@ class _Trainer:
     def _loop(self, validate: Callable[[JointModel], Mapping[str, float]] | None, interruption: Interruption) -> None:
         how: dict[str, Any] = {"desc": "train", "unit": "step", "smoothing": 0.05, "dynamic_ncols": True}
         total = None if self.settings.minutes else self.total
-        started, quiet = time.monotonic() - self.progress.seconds, not self.world.is_writer
+        self.started, quiet = time.monotonic() - self.progress.seconds, not self.world.is_writer
         with self._board() as board, tqdm(total=total, initial=self.progress.step, disable=quiet, **how) as bar:
             while not self.over or self.sums:
                 if not self._at_end_of_epoch:  # where a run was cut off while it validated
                     self._step(interruption)
                     bar.update()
-                self.progress.seconds = time.monotonic() - started
+                self.progress.seconds = time.monotonic() - self.started
                 self._look_at_the_clock()
                 if self._at_end_of_epoch:
                     row = self._end_epoch(validate)
@@ -408,7 +415,10 @@ class _Trainer:
         clean = self.train.batch(self._rows(step))
         if settings.augmentation is not None:
             clean = settings.augmentation.augmented(clean, rng)
-        noised = self.model.noised(clean, self.times(len(clean), rng), rng)
+        s = self.times(len(clean), rng)
+        noised = self.model.noised(clean, s, rng)
+        if settings.importance_sampling:
+            noised = attrs.evolve(noised, weight=self.times.weight(s))
         self.optimizer.zero_grad()
         losses = self.gradients.add(noised)
         if self.world.size > 1:
@@ -462,6 +472,7 @@ class _Trainer:
 
     def _close_epoch(self, row: Mapping[str, float], last: bool) -> None:
         epoch = self._epoch_begun
+        self.progress.seconds = time.monotonic() - self.started  # validation included
         self.sums, self.progress.summed = {}, 0
         if self.plateau is not None:
             self.plateau.step(row["loss"])

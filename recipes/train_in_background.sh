@@ -43,10 +43,10 @@ release)
         --training.start_from "$folder" --training.start_with state --training.epochs "$epochs" \
         --training.learning_rate_schedule.@learning_rates warmup_stable_decay.v1 \
         --training.learning_rate_schedule.warmup_steps 0 --training.learning_rate_schedule.decay 1 \
-        --training.validate_every "$epochs" --training.checkpoint_every 1 &
+        --training.validate_every "$epochs" --training.checkpoint_every 1 --training.minutes null &
     trap 'kill "$!"; wait "$!"; exit 1' INT TERM
     wait "$!"
-    "${PYTHON:-python3}" -m kldm export "$branch" --out "$branch.safetensors"
+    [ -f "$branch.safetensors" ] || "${PYTHON:-python3}" -m kldm export "$branch" --out "$branch.safetensors"
     ;;
 *) usage ;;
 esac

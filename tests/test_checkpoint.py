@@ -203,3 +203,10 @@ def test_nothing_is_unpickled(file: Path, monkeypatch: pytest.MonkeyPatch) -> No
     save(file, record)
     with safe_open(file, framework="pt") as opened:
         assert json.loads(opened.metadata()["recipe"]) == RECIPE
+
+
+def test_what_is_shared_does_not_say_where_its_training_started() -> None:
+    recipe = {**RECIPE, "training": {"epochs": 3, "start_from": "/home/me/runs/trunk", "start_with": "state"}}
+    record = Checkpoint(recipe, {"model.a": torch.ones(2)}, STATE)
+    assert record.to_share().recipe == {**RECIPE, "training": {"epochs": 3}}
+    assert record.recipe == recipe

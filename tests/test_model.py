@@ -18,7 +18,7 @@ from kldm.precision import Precision
 from kldm.processes import Given, LogTan, TorusFlow, TrivializedTorus, VPEuclidean, WrappedVE
 from kldm.training import set_precision
 from tests.oracles import random_crystals
-from tests.small import random_store, small_model
+from tests.small import random_store, small_dng_model, small_model
 
 BATCH = random_store((3, 1, 2)).batch([0, 1, 2])
 TIMES = torch.tensor([0.2, 0.5, 0.9])
@@ -225,3 +225,24 @@ def test_time_features_of_the_noise_want_a_process_that_knows_it() -> None:
     features = built.network.nodes.time
     angle = (2 * torch.pi * process.sigma(TIMES)).log().unsqueeze(-1) / 4 * features.frequencies
     torch.testing.assert_close(features(TIMES), torch.cat([angle.sin(), angle.cos()], -1))
+
+
+def test_a_weight_of_each_crystal_multiplies_its_gradient() -> None:
+    """Crystal by crystal, whatever the loss of a modality; the losses are what they were."""
+    built = small_dng_model()
+    batch = random_store((2, 3)).batch([0, 1])
+    noised = built.noised(batch, torch.tensor([0.4, 0.7]), torch.Generator().manual_seed(0))
+
+    def gradient(weight: Tensor | None) -> tuple[list[Tensor], Tensor]:
+        built.zero_grad()
+        loss = built.total(built(attrs.evolve(noised, weight=weight)))
+        loss.backward()  # type: ignore[no-untyped-call]
+        return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in built.parameters()], loss.detach()
+
+    one, other = (gradient(torch.tensor(weight))[0] for weight in ([1.0, 0.0], [0.0, 1.0]))
+    mixed, loss = gradient(torch.tensor([3.0, 0.5]))
+    plain, expected = gradient(None)
+    torch.testing.assert_close(loss, expected)
+    for found, first, second, whole in zip(mixed, one, other, plain, strict=True):
+        torch.testing.assert_close(found, 3 * first + 0.5 * second, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(whole, first + second, rtol=1e-4, atol=1e-6)

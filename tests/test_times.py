@@ -75,3 +75,14 @@ def test_does_not_wait_for_the_device(device: str, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(torch, "rand", lambda count, **_: torch.empty(count, device=META))
     with unsynchronised(device):
         assert times(8, rng).shape == (8,)
+
+
+def test_weights_make_any_mean_over_times_that_of_uniform_times() -> None:
+    times = Times(0.1, "stratified", (1.0, 4.0, 0.5, 2.0), torch.device("cpu"))
+    s = times(200_000, torch.Generator().manual_seed(0))
+    weight = times.weight(s)
+    assert float(weight.mean()) == pytest.approx(1.0, abs=1e-3)
+    uniform = torch.linspace(0.1, 1, 100_001)
+    assert float((weight * s.square()).mean()) == pytest.approx(float(uniform.square().mean()), abs=2e-3)
+    plain = Times(0.1, "independent", (), torch.device("cpu"))
+    assert (plain.weight(s) == 1).all()

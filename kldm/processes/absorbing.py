@@ -157,7 +157,7 @@ class Absorbing:
         below = finite - finite.amax(-1, keepdim=True)
         uniform = torch.rand(below.shape, generator=rng, dtype=below.dtype, device=below.device)
         gumbel = -torch.log(-torch.log(uniform.clamp(min=torch.finfo(below.dtype).tiny)))
-        return self._allowed(below + gumbel).argmax(-1)
+        return (below + gumbel).argmax(-1)
 
     def _finite(self, prediction: Prediction) -> Tensor:
         """Logits in float64; NaN counts as the smallest number, inf as the largest, and -inf is what is not allowed."""

@@ -9,7 +9,7 @@ from kldm.crystals import Crystals, Layout
 from kldm.interfaces import OF_SAMPLING, Channel, Latent, Noised, Prediction, Step
 from kldm.processes.euler import not_negative, stride
 from kldm.registry import process
-from kldm.torus import unit, wrap
+from kldm.torus import towards, unit, wrap
 
 
 @process("torus_flow.v1")
@@ -80,10 +80,13 @@ class TorusFlow:
         return {"fractional": unit(fractional + layout.per_atom(s.to(fractional.dtype)).unsqueeze(-1) * velocity)}
 
     def flow_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
-        """Along the shortest line between f_s and f_0: f_0 + (r / s) wrap(f_s - f_0) modulo 1."""
+        """Along the shortest line between f_s and f_0: f_0 + (r / s) wrap(f_s - f_0) modulo 1.
+
+        Where s v of a network passes half a cell, which no data do, that is the other way round the torus.
+        """
         end = clean["fractional"]
         share = step.layout.per_atom((step.r / step.s).to(end.dtype)).unsqueeze(-1)
-        return {"fractional": unit(end + share * wrap(latent["fractional"] - end, 1.0))}
+        return {"fractional": towards(end, latent["fractional"], share)}
 
     def draw_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
         """``flow_given``: given f_0 and f_s nothing of the path is random."""

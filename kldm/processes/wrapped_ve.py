@@ -11,7 +11,7 @@ from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import OF_SAMPLING, Channel, Correction, Latent, Noised, Prediction, Step
 from kldm.registry import process
-from kldm.torus import score_root_mean_square, unit, wrap, wrapped_normal_score
+from kldm.torus import score_root_mean_square, towards, unit, wrapped_normal_score
 
 _TURN = 2 * pi  # inside: angles, and standard deviations in radians; in the latent: fractions of a turn
 
@@ -174,9 +174,8 @@ class WrappedVE:
 
     def _towards(self, latent: Latent, clean: Latent, step: Step, share: Tensor) -> Latent:
         """f_0 + share wrap(f_s - f_0) modulo 1, a share of each crystal, [B]."""
-        end = clean["fractional"]
-        kept = step.layout.per_atom(share).unsqueeze(-1) * wrap(latent["fractional"] - end, 1.0)
-        return {"fractional": unit(end + kept)}
+        kept = step.layout.per_atom(share).unsqueeze(-1)
+        return {"fractional": towards(clean["fractional"], latent["fractional"], kept)}
 
     def _size(self, sigma: Tensor) -> Tensor:
         """sqrt(n(sigma)), the root mean square of the score per radian."""

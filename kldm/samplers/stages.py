@@ -154,9 +154,9 @@ class StagedSampler(ABC):
         steps: number of steps.
         s_min: unit time at which to stop.
         rho: how the times are spaced, uniformly for 1; see ``time_grid``.
-        land: whether the last step takes every process that can to its estimate of the clean value, instead of leaving
-            the noise of its own last step in the result. For KLDM's Euler-Maruyama that noise is 0.012 rad for every
-            coordinate at 50 steps; False is published.
+        land: whether the last step takes every process that can to its estimate of the clean value (if s_min is 0),
+            instead of leaving the noise of its own last step in the result. For KLDM's Euler-Maruyama that noise is
+            0.012 rad for every coordinate at 50 steps; False is published.
     """
 
     steps: int = attrs.field(default=1000, validator=number_of_steps)
@@ -192,7 +192,7 @@ class StagedSampler(ABC):
     def _last(self, stages: tuple[Stage, ...], processes: Mapping[str, DiffusionProcess]) -> tuple[Stage, ...]:
         """The stages of the last step. At s = 0 there is no noise, and nothing to correct."""
         if self.s_min == 0:
-            stages = tuple(stage for stage in stages if stage.at == "start")
+            stages = tuple(stage for stage in stages if stage.at == "start" or set(stage.moves.values()) != {"correct"})
         if not self.land:
             return stages
         return tuple(

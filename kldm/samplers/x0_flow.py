@@ -13,7 +13,7 @@ from kldm.samplers.settings import number_of_steps
 from kldm.samplers.stages import Move, Stage, StagedSampler, able
 
 EARLIEST = 1e-3
-"""The least time that processes are trained at, and asked to noise at."""
+"""The least time that a process is asked to noise at, that of training by default."""
 
 
 @sampler("x0_flow.v1")
@@ -23,8 +23,9 @@ class X0Flow(StagedSampler):
     for KLDM the same in phase space, see ``TrivializedTorus.flow_given``). The last step ends at the estimate.
 
     A process with ``flow_given`` and ``draw_given`` takes one of them. One that has ``estimate`` alone gets the
-    estimate, noised anew by its forward process up to r. One without, and one of tokens, whose estimate is a single
-    type where ``denoise`` draws from the whole distribution, takes its own stochastic step.
+    estimate, as the crystals that it decodes to, noised anew by its forward process up to r. One without, and one of
+    tokens, whose estimate is a single type where ``denoise`` draws from the whole distribution, takes its own
+    stochastic step.
 
     ``over`` > 0 moves a modality beyond r, to r (r / s)^over, while the network is told r: less noise than it expects,
     so that samples seek the modes of the law. 0 samples the law itself. Published samplers of crystal structure

@@ -159,6 +159,20 @@ def test_a_misspelt_move_is_refused_and_a_function_is_a_move() -> None:
     assert (made.fractional == 0).all()
 
 
+def test_the_last_step_leaves_out_corrections_at_its_end_and_nothing_else() -> None:
+    @attrs.frozen(kw_only=True)
+    class Twice(StagedSampler):
+        def check(self, processes: Mapping[str, DiffusionProcess]) -> None: ...
+
+        def stages(self, processes: Mapping[str, DiffusionProcess]) -> tuple[Stage, ...]:
+            return tuple(Stage("end", {"coordinates": move}) for move in ("denoise", "correct"))
+
+    truth = random_crystals((3,), seed=0)
+    watching = Watching(Oracle(FULL, (truth,)))
+    Twice(steps=2).sample(watching, truth, torch.Generator().manual_seed(0))
+    assert watching.times == [0.5, 0.5, 0.0]
+
+
 def test_same_seed_same_crystals() -> None:
     truth = random_crystals((3, 2), seed=0)
     for sampler in (EulerMaruyama(steps=5), PredictorCorrector(steps=5), ProbabilityFlow(steps=5)):

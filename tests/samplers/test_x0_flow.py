@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kldm.constraints import Constraints, constrained
+from kldm.constraints import Constraints, Held, constrained
 from kldm.crystals import Crystals, CrystalStore, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, DiffusionProcess, Latent, Noised, Prediction, Step
@@ -36,7 +36,7 @@ MODELS: Mapping[str, Mapping[str, DiffusionProcess]] = {
         "lattice": LATTICE,
         "species": Given(),
     },
-    "direct, v_0": {
+    "direct": {
         "coordinates": TrivializedTorus(parameterization="direct"),
         "lattice": LATTICE,
         "species": Given(),
@@ -148,6 +148,19 @@ def test_known_parts_are_held_and_the_rest_is_sampled() -> None:
     assert torch.equal(made.fractional[positions], truth.fractional[positions])
     assert torch.equal(made.lattice[0], truth.lattice[0])
     assert torch.isfinite(made.fractional).all()
+
+
+def test_known_rows_are_held_where_the_estimate_is_noised_anew() -> None:
+    truth = random_crystals((2, 3), 0)
+    known = torch.tensor([True, False])
+    held = Held(EstimateAlone(), truth, known)
+    s, r = (torch.full((2,), value, dtype=torch.float64) for value in (0.9, 0.5))
+    wrong = {"lattice": torch.full((2, 6), 1.0, dtype=torch.float64)}
+    step = Step(s, r, s, truth.layout, torch.Generator().manual_seed(1))
+    made = noised_anew(held, {}, wrong, step)["lattice"]
+    z = (made - (1 - 0.5) * EstimateAlone.inner.codec.encode(truth)) / 0.5  # normal where the truth is held
+    assert z[0].abs().max() < 5
+    assert not torch.allclose(z[1], (made[1] - 0.5 * wrong["lattice"][1]) / 0.5)
 
 
 def test_a_misspelt_modality_or_value_is_refused() -> None:
