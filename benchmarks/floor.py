@@ -7,20 +7,16 @@ from torch import Tensor
 from benchmarks.timing import Work
 from kldm.crystals import Layout
 from kldm.networks.pair_network import PairNetwork
+from kldm.precision import Precision
 
 
 @attrs.frozen
 class Product:
-    """Of a matrix [rows, inner] and one [inner, columns].
-
-    Attributes:
-        of_edges: whether it has a row of the batch for every pair or edge, not for every atom.
-    """
+    """Of a matrix [rows, inner] and one [inner, columns]."""
 
     rows: int
     inner: int
     columns: int
-    of_edges: bool
 
     def by_weight(self) -> "Product":
         """The gradient of the right factor."""
@@ -40,12 +36,12 @@ def unavoidable(network: PairNetwork, layout: Layout, backward: bool) -> list[Pr
     """
     atoms, pairs = layout.total, len(layout.pairs.i)
     hidden, geometry = network.norm.normalized_shape[0], 3 * network.frequencies
-    waves = [Product(pairs, geometry, hidden, True)] * 2
+    waves = [Product(pairs, geometry, hidden)] * 2
     others = [
-        Product(2 * pairs, hidden, hidden, True),
-        Product(atoms, hidden, 2 * hidden, False),
-        Product(atoms, 2 * hidden, hidden, False),
-        Product(atoms, hidden, hidden, False),
+        Product(2 * pairs, hidden, hidden),
+        Product(atoms, hidden, 2 * hidden),
+        Product(atoms, 2 * hidden, hidden),
+        Product(atoms, hidden, hidden),
     ]
     layer = [*waves, *others]
     if backward:
@@ -57,13 +53,13 @@ def flops(products: list[Product]) -> int:
     return sum(2 * one.rows * one.inner * one.columns for one in products)
 
 
-def alone(products: list[Product], device: torch.device, of_edges: torch.dtype = torch.float32) -> Work:
-    """These products one after the other, into memory that is there already; those of edges in a type of their own."""
+def alone(products: list[Product], device: torch.device, precision: Precision) -> Work:
+    """These products one after the other, into memory that is there already."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     made: dict[Product, tuple[Tensor, Tensor, Tensor]] = {}
     for one in products:
         if one not in made:
             shapes = (one.rows, one.inner), (one.inner, one.columns), (one.rows, one.columns)
-            dtype = of_edges if one.of_edges else torch.float32
             left, right, result = (torch.randn(shape, device=device, dtype=dtype) for shape in shapes)
             made[one] = left, right, result
 

@@ -7,7 +7,8 @@ from typing import Any, get_args
 import torch
 
 from benchmarks.timing import device_name
-from kldm.precision import Precision
+from kldm.allocator import keep_memory
+from kldm.precision import Precision, used_precision
 
 
 def common(description: str, batch: int = 64) -> argparse.ArgumentParser:
@@ -25,17 +26,22 @@ def add_network(parser: argparse.ArgumentParser, precision: bool = True) -> None
     parser.add_argument("--hidden", type=int, default=512)
     if precision:
         parser.add_argument("--repeats", type=int, default=5)
-        parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="of ours")
+        help_ = "of ours, one table each; by default fp32, and bf16 where the device has it"
+        parser.add_argument("--precision", nargs="+", choices=get_args(Precision), default=["fp32", "auto"], help=help_)
 
 
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The options, with the number of threads set."""
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_memory()  # as in training and sampling, for both sides
+    if "precision" in options:
+        options.precision = list(dict.fromkeys(used_precision(one, options.device) for one in options.precision))
     return options
 
 
 def described(options: argparse.Namespace) -> dict[str, Any]:
     """For the JSON file: the options that decide the figures, the device and the version of torch."""
     settings = {name: value for name, value in vars(options).items() if name not in ("device", "json")}
-    return {**settings, "device": device_name(options.device), "torch": torch.__version__}
+    device, keeps = device_name(options.device), keep_memory()
+    return {**settings, "device": device, "keeps_memory": keeps, "torch": torch.__version__}

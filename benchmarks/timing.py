@@ -13,6 +13,7 @@ import attrs
 import torch
 
 from kldm.files import atomic_write
+from kldm.precision import bfloat16_unit
 
 Work = Callable[[], object]
 
@@ -75,4 +76,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads, unit = torch.get_num_threads(), bfloat16_unit(device) or "no native bfloat16"
+    return f"cpu with {unit}, {threads} thread{'s' * (threads > 1)}"

@@ -8,6 +8,8 @@ import torch
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 
+_X86 = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_supported"}
+
 
 def used_precision(precision: Precision, device: torch.device) -> Precision:
     """What a precision that is asked for comes to on a device; never ``auto``.
@@ -23,20 +25,24 @@ def used_precision(precision: Precision, device: torch.device) -> Precision:
     return precision
 
 
-@cache
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether products of bfloat16 are faster than those of float32 there.
+    """Whether products of bfloat16 are faster than those of float32 there."""
+    return bfloat16_unit(device) is not None
 
-    Of a CPU: whether it has AMX or AVX512-BF16 (x86) or Arm's BF16 extension, and torch has oneDNN to use it. Without
-    them torch imitates the products, slower than in float32.
+
+@cache
+def bfloat16_unit(device: torch.device) -> str | None:
+    """What multiplies bfloat16 natively there; None where torch would imitate it, slower than float32.
+
+    Of a CPU AMX or AVX512-BF16 (x86) or Arm's BF16 extension, where torch has oneDNN to use them.
     """
     if device.type == "cuda":
         with torch.cuda.device(device):
-            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+            return "GPU" if torch.cuda.is_bf16_supported(including_emulation=False) else None
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
+        return None
     if platform.machine() in ("aarch64", "arm64"):
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return "Arm BF16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
     # Torch's own names, of no public interface: a version without one of them has no way to tell.
-    asked = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    return any(found is not None and found() for found in asked)
+    asked = {name: getattr(torch.cpu, function, None) for name, function in _X86.items()}
+    return next((name for name, found in asked.items() if found is not None and found()), None)

@@ -114,7 +114,7 @@ class PairNetwork(nn.Module):
             product: type that the factors of the products of the layers are rounded to.
         """
         if nodes.device.type == "cpu" and not torch.is_grad_enabled():
-            parts = layout.parts(max(1, self.bytes_in_cache // (nodes.shape[1] * nodes.element_size())))
+            parts = layout.parts(max(1, self.bytes_in_cache // (nodes.shape[1] * product.itemsize)))
             if len(parts) > 1:
                 of_parts = (
                     self.evaluate(nodes[atoms], fractional[atoms], velocity[atoms], crystal[crystals], part, product)
