@@ -315,7 +315,7 @@ def test_fine_tuning_keeps_the_statistics_of_its_start(finished: Path, tmp_path:
 def test_a_start_with_other_statistics_is_refused(finished: Path, tmp_path: Path) -> None:
     raw = {"training.start_from": str(finished), "model.lattice.codec.standardise": False}
     told = refused("train", RECIPES / "quickstart.cfg", "--out", tmp_path / "run", *options({**QUICK, **raw}))
-    assert told.startswith("model.lattice: other statistics of the training split belong to it than to the model")
+    assert told.startswith("model.lattice: it takes other statistics of the training split than in the model of")
     nowhere = {"training.start_from": str(tmp_path / "nowhere")}
     told = refused("train", RECIPES / "quickstart.cfg", "--out", tmp_path / "run", *options({**QUICK, **nowhere}))
     assert "nowhere: no checkpoint here" in told
