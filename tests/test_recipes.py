@@ -135,6 +135,7 @@ def test_each_run_on_what_is_shown_changes_one_thing_more() -> None:
         _, found = assemble(read_recipe(RECIPES / "comparison" / f"shown_{name}_perov5.cfg", OVERRIDES))
         assert found == expected
     best = read_recipe(RECIPES / "parts" / "displacement_free.cfg")["model"]
+    assert isinstance(best, dict)
     assert all(found["model"][section].items() >= options.items() for section, options in best.items())
 
 
