@@ -23,10 +23,11 @@ from kldm import Data, KldmError, load_run
 from kldm.crystals import CrystalStore
 from kldm.evaluation import drawn_rows
 from kldm.files import atomic_write, digest, make_writable
-from kldm.interfaces import Json, Samples
+from kldm.interfaces import Json, Sampler, Samples
 from kldm.judging import reference_structures
 from kldm.memory import sampling_pairs
 from kldm.metrics import MatchRate
+from kldm.registry import SHELVES
 from kldm.results import write_table
 from kldm.runs import default_device
 from kldm.sampling import candidates, generate, requests
@@ -35,6 +36,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FIGURES = ("match_rate", "rmse", "share_below_0.02", "share_below_0.1", "crmse")
+PANELS = {
+    "share_below_0.1": "share of targets with rms < 0.1",
+    "match_rate": "match rate",
+    "rmse": "RMSE of the matched",
+}
+TICKS = (5, 10, 20, 50, 100, 200, 500, 2000)
 SETTINGS = ("weights", "data", "targets", "candidates", "seed")
 
 
@@ -43,7 +50,7 @@ class Curve:
     """A sampler with its options, at several numbers of network calls.
 
     Attributes:
-        options: as after ``--sampler.`` on the command line.
+        options: of the sampler; others have their defaults.
         per_step: network calls of a step.
         color: of its line in the plot.
     """
@@ -57,20 +64,21 @@ class Curve:
 
     def row(self, calls: int, settings: Mapping[str, Any]) -> dict[str, str]:
         """What identifies a run, as the file has it."""
-        options = " ".join(f"{name}={json.dumps(value)}" for name, value in self.options.items())
+        options = json.dumps(dict(self.options))
         row = {"label": self.label, "sampler": self.sampler, "options": options, "calls": calls, **settings}
         return {name: str(value) for name, value in row.items()}
 
-    def overrides(self, calls: int) -> dict[str, Json]:
-        named = {"@samplers": self.sampler, "steps": calls // self.per_step, **self.options}
-        return {f"sampler.{name}": value for name, value in named.items()}
+    def at(self, calls: int) -> Sampler:
+        """With that many calls, and the sampler's own defaults instead of a recipe's."""
+        made: Sampler = SHELVES["samplers"].get(self.sampler)(steps=calls // self.per_step, **self.options)
+        return made
 
 
 FEW = (5, 10, 20, 50)
 MANY = (10, 20, 50, 100, 200)
 CURVES = (
-    Curve("x0 flow, over 4", "x0_flow.v1", FEW, {"over.coordinates": 4}, color="#c0392b"),
-    Curve("x0 flow, over 2", "x0_flow.v1", FEW, {"over.coordinates": 2}, color="#e67e22"),
+    Curve("x0 flow, over 4", "x0_flow.v1", FEW, {"over": {"coordinates": 4.0}}, color="#c0392b"),
+    Curve("x0 flow, over 2", "x0_flow.v1", FEW, {"over": {"coordinates": 2.0}}, color="#e67e22"),
     Curve("x0 flow", "x0_flow.v1", (*FEW, 100, 200), color="#8e44ad"),
     Curve("x0 draws", "x0_flow.v1", (*FEW, 100, 200), {"stochastic": True}, color="#d17fc4"),
     Curve("probability flow", "probability_flow.v1", (5, *MANY), color="#16a085"),
@@ -92,15 +100,16 @@ def measured(
     weights: Path, curve: Curve, calls: int, targets: CrystalStore, count: int, seed: int
 ) -> dict[str, str | float | None]:
     """The figures of ``count`` candidates for each target (the best of them), their standard errors, and seconds."""
-    experiment, _, _ = load_run(weights, curve.overrides(calls))
-    device, wanted = default_device(), requests(len(targets), count)
+    experiment, _, _ = load_run(weights)
+    sampler, device, wanted = curve.at(calls), default_device(), requests(len(targets), count)
+    sampler.check(experiment.model.processes)
     model, made = experiment.model.to(device), list[CrystalStore]()
 
     def sample() -> None:
         made.append(
             generate(
                 model,
-                experiment.sampler,
+                sampler,
                 targets.to(device),
                 wanted,
                 seed=seed,
@@ -163,20 +172,29 @@ def plot(rows: Sequence[Mapping[str, str]], path: Path) -> None:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise KldmError("matplotlib is not installed", remedy="pip install 'kldm[plot]'") from error
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure = Figure(figsize=(12, 5), layout="constrained")
     FigureCanvasAgg(figure)
-    titles = {"share_below_0.1": "share with rms < 0.1", "match_rate": "match rate", "rmse": "RMSE of the matched"}
-    panels: Sequence[Axes] = figure.subplots(1, len(titles))
-    for axes, (name, title) in zip(panels, titles.items(), strict=True):
+    panels: Sequence[Axes] = figure.subplots(1, len(PANELS))
+    for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
+        starts = []
         for curve in CURVES:
             points = sorted((int(row["calls"]), float(row[name])) for row in rows if row["label"] == curve.label)
             if points:
-                axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, label=curve.label, color=curve.color)
-        axes.set(xscale="log", xlabel="network calls", title=title)
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, linewidth=1.3, color=curve.color)
+                starts.append((*points[0], curve))
+        axes.set(xscale="log", xlabel="network calls", title=title, xlim=(0.4, 3000))
+        axes.set_xticks(TICKS, [str(calls) for calls in TICKS], fontsize=8)
+        axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
-    panels[0].legend(fontsize=7)
+        lowest, highest = axes.get_ylim()
+        apart, least = (highest - lowest) * 0.032, -math.inf
+        for calls, value, curve in sorted(starts, key=lambda start: start[1]):
+            least = max(value, least + apart)
+            text = axes.text(calls * 0.85, least, curve.label, color=curve.color, fontsize=8, ha="right", va="center")
+            text.set_zorder(1)
+            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.7})
     with atomic_write(path) as part:
-        figure.savefig(part, dpi=130, format="png")
+        figure.savefig(part, dpi=110, format="png")
 
 
 def main() -> None:
