@@ -9,6 +9,7 @@ from torch.nn.functional import silu
 
 from kldm.crystals import Pairs
 from kldm.errors import KldmError
+from kldm.networks.products import affine, differentiated
 from kldm.networks.sums import Ends, sum_at, sum_of_bags
 
 
@@ -62,11 +63,6 @@ class ManualMessageBlock(Function):
         return (*message_gradients(gradient, first, second, weight, ctx.pairs, ctx.node_dtype), None)
 
 
-def differentiated(*tensors: Tensor) -> bool:
-    """Whether a function of these tensors will be asked for gradients."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
 def summed_messages(
     receiver: Tensor,
     sender: Tensor,
@@ -77,10 +73,10 @@ def summed_messages(
     pairs: Pairs,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sums of the messages [N, H], and the pre-activations a and z [2 P, H], overwritten if not to be kept."""
+    """The sums of the messages [N, H], and the pre-activations a and z [2 P, H]; if not to be kept, their silu."""
     first = first_activation(receiver, sender, even, odd, pairs).to(weight.dtype)
-    second = torch.addmm(bias, silu(first, inplace=not keep), weight.t())
-    return sum_at(Ends.RECEIVER, silu(second, inplace=not keep), pairs, len(receiver)), first, second
+    second = affine(silu(first, inplace=not keep), weight, bias, activated=not keep)
+    return sum_at(Ends.RECEIVER, silu(second) if keep else second, pairs, len(receiver)), first, second
 
 
 def first_activation(receiver: Tensor, sender: Tensor, even: Tensor, odd: Tensor, pairs: Pairs) -> Tensor:
@@ -122,7 +118,7 @@ def message_gradients(
     torch.ops.aten.silu_backward.grad_input(inner, second, grad_input=inner)
     activated = silu(first)
     by_weight, by_bias = inner.t() @ activated, inner.sum(0)
-    outer = torch.mm(inner, weight, out=activated)
+    outer = affine(inner, weight.t())
     torch.ops.aten.silu_backward.grad_input(outer, first, grad_input=outer)
     by_receiver, by_sender = (sum_at(end, outer, pairs, atoms).to(node_dtype) for end in Ends)
     to_i, to_j = outer[:half], outer[half:]

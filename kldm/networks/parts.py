@@ -10,6 +10,7 @@ from torch.nn import functional
 from kldm.crystals import Layout
 from kldm.interfaces import Channel, Latent
 from kldm.networks.features import TimeEmbedding, TimeFeatures, distinct
+from kldm.networks.products import affine
 
 TangentHead = Literal["mlp", "linear"]
 
@@ -78,7 +79,7 @@ class Layer(nn.Module):
         values = torch.cat([normed, mean.to(normed.dtype)], -1)
         for linear in (self.update_in, self.update_out):
             weight, bias = linear.weight.to(values.dtype), linear.bias.to(values.dtype)
-            values = functional.silu(functional.linear(values, weight, bias))
+            values = affine(values, weight, bias, activated=True)
         return nodes + values
 
 

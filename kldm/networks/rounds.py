@@ -12,6 +12,7 @@ from kldm.compiling import allow_shapes
 from kldm.networks.features import sinusoids
 from kldm.networks.message import message, messages_of_tensors
 from kldm.networks.parts import Layer
+from kldm.networks.products import affine
 from kldm.rows import take_rows
 
 PAIRS, ATOMS, CRYSTALS = 1024, 512, 64
@@ -77,7 +78,7 @@ def rounds(
         to, of, per_crystal, moving, odd, even = split(layer.message_in.weight, layer.widths, 1)
         common = linear(crystal, per_crystal, layer.message_in.bias)
         rounded = normed.to(product)
-        receiver, sender = (linear(rounded, part.to(product)) for part in (to, of))
+        receiver, sender = (affine(rounded, part.to(product)) for part in (to, of))
         if layer.velocity is not None:
             drift = linear(velocity, moving @ layer.velocity.weight)
             receiver, sender = receiver - drift, sender + drift
@@ -87,7 +88,7 @@ def rounds(
         out = layer.message_out.weight.to(product), layer.message_out.bias.to(product)
         # Within the wide matrix rows begin at multiples of 8 or 4 bytes; the fast products of a GPU want 16.
         by_cos, by_sin = (part.to(product).contiguous() for part in (even, odd))
-        total = block(receiver, sender, linear(cos, by_cos), linear(sin, by_sin), *out)
+        total = block(receiver, sender, affine(cos, by_cos), affine(sin, by_sin), *out)
         if self_edges:
             total = total + message((receiver + sender + even.sum(1)).to(product), *out)
         nodes = layer.update(nodes, rounded, total / senders)

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from kldm.crystals import Layout, Pairs
-from kldm.networks.manual import ManualMessageBlock, differentiated, first_activation, manual_messages
+from kldm.networks.manual import ManualMessageBlock, first_activation, manual_messages
+from kldm.networks.products import differentiated
 from kldm.networks.sums import Ends, sum_at
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -113,7 +113,7 @@ def test_products_of_pairs_are_aligned(family: str) -> None:
     """As a GPU's fast products want them: rows of the weights at multiples of 16 bytes."""
     fast, _ = twins(family, INTERFACES["structure prediction"], hidden=16, layers=2)
     latent, s, layout = case(INTERFACES["structure prediction"], (3, 5), torch.float32)
-    with torch.no_grad(), Factors(len(layout.pairs.i)) as factors:
+    with Factors(len(layout.pairs.i)) as factors:
         fast(latent, s, layout)
     assert len(factors.found) == 4
     for weight in factors.found:
