@@ -462,7 +462,8 @@ class _Trainer:
             if self.world.size > 1:
                 self._write("last")  # while a process is at work on its own, the loss of another may end it untimely
             values = self.world.writers(validate(self._evaluated()))
-            row |= {f"validation_{name}": value for name, value in values.items()}
+            # A score with a minus before its name is under "validation", and without it among the values.
+            row |= {f"validation_{name}": value for name, value in values.items() if not name.startswith("-")}
             row["validation"] = next(iter(values.values()))
         # For each process either all of what follows is done or nothing; and for the others nothing before the writer's
         # files are there, lest one of them save a state that says so.
