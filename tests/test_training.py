@@ -502,17 +502,22 @@ def test_training_follows_the_learning_rate_that_it_tells(tmp_path: Path) -> Non
     assert all(left != right for left, right in zip(one[fallen:], other[fallen:], strict=True))
 
 
+def assert_resumes(folder: Path, settings: Training, call: int, signalled: signal.Signals) -> None:
+    """A run that is interrupted at this call of the network and goes on repeats the uninterrupted one in ``whole``."""
+    model = Acting(small_model(), call, lambda: signal.raise_signal(signalled)).install()
+    with pytest.raises(KldmError, match="interrupted"):
+        fit(model, STORE, settings, folder / "cut", {"a": 1}, zero)
+    trained(folder / "cut", settings, validate=zero)
+    assert losses(folder / "cut") == losses(folder / "whole")
+    assert same_weights(folder / "cut", folder / "whole")
+
+
 @pytest.mark.parametrize("call", [2, *range(4, 8 * STEPS, STEPS)])
 def test_a_plateau_is_resumed_to_the_bit(tmp_path: Path, call: int) -> None:
     """In every epoch: before anything was watched, while bad epochs are counted, and after the learning rate fell."""
     trained(tmp_path / "whole", FALLING, validate=zero)
     assert len(set(rates(tmp_path / "whole"))) > 1
-    model = Acting(small_model(), call, lambda: signal.raise_signal(signal.SIGINT)).install()
-    with pytest.raises(KldmError, match="interrupted"):
-        fit(model, STORE, FALLING, tmp_path / "cut", {"a": 1}, zero)
-    trained(tmp_path / "cut", FALLING, validate=zero)
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
-    assert same_weights(tmp_path / "cut", tmp_path / "whole")
+    assert_resumes(tmp_path, FALLING, call, signal.SIGINT)
 
 
 SCHEDULED = attrs.evolve(
@@ -539,12 +544,7 @@ def test_the_schedule_rules_the_steps_and_is_logged(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("call", [2, 8, 12, 14])
 def test_a_schedule_is_resumed_to_the_bit(tmp_path: Path, call: int) -> None:
     trained(tmp_path / "whole", SCHEDULED, validate=zero)
-    model = Acting(small_model(), call, lambda: signal.raise_signal(signal.SIGTERM)).install()
-    with pytest.raises(KldmError, match="interrupted"):
-        fit(model, STORE, SCHEDULED, tmp_path / "cut", {"a": 1}, zero)
-    trained(tmp_path / "cut", SCHEDULED, validate=zero)
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
-    assert same_weights(tmp_path / "cut", tmp_path / "whole")
+    assert_resumes(tmp_path, SCHEDULED, call, signal.SIGTERM)
 
 
 def test_a_constant_schedule_changes_nothing_but_the_log(uninterrupted: Path, tmp_path: Path) -> None:

@@ -184,8 +184,7 @@ class TrivializedTorus:
         """Predictor of Algorithm 4: v <- rho v + c S, rho = e^h, c = (rho sigma_v(t) - sigma_v(t - h)) sigma_v(t)."""
         h = self._duration(step, latent["fractional"])
         velocity, score = self._state(latent, prediction, step.s, step.layout)
-        times = self.horizon * torch.stack([step.s, step.r]).to(h.dtype)
-        before, after = velocity_variance(times, self.variance_floor).sqrt().unbind()
+        before, after = velocity_variance(self._times(step, h), self.variance_floor).sqrt().unbind()
         rho = h.exp()
         rho, push, h = step.layout.columns(rho, (rho * before - after) * before, h)
         return self._carry(latent, torch.addcmul(rho * velocity, push, score), h)
@@ -223,20 +222,20 @@ class TrivializedTorus:
             g = output * layout.per_atom(self._kernel(s, output).score_size).unsqueeze(-1)
         else:
             g = (output + latent["velocity"] * _TURN / velocity_std.square()) / gain
-        y = torch.addcmul(latent["fractional"], gain, latent["velocity"], value=-1)
+        y = self._free_of_displacement(latent, joint.gain, layout)
         clean = torch.addcmul(y, position_std.square(), g, value=-1 / _TURN)
         return {"fractional": unit(clean), "velocity": torch.zeros_like(clean)}
 
     def flow_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
         """The probability flow given theta_0: a rotation of (w_1, w_2); see ``kinetic.flow``."""
-        t, r = self._times(step, latent["fractional"])
+        t, r = self._times(step, latent["fractional"]).unbind()
         w_1, w_2 = self._whitened(latent, clean, step)
         cos, sin = step.layout.columns(*flow(t, r, self.horizon, self.initial_velocity_std))
         return self._coloured(clean, cos * w_1 + sin * w_2, cos * w_2 - sin * w_1, step)
 
     def draw_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
         """A draw from p(f_r, v_r | f_s, v_s, f_0), Gaussian on the line that covers the circle; see ``posterior``."""
-        t, r = self._times(step, latent["fractional"])
+        t, r = self._times(step, latent["fractional"]).unbind()
         w_1, w_2 = self._whitened(latent, clean, step)
         a, b, c, spread_1, spread_2, shared = step.layout.columns(
             *posterior(t, r, self.horizon, self.initial_velocity_std)
@@ -294,10 +293,9 @@ class TrivializedTorus:
         t = self.horizon * s.to(like.dtype)
         return Joint.at(t, self.variance_floor, self.horizon, self.initial_velocity_std)
 
-    def _times(self, step: Step, like: Tensor) -> tuple[Tensor, Tensor]:
-        """t = horizon s and horizon r, [B]."""
-        t, r = (self.horizon * torch.stack([step.s, step.r]).to(like.dtype)).unbind()
-        return t, r
+    def _times(self, step: Step, like: Tensor) -> Tensor:
+        """horizon s and horizon r, [2, B]."""
+        return self.horizon * torch.stack([step.s, step.r]).to(like.dtype)
 
     def _duration(self, step: Step, like: Tensor) -> Tensor:
         """h = horizon (s - r), [B]."""

@@ -130,14 +130,15 @@ def integrate(
         return latents
 
     latents: Latents = {name: process.prior(given, rng) for name, process in processes.items()}
-    *pairs, (before, final) = pairwise(times)
+    pairs = list(pairwise(times))
+    alike = pairs if last is None else pairs[:-1]
     with stepping(advance, rng, given.device) as step:
-        for start, end in pairs if last is not None else [*pairs, (before, final)]:
+        for start, end in alike:
             latents = step(latents, start, end)
             if progress is not None:
                 progress(1)
     if last is not None:
-        latents = advance(latents, before, final, rng, last)
+        latents = advance(latents, *pairs[-1], rng, last)
         if progress is not None:
             progress(1)
     crystals = given
