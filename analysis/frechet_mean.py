@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from kldm.crystals import Crystals, Layout
-from kldm.files import atomic_write
 from kldm.processes import TrivializedTorus
 from kldm.processes.kinetic import Kernel
+from kldm.runtime.files import atomic_write
 from kldm.torus import unit, wrap
 
 if TYPE_CHECKING:

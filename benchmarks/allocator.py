@@ -20,8 +20,8 @@ import torch
 from benchmarks.network import batch_for, of_form, training_step
 from benchmarks.options import add_network, common, described, parsed
 from benchmarks.timing import Timing, Work, device_name, peak_memory, seconds, write_json
-from kldm.allocator import SWITCH, keep_memory
-from kldm.precision import Precision
+from kldm.execution import Precision
+from kldm.runtime.allocator import SWITCH, keep_memory
 
 CPU = torch.device("cpu")
 

@@ -25,11 +25,11 @@ from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
 
 from benchmarks import plain_evaluation as plain
-from kldm.convert import to_structures
 from kldm.data import Data
-from kldm.files import atomic_write
+from kldm.data.convert import to_structures
 from kldm.interfaces import Candidate, Samples
 from kldm.metrics import DeNovo, MatchRate
+from kldm.runtime.files import atomic_write
 
 BARS = {"CSP, structural rule": 2.0, "CSP, full rule": 10.0, "de-novo": 1.0}
 

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from benchmarks.timing import Work
 from kldm.crystals import Layout
+from kldm.execution import Precision
 from kldm.networks.pair_network import PairNetwork
-from kldm.precision import Precision
 
 
 @attrs.frozen

@@ -40,7 +40,7 @@ import torch
 begin = time.process_time()
 from pathlib import Path
 import kldm
-from kldm.experiment import assemble
+from kldm.runs.experiment import assemble
 from kldm.recipe import read_recipe
 imported = time.process_time()
 experiment, _ = assemble(read_recipe(Path(sys.argv[1])))

@@ -21,11 +21,10 @@ from benchmarks.floor import alone, flops, unavoidable
 from benchmarks.options import add_network, common, described, parsed
 from benchmarks.timing import Timing, Work, device_name, interleaved, write_json
 from kldm.crystals import Layout
-from kldm.execution import Execution
+from kldm.execution import Execution, Precision
 from kldm.interfaces import Channel, Interface
 from kldm.networks import CSPNet, CSPNetPlain, CSPVNet, CSPVNetPlain
 from kldm.networks.pair_network import PairNetwork
-from kldm.precision import Precision
 
 # Crystals with 1, 2, ... atoms: of the MP-20 training split (10.4 on average), and of 12,751 crystals drawn from that
 # of MPTS-52 (18.2).

@@ -7,8 +7,8 @@ from typing import Any, get_args
 import torch
 
 from benchmarks.timing import device_name
-from kldm.allocator import keep_memory
-from kldm.precision import Precision, used_precision
+from kldm.execution import Precision, used_precision
+from kldm.runtime.allocator import keep_memory
 
 
 def common(description: str, batch: int = 64) -> argparse.ArgumentParser:

@@ -21,16 +21,16 @@ import attrs
 from benchmarks.timing import seconds
 from kldm import Data, KldmError, load_run
 from kldm.crystals import CrystalStore
-from kldm.evaluation import drawn_rows
-from kldm.files import atomic_write, digest, make_writable
+from kldm.evaluation.judging import reference_structures
+from kldm.evaluation.results import write_table
 from kldm.interfaces import Json, Sampler, Samples
-from kldm.judging import reference_structures
 from kldm.memory import sampling_pairs
 from kldm.metrics import MatchRate
 from kldm.registry import SHELVES
-from kldm.results import write_table
-from kldm.runs import default_device
-from kldm.sampling import candidates, generate, requests
+from kldm.runs.run import default_device
+from kldm.runs.splits import drawn_rows
+from kldm.runtime.files import atomic_write, digest, make_writable
+from kldm.sampling.generation import candidates, generate, requests
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -23,16 +23,15 @@ from benchmarks.network import batch_for
 from benchmarks.options import add_network, common, described, parsed
 from benchmarks.timing import Timing, Work, device_name, interleaved, peak_memory, write_json
 from kldm.crystals import Crystals
-from kldm.execution import Execution, set_execution
+from kldm.execution import Execution, Precision, set_execution
 from kldm.interfaces import Sampler
 from kldm.model import JointModel
 from kldm.networks import CSPVNet, CSPVNetPlain
 from kldm.networks.pair_network import PairNetwork
-from kldm.precision import Precision
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
+from kldm.runtime.seeding import seeded
 from kldm.samplers import EulerMaruyama, PredictorCorrector
 from kldm.samplers.graphs import replaying
-from kldm.seeding import seeded
 from kldm.training import set_precision
 
 BARS: dict[Precision, float] = {"fp32": 3, "bf16": 4}

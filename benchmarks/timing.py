@@ -12,8 +12,8 @@ from typing import Any
 import attrs
 import torch
 
-from kldm.files import atomic_write
-from kldm.precision import bfloat16_unit
+from kldm.execution import bfloat16_unit
+from kldm.runtime.files import atomic_write
 
 Work = Callable[[], object]
 

@@ -24,16 +24,15 @@ from benchmarks.floor import alone, flops, unavoidable
 from benchmarks.input import loaders, made_up
 from benchmarks.options import add_network, common, described, parsed
 from benchmarks.timing import Timing, Work, device_name, interleaved, peak_memory, write_json
-from kldm.averaging import MovingAverage
 from kldm.crystals import Crystals, CrystalStore, Layout
-from kldm.execution import Execution, set_execution
+from kldm.execution import Execution, Precision, set_execution
 from kldm.interfaces import Noised
 from kldm.model import JointModel
 from kldm.networks import CSPVNet, CSPVNetPlain
 from kldm.networks.pair_network import PairNetwork
-from kldm.precision import Precision
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
 from kldm.training import set_precision
+from kldm.training.averaging import MovingAverage
 
 BARS: dict[Precision, float] = {"fp32": 4, "bf16": 6}
 """The least that a step must be faster by than the plain one in float32, at batch 64, width 512 and one thread; in bf16
@@ -63,7 +62,7 @@ class Learner:
 
     Attributes:
         model: on its device.
-        optimizer, average: as in ``kldm.training``.
+        optimizer, average: as in ``kldm.training.loop``.
         rng: of times and noise.
     """
 

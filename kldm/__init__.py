@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from kldm.crystals import Crystals, CrystalStore, Layout
     from kldm.data import Data
     from kldm.errors import KldmError
-    from kldm.experiment import Evaluation, Experiment, Validation
     from kldm.interfaces import (
         Augmentation,
         Candidate,
@@ -46,14 +45,15 @@ if TYPE_CHECKING:
         sampler,
         schedule,
     )
-    from kldm.runs import load_run, run
+    from kldm.runs.experiment import Evaluation, Experiment, Validation
+    from kldm.runs.run import load_run, run
     from kldm.training import Training, fit
 
 _HOME = {
     "kldm.crystals": ("CrystalStore", "Crystals", "Layout"),
     "kldm.data": ("Data",),
     "kldm.errors": ("KldmError",),
-    "kldm.experiment": ("Evaluation", "Experiment", "Validation"),
+    "kldm.runs.experiment": ("Evaluation", "Experiment", "Validation"),
     "kldm.interfaces": (
         "Augmentation",
         "Candidate",
@@ -87,8 +87,8 @@ _HOME = {
         "sampler",
         "schedule",
     ),
-    "kldm.runs": ("load_run", "run"),
-    "kldm.training": ("Training", "fit"),
+    "kldm.runs.run": ("load_run", "run"),
+    "kldm.training.loop": ("Training", "fit"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""The command line: thin commands over ``kldm.experiment``. A user's mistake is one sentence and exit status 1."""
+"""The command line: thin commands over ``kldm.runs.experiment``. A user's mistake is one sentence and exit status 1."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ from kldm.version import __version__
 if TYPE_CHECKING:
     import torch
 
-    from kldm.checkpoint import Rounding
+    from kldm.training.checkpoint import Rounding
 
 _EXTRA = {"ignore_unknown_options": True, "allow_extra_args": True, "max_content_width": 110}
 
@@ -119,8 +119,8 @@ def train(ctx: click.Context, recipe: Path, code: tuple[Path, ...], out: Path | 
 def _run(
     ctx: click.Context, recipe: Path, code: tuple[Path, ...], out: Path | None, device: str | None, evaluate: bool
 ) -> None:
-    from kldm import runs
-    from kldm.judging import table
+    from kldm.evaluation.judging import table
+    from kldm.runs import run as runs
 
     folder = out or Path("runs") / recipe.stem
     with _working(device) as own:
@@ -221,8 +221,8 @@ def sample(
     What is asked for is verified on the structures; report.json counts the violations. Keys of the sampler can be
     overridden: `--sampler.steps 500`.
     """
-    from kldm import runs
-    from kldm.wish import Wish
+    from kldm.runs import run as runs
+    from kldm.runs.request import Wish
 
     with _working(device) as own:
         _load(code)
@@ -279,7 +279,7 @@ def export(ctx: click.Context, model: Path, out: Path, precision: "Rounding", co
     `kldm sample` takes it like a run folder. It has no optimiser's state: training can start from it
     (training.start_from), but not go on. Overridden keys of the sampler go into the recipe of the file.
     """
-    from kldm import runs
+    from kldm.runs import run as runs
 
     _load(code)
     runs.export(model, out, precision, _overrides(ctx))
@@ -317,8 +317,8 @@ def relax(
     (samples.jsonl, samples.extxyz, structures.zip), relaxation.csv, relaxation.json, and entries.json.gz, a convex hull
     for `kldm evaluate --task stability --hull`. Interrupted work goes on where it was.
     """
-    from kldm import runs
-    from kldm.relaxing import relax_file, relaxing_with
+    from kldm.evaluation.relaxing import relax_file, relaxing_with
+    from kldm.runs import run as runs
 
     with _working(None):
         _load(code)
@@ -432,10 +432,10 @@ def evaluate(
 
     With `--task stability` the reference is what is not novel.
     """
-    from kldm import runs
-    from kldm.judging import table
-    from kldm.relaxing import of_options
-    from kldm.scoring import Task, metric_for, score_files, usual_cutoffs
+    from kldm.evaluation.files import Task, metric_for, score_files, usual_cutoffs
+    from kldm.evaluation.judging import table
+    from kldm.evaluation.relaxing import of_options
+    from kldm.runs import run as runs
 
     with _working("cpu"):
         _load(code)
@@ -484,7 +484,7 @@ def evaluate(
 def compare(paths: tuple[Path, ...], out: Path | None) -> None:
     """Put the reports of RUN ... side by side (run folders, folders of `kldm evaluate`, report.json files), and
     published numbers beside them where the definitions agree."""
-    from kldm.comparison import compare as compared
+    from kldm.evaluation.comparison import compare as compared
 
     found = compared(paths)
     if out is not None:
@@ -498,8 +498,9 @@ def compare(paths: tuple[Path, ...], out: Path | None) -> None:
 @click.pass_context
 def check(ctx: click.Context, recipe: Path, code: tuple[Path, ...]) -> None:
     """Everything short of work: read RECIPE, build its parts, see that they fit, and print it complete."""
-    from kldm import checkpoint, experiment
     from kldm.recipe import read_recipe, recipe_text
+    from kldm.runs import experiment
+    from kldm.training import checkpoint
 
     _load(code)
     built, tree = experiment.assemble(read_recipe(recipe, _overrides(ctx)))
@@ -517,11 +518,9 @@ def check(ctx: click.Context, recipe: Path, code: tuple[Path, ...]) -> None:
 @_code
 def components(code: tuple[Path, ...]) -> None:
     """List what is registered: name, one line on it, and its parameters with their defaults."""
-    from kldm.experiment import load_components
     from kldm.recipe import describe, summary
     from kldm.registry import SHELVES
 
-    load_components()
     _load(code)
     for shelf in SHELVES.values():
         click.secho(f"@{shelf.kind}", bold=True)
@@ -566,8 +565,8 @@ def _working(device: str | None) -> Iterator["torch.device"]:
     """The device to work on, of this process alone or of one of those that torchrun started."""
     import torch
 
-    from kldm.distributed import joined
-    from kldm.runs import default_device
+    from kldm.runs.run import default_device
+    from kldm.runtime.distributed import joined
 
     try:
         asked = default_device() if device is None else torch.device(device)
@@ -589,7 +588,7 @@ def _unusable(device: str | None, error: Exception) -> KldmError:
 
 def _say(text: str, err: bool = False) -> None:
     """Print what one of several processes shall print."""
-    from kldm.distributed import world
+    from kldm.runtime.distributed import world
 
     if world().is_writer:
         click.echo(text, err=err)

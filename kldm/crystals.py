@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from kldm.pieces import pieces
-from kldm.rows import add_rows
+from kldm.runtime.pieces import pieces
+from kldm.runtime.rows import add_rows
 
 _NARROW = 32  # numbers per atom up to which torch's means of segments are the faster ones on a CPU
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from kldm.allocator import give_back
-from kldm.distributed import world
 from kldm.interfaces import Sizes
+from kldm.runtime.allocator import give_back
+from kldm.runtime.distributed import world
 
 SAMPLING_PAIRS = 64_000
 """Ordered pairs of atoms in a batch of samples where memory suffices: enough to keep a GPU busy."""

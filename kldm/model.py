@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kldm.crystals import Crystals, CrystalStore, Layout
 from kldm.errors import KldmError, nearest
+from kldm.execution import Precision, used_precision
 from kldm.interfaces import (
     Channel,
     DiffusionProcess,
@@ -22,7 +23,6 @@ from kldm.interfaces import (
     ScoreNetwork,
     Shows,
 )
-from kldm.precision import Precision, used_precision
 
 
 @attrs.frozen(eq=False)

@@ -10,6 +10,7 @@ components on a shelf with an entry point in the group ``kldm_processes``, ``kld
 """
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, TypeVar
 
 import catalogue
@@ -42,13 +43,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Shelf:
     """The components of one interface by versioned name.
 
+    kldm's own components are on it as soon as it is looked at.
+
     Args:
         kind: the shelf's name, as recipes write it: ``@processes``.
         interface: the Protocol that its components build.
+        home: the module whose import registers kldm's own.
     """
 
-    def __init__(self, kind: str, interface: type) -> None:
-        self.kind, self.interface = kind, interface
+    def __init__(self, kind: str, interface: type, home: str) -> None:
+        self.kind, self.interface, self.home = kind, interface, home
         self._registry: catalogue.Registry[Any] = catalogue.create("kldm", kind, entry_points=True)
 
     def put(self, name: str, component: F) -> F:
@@ -70,6 +74,7 @@ class Shelf:
         return component
 
     def names(self) -> tuple[str, ...]:
+        import_module(self.home)
         return tuple(sorted(self._registry.get_all()))
 
     def _refuse_another(self, name: str, old: Callable[..., Any], new: Callable[..., Any]) -> None:
@@ -81,15 +86,15 @@ class Shelf:
             )
 
 
-processes = Shelf("processes", DiffusionProcess)
-networks = Shelf("networks", ScoreNetwork)
-samplers = Shelf("samplers", Sampler)
-metrics = Shelf("metrics", Metric)
-codecs = Shelf("codecs", Codec)
-schedules = Shelf("schedules", Schedule)
-augmentations = Shelf("augmentations", Augmentation)
-potentials = Shelf("potentials", Potential)
-learning_rates = Shelf("learning_rates", LearningRate)
+processes = Shelf("processes", DiffusionProcess, "kldm.processes")
+networks = Shelf("networks", ScoreNetwork, "kldm.networks")
+samplers = Shelf("samplers", Sampler, "kldm.samplers")
+metrics = Shelf("metrics", Metric, "kldm.metrics")
+codecs = Shelf("codecs", Codec, "kldm.processes")
+schedules = Shelf("schedules", Schedule, "kldm.processes")
+augmentations = Shelf("augmentations", Augmentation, "kldm.augmentations")
+potentials = Shelf("potentials", Potential, "kldm.potentials")
+learning_rates = Shelf("learning_rates", LearningRate, "kldm.training.learning_rates")
 
 SHELVES = {
     shelf.kind: shelf

@@ -7,12 +7,12 @@ import attrs
 import pytest
 from ase.io import read
 
-from kldm.metrics.selection import consensus
+from kldm.metrics.matching.selection import consensus
 from kldm.processes import VPEuclidean
 from kldm.reading import read_samples
 from kldm.recipe import read_recipe
 from kldm.registry import SHELVES
-from kldm.runs import load_run
+from kldm.runs.run import load_run
 from kldm.samplers import X0Flow
 from tests.small import OVERRIDES, QUICK, RECIPES, kldm, options, refused
 

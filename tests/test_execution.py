@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from kldm import runs
-from kldm.checkpoint import load
 from kldm.execution import Execution, set_execution
 from kldm.networks.pair_network import PairNetwork
+from kldm.runs import run as runs
 from kldm.samplers import graphs
+from kldm.training.checkpoint import load
 from tests.small import QUICK, RECIPES, kldm, losses, needs_gpu, options, refused
 
 QUICKSTART = RECIPES / "quickstart.cfg"

@@ -12,15 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from kldm import memory
-from kldm.distributed import World
 from kldm.execution import Execution, set_execution
-from kldm.experiment import load_components
-from kldm.gradients import Gradients
 from kldm.interfaces import Sizes
 from kldm.memory import free_memory, most_pairs, sampling_pairs
 from kldm.model import JointModel, NoisedBatch
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
 from kldm.registry import networks
+from kldm.runtime.distributed import World
+from kldm.training.gradients import Gradients
 from tests.oracles import random_crystals
 from tests.small import small_model
 
@@ -81,9 +80,6 @@ def peak(model: JointModel, training: bool) -> int:
             loss.backward()  # type: ignore[no-untyped-call]
     model.zero_grad()
     return measured.most
-
-
-load_components()
 
 
 @pytest.mark.parametrize("sizes", [{"hidden": 64, "layers": 2, "frequencies": 8}, {"hidden": 32, "layers": 4}], ids=str)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
+from kldm.execution import Precision
 from kldm.interfaces import Channel, Interface, Latent, Noised, Prediction, Step
 from kldm.model import JointModel
 from kldm.networks import CSPVNet
-from kldm.precision import Precision
 from kldm.processes import Given, LogTan, TorusFlow, TrivializedTorus, VPEuclidean, WrappedVE
 from kldm.training import set_precision
 from tests.oracles import random_crystals
@@ -184,7 +184,7 @@ def test_a_precision_is_settled_where_the_model_is_called(native: bool, monkeypa
         set_precision(built, precision)
         return built.predict(latents, TIMES, BATCH.layout)["lattice"]["lattice"]
 
-    monkeypatch.setattr("kldm.precision.multiplies_bfloat16", lambda device: native)
+    monkeypatch.setattr("kldm.execution.multiplies_bfloat16", lambda device: native)
     assert torch.equal(answer("auto"), answer("bf16" if native else "fp32"))
     assert torch.equal(answer("tf32"), answer("fp32"))
     assert not torch.equal(answer("bf16"), answer("fp32"))

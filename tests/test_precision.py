@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from kldm.data import Data
+from kldm.execution import Precision, bfloat16_unit, used_precision
 from kldm.model import JointModel
 from kldm.networks import CSPVNet
-from kldm.precision import Precision, bfloat16_unit, used_precision
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
 from kldm.training import set_precision
 

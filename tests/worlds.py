@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from kldm.distributed import _WORLD, Lost, World
+from kldm.runtime.distributed import _WORLD, Lost, World
 
 T = TypeVar("T")
 

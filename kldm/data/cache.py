@@ -12,7 +12,7 @@ import torch
 from kldm.crystals import CrystalStore
 from kldm.data.parsing import Parsed, Skipped
 from kldm.errors import KldmError
-from kldm.files import atomic_write
+from kldm.runtime.files import atomic_write
 
 DATA_VERSION = 1
 """Raised whenever the same file would give other crystals, so that older caches are not used."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from kldm.arrays import Arrays, pack
-from kldm.convert import structure_arrays
 from kldm.crystals import CrystalStore
+from kldm.data.arrays import Arrays, pack
+from kldm.data.convert import structure_arrays
 from kldm.errors import KldmError
 
 if TYPE_CHECKING:

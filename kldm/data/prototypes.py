@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from kldm.arrays import Arrays
+from kldm.data.arrays import Arrays
 from kldm.data.parsing import Parsed, collect, reduced
 from kldm.errors import KldmError
 

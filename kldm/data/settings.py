@@ -11,8 +11,8 @@ from kldm.data.parsing import Parsed
 from kldm.data.published import read_csv
 from kldm.data.sources import SOURCES, SPLITS, SUFFIXES, find, in_folder, present
 from kldm.data.splits import split_rows
-from kldm.distributed import world
 from kldm.errors import KldmError, nearest
+from kldm.runtime.distributed import world
 
 KNOWN = (*SOURCES, prototypes.NAME)
 

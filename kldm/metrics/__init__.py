@@ -3,7 +3,7 @@
 from kldm.metrics.composition import compositional_validity
 from kldm.metrics.de_novo import DeNovo
 from kldm.metrics.match_rate import MatchRate
-from kldm.metrics.relaxation import Relaxation
+from kldm.metrics.relaxing.relaxation import Relaxation
 from kldm.metrics.stability import Stability
 from kldm.metrics.validity import Validity, structural_validity
 

@@ -11,13 +11,19 @@ import attrs
 from kldm.errors import KldmError
 from kldm.interfaces import Candidate, Json, Measurement, Samples
 from kldm.metrics.composition import States, check_states, compositional_rule
-from kldm.metrics.coverage import CUTOFFS, Coverage, Dataset, coverage
 from kldm.metrics.distributions import drawn, property_distances
-from kldm.metrics.fingerprints import TIME_LIMIT, Fingerprint, cached_fingerprints, fingerprints, versions
-from kldm.metrics.pool import Failure, check_work, each
+from kldm.metrics.fingerprinting.coverage import CUTOFFS, Coverage, Dataset, coverage
+from kldm.metrics.fingerprinting.fingerprints import (
+    TIME_LIMIT,
+    Fingerprint,
+    cached_fingerprints,
+    fingerprints,
+    versions,
+)
 from kldm.metrics.structure import structural_rule
 from kldm.metrics.validity import composition_fault, formula, share, structure_fault
 from kldm.registry import metric
+from kldm.runtime.pool import Failure, check_work, each
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure

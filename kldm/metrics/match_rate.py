@@ -13,15 +13,15 @@ import numpy as np
 from kldm.errors import KldmError
 from kldm.interfaces import Candidate, Json, Measurement, Samples
 from kldm.metrics.composition import compositional_rule, compositional_validity
-from kldm.metrics.full_rule import Fingerprinted, composition_valid, fingerprinted
-from kldm.metrics.matcher import Matcher
-from kldm.metrics.metre import Everywhere, everywhere, repeated
-from kldm.metrics.pairs import Examined, examine, match
-from kldm.metrics.pool import check_work
-from kldm.metrics.selection import CONSENSUS, chosen_places
+from kldm.metrics.fingerprinting.full_rule import Fingerprinted, composition_valid, fingerprinted
+from kldm.metrics.matching.matcher import Matcher
+from kldm.metrics.matching.metre import Everywhere, everywhere, repeated
+from kldm.metrics.matching.pairs import Examined, examine, match
+from kldm.metrics.matching.selection import CONSENSUS, chosen_places
 from kldm.metrics.structure import structural_rule, structural_validity
 from kldm.metrics.validity import composition_of, formula
 from kldm.registry import metric
+from kldm.runtime.pool import check_work
 
 Rule = Literal["structural", "full"]
 
@@ -98,7 +98,7 @@ class MatchRate:
         longest_edge: angstrom; candidates with a longer cell edge are invalid (40 in the KLDM code); None: no limit.
         rules: what is reported; ``full`` costs two to three questions for a fingerprint (10 ms each) a matched target.
         select: ``consensus`` selects a candidate of each target before it is judged, without the reference
-            (``kldm.metrics.selection``), in place of the samples' own marks.
+            (``kldm.metrics.matching.selection``), in place of the samples' own marks.
         full_seeds: mean and std over seeds under the full rule as well, a fingerprint for every match.
         metre: METRe and cRMSE, which compare all pairs of a composition: hours where the reference has but one.
         workers: processes; the result does not depend on it. -1: as many as there are CPU cores.

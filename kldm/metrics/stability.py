@@ -11,16 +11,16 @@ import attrs
 
 from kldm.errors import KldmError
 from kldm.interfaces import Candidate, Json, Measurement, Potential, Samples
-from kldm.metrics.corrections import mp2020
-from kldm.metrics.displacement import displacement, displacement_mattergen
-from kldm.metrics.hull import Hull, Scheme, above_hull, check_scales, read_hull
-from kldm.metrics.pool import Failure, check_work, each
-from kldm.metrics.relaxation import TIME_LIMIT, Relaxation, calculator_of, impossible, relaxed, versions
-from kldm.metrics.similarity import ELECTRONEGATIVITIES, RADII, TOLERANCES, Matcher, novel, unique
+from kldm.metrics.relaxing.corrections import mp2020
+from kldm.metrics.relaxing.displacement import displacement, displacement_mattergen
+from kldm.metrics.relaxing.hull import Hull, Scheme, above_hull, check_scales, read_hull
+from kldm.metrics.relaxing.relaxation import TIME_LIMIT, Relaxation, calculator_of, impossible, relaxed, versions
+from kldm.metrics.relaxing.similarity import ELECTRONEGATIVITIES, RADII, TOLERANCES, Matcher, novel, unique
 from kldm.metrics.structure import without_charges
 from kldm.metrics.validity import formula, share
 from kldm.reading import find_reference, read_reference
 from kldm.registry import metric
+from kldm.runtime.pool import Failure, check_work, each
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from kldm.data.formulas import reduced_formula
 from kldm.errors import KldmError
-from kldm.formulas import reduced_formula
 from kldm.interfaces import Candidate, Json, Measurement, Samples
 from kldm.metrics.composition import MOST_COMBINATIONS, States, check_states, compositional_rule, compositional_validity
 from kldm.metrics.structure import CUTOFF, MINIMUM_VOLUME, structural_rule, structural_validity

@@ -11,7 +11,7 @@ from kldm.crystals import Pairs
 from kldm.execution import Messages
 from kldm.networks.manual import manual_messages
 from kldm.networks.triton_messages import triton_messages
-from kldm.rows import add_rows, take_rows
+from kldm.runtime.rows import add_rows, take_rows
 
 
 class MessageBlock(Protocol):

@@ -13,7 +13,7 @@ from kldm.networks.features import sinusoids
 from kldm.networks.message import message, messages_of_tensors
 from kldm.networks.parts import Layer
 from kldm.networks.products import affine
-from kldm.rows import take_rows
+from kldm.runtime.rows import take_rows
 
 PAIRS, ATOMS, CRYSTALS = 1024, 512, 64
 """Multiples that a compiled batch is padded to: a training run on MP-20 then has about ten shapes, 3 % larger."""

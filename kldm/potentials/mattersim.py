@@ -10,10 +10,10 @@ import attrs
 import torch
 
 from kldm.errors import KldmError
-from kldm.files import digest
 from kldm.interfaces import EnergyScale, Json
 from kldm.potentials.packages import package_version, unusable, usual_device
 from kldm.registry import potential
+from kldm.runtime.files import digest
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator

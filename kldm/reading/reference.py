@@ -91,7 +91,7 @@ def _told_of(source: str | Path) -> Iterator[None]:
 
 
 def _of_data(source: str, data: Data, split: str) -> Reference:
-    from kldm.convert import to_structure_or_reason
+    from kldm.data.convert import to_structure_or_reason
 
     store = data.load(split)
     pairs = to_structure_or_reason(store)

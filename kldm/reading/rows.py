@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import attrs
 
+from kldm.data.formulas import reduced_formula
 from kldm.errors import KldmError
-from kldm.formulas import reduced_formula
 from kldm.interfaces import Candidate
 
 if TYPE_CHECKING:

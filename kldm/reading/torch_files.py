@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from kldm.convert import to_structure_or_reason
 from kldm.crystals import CrystalStore
+from kldm.data.convert import to_structure_or_reason
 from kldm.errors import KldmError
 from kldm.reading.inert import REMEDY, Array, load
 from kldm.reading.rows import Row

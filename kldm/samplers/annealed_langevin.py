@@ -6,8 +6,8 @@ import attrs
 
 from kldm.interfaces import DiffusionProcess
 from kldm.registry import sampler
-from kldm.samplers.settings import positive
 from kldm.samplers.stages import Stage, StagedSampler, able, require
+from kldm.validators import above
 
 
 @sampler("annealed_langevin.v1")
@@ -29,7 +29,7 @@ class AnnealedLangevin(StagedSampler):
         corrected: modalities that make them.
     """
 
-    corrections: int = attrs.field(default=1, validator=positive)
+    corrections: int = attrs.field(default=1, validator=above(0))
     corrected: tuple[str, ...] = ("coordinates",)
 
     def check(self, processes: Mapping[str, DiffusionProcess]) -> None:

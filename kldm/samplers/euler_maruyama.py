@@ -7,8 +7,8 @@ import attrs
 
 from kldm.interfaces import DiffusionProcess
 from kldm.registry import sampler
-from kldm.samplers.settings import one_of
 from kldm.samplers.stages import Stage, StagedSampler, able
+from kldm.validators import one_of
 
 
 @sampler("euler_maruyama.v1")
@@ -26,9 +26,7 @@ class EulerMaruyama(StagedSampler):
         euclidean: ``euler_maruyama`` as in the paper, or the ``exponential`` integrator where a process has one.
     """
 
-    euclidean: Literal["euler_maruyama", "exponential"] = attrs.field(
-        default="euler_maruyama", validator=one_of("euler_maruyama", "exponential")
-    )
+    euclidean: Literal["euler_maruyama", "exponential"] = attrs.field(default="euler_maruyama", validator=one_of())
 
     def check(self, processes: Mapping[str, DiffusionProcess]) -> None:
         """Every process can take this sampler's steps."""

@@ -7,8 +7,8 @@ import attrs
 
 from kldm.interfaces import Correction, DiffusionProcess
 from kldm.registry import sampler
-from kldm.samplers.settings import one_of, positive
 from kldm.samplers.stages import Move, Stage, StagedSampler, able, require
+from kldm.validators import above, one_of
 
 
 @sampler("predictor_corrector.v1")
@@ -41,14 +41,12 @@ class PredictorCorrector(StagedSampler):
     """
 
     order: Literal["correct_then_predict", "predict_then_correct"] = attrs.field(
-        default="correct_then_predict", validator=one_of("correct_then_predict", "predict_then_correct")
+        default="correct_then_predict", validator=one_of()
     )
-    tau: float = attrs.field(default=0.25, validator=positive)
-    step_size: Literal["observed", "expected"] = attrs.field(
-        default="observed", validator=one_of("observed", "expected")
-    )
+    tau: float = attrs.field(default=0.25, validator=above(0))
+    step_size: Literal["observed", "expected"] = attrs.field(default="observed", validator=one_of())
     correct_positions: bool = True
-    corrections: int = attrs.field(default=1, validator=positive)
+    corrections: int = attrs.field(default=1, validator=above(0))
     corrected: tuple[str, ...] | None = None
 
     def check(self, processes: Mapping[str, DiffusionProcess]) -> None:

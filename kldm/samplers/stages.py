@@ -26,7 +26,10 @@ from kldm.interfaces import (
     StepsGivenClean,
 )
 from kldm.samplers.graphs import Latents, stepping
-from kldm.samplers.settings import below_one, number_of_steps, positive
+from kldm.validators import above, within
+
+MOST_STEPS = 10**6
+"""The times of all steps are made beforehand; nobody has wanted more than a thousand of them."""
 
 Move = str | Callable[[DiffusionProcess, Latent, Prediction, Step], Latent]
 """A method of a process, by its name in ``CAPABILITY``, or a function of a sampler's own."""
@@ -160,9 +163,9 @@ class StagedSampler(ABC):
             0.012 rad for every coordinate at 50 steps; False is published.
     """
 
-    steps: int = attrs.field(default=1000, validator=number_of_steps)
-    s_min: float = attrs.field(default=0.0, validator=below_one)
-    rho: float = attrs.field(default=1.0, validator=positive)
+    steps: int = attrs.field(default=1000, validator=within(1, MOST_STEPS))
+    s_min: float = attrs.field(default=0.0, validator=within(0, 1, ends="low"))
+    rho: float = attrs.field(default=1.0, validator=above(0))
     land: bool = False
 
     @abstractmethod

@@ -9,8 +9,8 @@ from kldm.crystals import Crystals
 from kldm.errors import KldmError, nearest
 from kldm.interfaces import DiffusionProcess, Estimates, Latent, Prediction, Step
 from kldm.registry import sampler
-from kldm.samplers.settings import number_of_steps
-from kldm.samplers.stages import Move, Stage, StagedSampler, able
+from kldm.samplers.stages import MOST_STEPS, Move, Stage, StagedSampler, able
+from kldm.validators import each, within
 
 EARLIEST = 1e-3
 """The least time that a process is asked to noise at, that of training by default."""
@@ -42,14 +42,9 @@ class X0Flow(StagedSampler):
         KldmError: an option out of range; in ``check``, ``over`` names no modality of the model.
     """
 
-    steps: int = attrs.field(default=10, validator=number_of_steps)
-    over: Mapping[str, float] = attrs.field(factory=dict)
+    steps: int = attrs.field(default=10, validator=within(1, MOST_STEPS))
+    over: Mapping[str, float] = attrs.field(factory=dict, validator=each(within(0, 100)))
     stochastic: bool = False
-
-    def __attrs_post_init__(self) -> None:
-        for name, value in self.over.items():
-            if not 0 <= value <= 100:
-                raise KldmError(f"must be from 0 to 100, got {value}", place=f"over.{name}")
 
     def check(self, processes: Mapping[str, DiffusionProcess]) -> None:
         """Every process can take this sampler's steps."""

@@ -12,8 +12,8 @@ from pymatgen.core.lattice import Lattice
 from torch import Tensor
 
 from kldm.augmentations import AxisPermutations
-from kldm.convert import to_structures
 from kldm.crystals import Crystals, Layout, lattice_matrix
+from kldm.data.convert import to_structures
 from tests.oracles import random_crystals
 from tests.small import needs_gpu
 

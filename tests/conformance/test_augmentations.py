@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import kldm.augmentations  # noqa: F401  (fills the shelf)
-from kldm.convert import to_structures
 from kldm.crystals import Crystals
+from kldm.data.convert import to_structures
 from kldm.interfaces import Augmentation
 from kldm.registry import augmentations
 from tests.oracles import random_crystals

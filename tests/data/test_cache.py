@@ -121,7 +121,7 @@ def test_what_was_parsed_loads_without_pymatgen(source: Path) -> None:
     absent = ("pymatgen", "ase", "joblib", "matplotlib", "torch_geometric")
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n"
-        "import kldm.convert\nfrom kldm.data import Data\n"
+        "import kldm.data.convert\nfrom kldm.data import Data\n"
         f"print([len(Data(name={str(source.parent)!r}).load(split)) for split in ('train', 'val')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kldm.convert import to_structure_or_reason
 from kldm.data import Data, Parsed, read_prototypes
+from kldm.data.convert import to_structure_or_reason
 from kldm.data.prototypes import prototypes_file
 from kldm.data.splits import compositions, split_rows
 from kldm.errors import KldmError

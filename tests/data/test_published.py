@@ -10,8 +10,8 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
 
-from kldm.convert import to_structures
 from kldm.data import read_csv
+from kldm.data.convert import to_structures
 from kldm.data.parsing import parse_cif, parse_cifs
 from kldm.data.published import read_rows
 from kldm.errors import KldmError

@@ -18,14 +18,14 @@ from pymatgen.core.structure import Structure
 from scipy.spatial.distance import cdist
 from scipy.stats import wasserstein_distance
 
-from kldm.convert import to_structures
 from kldm.data import Data
+from kldm.data.convert import to_structures
 from kldm.errors import KldmError
 from kldm.interfaces import Candidate, Measurement, Samples
 from kldm.metrics import de_novo as module
-from kldm.metrics import fingerprints
 from kldm.metrics.composition import compositional_validity
 from kldm.metrics.de_novo import DeNovo
+from kldm.metrics.fingerprinting import fingerprints
 
 
 @cache

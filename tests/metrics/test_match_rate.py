@@ -18,9 +18,11 @@ from pymatgen.core.structure import Structure
 
 from kldm.errors import KldmError
 from kldm.interfaces import Candidate, Measurement, Samples
-from kldm.metrics import MatchRate, full_rule, match_rate, pairs
-from kldm.metrics.matcher import Matcher
-from kldm.metrics.pairs import Examined, Found
+from kldm.metrics import MatchRate, match_rate
+from kldm.metrics.fingerprinting import full_rule
+from kldm.metrics.matching import pairs
+from kldm.metrics.matching.matcher import Matcher
+from kldm.metrics.matching.pairs import Examined, Found
 
 VALUES = ("match_rate", "rmse", "crmse", "share_below_0.02", "share_below_0.1")
 

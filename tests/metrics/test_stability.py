@@ -12,7 +12,7 @@ from pymatgen.core.structure import Structure
 from kldm.errors import KldmError
 from kldm.interfaces import Candidate, Measurement, Samples
 from kldm.metrics import Relaxation, Stability
-from kldm.metrics.relaxation import relaxed
+from kldm.metrics.relaxing.relaxation import relaxed
 from kldm.potentials import EMT
 from tests.metals import fcc, ordered
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kldm.networks import CSPNet, CSPNetPlain, CSPVNet
-from kldm.signatures import parameters
+from kldm.recipe.signatures import parameters
 from tests.networks.cases import FRACTIONAL, INTERFACES, MIXED, SCORE, case
 from tests.networks.twins import twins
 

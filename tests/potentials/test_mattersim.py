@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kldm.errors import KldmError
-from kldm.metrics.relaxation import Relaxation, relaxed
+from kldm.metrics.relaxing.relaxation import Relaxation, relaxed
 from kldm.potentials import CHGNet, MatterSim
 from kldm.potentials import packages as packages_module
 from tests.metals import fcc

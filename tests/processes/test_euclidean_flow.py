@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from kldm.building import build
 from kldm.crystals import Crystals
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, Codec, DiffusionProcess, Fits, Flows, Restricts, Step
 from kldm.processes import BitsFlow, EuclideanFlow, Identity, LatticeFlow, LogTan
 from kldm.processes.analog_bits import bits
 from kldm.processes.vocabulary import CodeBook
+from kldm.recipe.building import build
 from tests.oracles import random_crystals
 from tests.small import random_store
 

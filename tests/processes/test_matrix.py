@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pymatgen.core.lattice import Lattice
 from torch import Tensor
 
-from kldm.convert import to_structure_or_reason
+from kldm.data.convert import to_structure_or_reason
 from kldm.interfaces import Step
 from kldm.model import JointModel
 from kldm.networks import CSPNet

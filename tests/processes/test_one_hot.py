@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kldm.building import build
 from kldm.crystals import Crystals
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, Correction, DiffusionProcess, Restricts, Step
 from kldm.processes import Linear, OneHot
+from kldm.recipe.building import build
 from tests.oracles import random_crystals
 
 Parameterization = Literal["x0", "eps"]

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kldm.building import build
 from kldm.crystals import Crystals
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, DiffusionProcess, Flows, Step
 from kldm.processes import TorusFlow
 from kldm.processes.euler import stride
+from kldm.recipe.building import build
 from kldm.torus import unit, wrap
 from tests.oracles import random_crystals
 

@@ -15,10 +15,10 @@ from pymatgen.core.structure import Structure
 
 from kldm.data import Data
 from kldm.errors import KldmError
+from kldm.evaluation.results import write_samples
 from kldm.interfaces import Candidate
 from kldm.reading import Alignment, Reference, SampleFile, align, read_file, read_reference, seeds
 from kldm.reading.alignment import UNPLACED
-from kldm.results import write_samples
 
 ELEMENTS = ("Li", "Na", "K", "Rb", "Cs")
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 import kldm.samplers.graphs
-from kldm.constraints import Constraints, constrained
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import DiffusionProcess, GenerativeModel, Latent, Prediction, Sampler
@@ -38,6 +37,7 @@ from kldm.processes import (
 from kldm.registry import samplers
 from kldm.samplers import EulerMaruyama, PredictorCorrector, X0Flow, replaying
 from kldm.samplers.graphs import Recording, capture
+from kldm.sampling.constraints import Constraints, constrained
 from tests.oracles import random_crystals
 from tests.samplers.tape import record
 from tests.small import NETWORK, needs_gpu, random_store

@@ -7,8 +7,8 @@ import pytest
 import torch
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
-from kldm.convert import to_structures
 from kldm.crystals import Crystals
+from kldm.data.convert import to_structures
 from kldm.interfaces import DiffusionProcess, Sampler
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
 from kldm.samplers import EulerMaruyama, PredictorCorrector, ProbabilityFlow

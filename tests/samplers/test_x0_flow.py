@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from kldm.constraints import Constraints, Held, constrained
 from kldm.crystals import Crystals, CrystalStore, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, DiffusionProcess, Latent, Noised, Prediction, Step
@@ -25,6 +24,7 @@ from kldm.processes import (
 )
 from kldm.samplers import EulerMaruyama, PredictorCorrector, X0Flow
 from kldm.samplers.x0_flow import noised_anew
+from kldm.sampling.constraints import Constraints, Held, constrained
 from tests.oracles import Oracle, random_crystals, translation_free_rms
 from tests.samplers.test_stages import Bare
 

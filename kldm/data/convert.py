@@ -1,0 +1,216 @@
+"""Crystals to and from pymatgen Structures, ASE Atoms and torch-geometric Data.
+
+Angles are radians in ``Crystals`` and degrees in the three other worlds. Every way in keeps lengths, angles and
+the chirality of the crystal: a left-handed cell M with coordinates f becomes -M with -f, the same points in space.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kldm.crystals import Crystals, CrystalStore, Layout, lattice_matrix
+from kldm.data.arrays import Arrays, Float, arrays, fault, pack
+from kldm.errors import KldmError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from pymatgen.core.structure import Structure
+    from torch_geometric.data import Batch, Data
+
+
+def structure_arrays(structure: "Structure") -> Arrays:
+    """A Structure as a store keeps it, oxidation states dropped, cell as given.
+
+    Raises:
+        ValueError: for a disordered structure, a dummy species or impossible numbers, with the reason.
+    """
+    from pymatgen.core.periodic_table import DummySpecies
+
+    if not structure.is_ordered:
+        raise ValueError("it is disordered")
+    dummies = [str(site.specie) for site in structure if isinstance(site.specie, DummySpecies)]
+    if dummies:
+        raise ValueError(f"{dummies[0]} is no element")
+    species = np.array([site.specie.Z for site in structure], dtype=np.int64)
+    matrix = np.asarray(structure.lattice.matrix, dtype=np.float64)
+    return arrays(matrix, np.asarray(structure.frac_coords, dtype=np.float64).reshape(-1, 3), species)
+
+
+def from_structures(structures: Sequence["Structure"], ids: Sequence[str] | None = None) -> CrystalStore:
+    """A store of pymatgen Structures, cells as given (not reduced), oxidation states dropped.
+
+    Args:
+        structures: ordered structures.
+        ids: their names; by default their numbers from 0.
+
+    Raises:
+        KldmError: naming the structure that cannot be taken, and why.
+    """
+    names = _names(ids, len(structures))
+    rows = []
+    for number, structure in enumerate(structures):
+        try:
+            rows.append(structure_arrays(structure))
+        except ValueError as error:
+            raise KldmError(str(error), place=f"structure {number} ({names[number]})") from None
+    return pack(rows, names)
+
+
+def to_structure_or_reason(crystals: Crystals | CrystalStore) -> "list[tuple[Structure | None, str]]":
+    """One (Structure, "") or (None, why there is none) for each crystal. Never raises on what a crystal holds.
+
+    Refused are numbers that are not finite, lengths that are not positive, angles outside (0, 180) degrees, flat
+    cells (see ``kldm.data.arrays.FLAT``) and atomic numbers outside 1 to 118.
+    """
+    return [_structure(*numbers) for numbers in _each(crystals)]
+
+
+def to_structures(crystals: Crystals | CrystalStore) -> "list[Structure]":
+    """One pymatgen Structure for each crystal.
+
+    Raises:
+        KldmError: for the first crystal that is none; ``to_structure_or_reason`` takes them all.
+    """
+    result = []
+    for number, (structure, reason) in enumerate(to_structure_or_reason(crystals)):
+        if structure is None:
+            raise KldmError(reason, place=f"crystal {number}")
+        result.append(structure)
+    return result
+
+
+def to_ase(crystals: Crystals | CrystalStore) -> "list[Atoms]":
+    """One periodic ASE Atoms for each crystal.
+
+    Raises:
+        KldmError: for the first crystal that is none.
+    """
+    from ase import Atoms
+
+    result = []
+    for number, (fractional, lattice, species) in enumerate(_each(crystals)):
+        if reason := fault(fractional, lattice, species):
+            raise KldmError(reason, place=f"crystal {number}")
+        cell = lattice_matrix(torch.from_numpy(lattice)).numpy()
+        result.append(Atoms(numbers=species, scaled_positions=fractional, cell=cell, pbc=True))
+    return result
+
+
+def from_ase(atoms: Sequence["Atoms"], ids: Sequence[str] | None = None) -> CrystalStore:
+    """A store of ASE Atoms, cells as given.
+
+    Args:
+        atoms: periodic along all three axes.
+        ids: their names; by default their numbers from 0.
+
+    Raises:
+        KldmError: naming the one that cannot be taken, and why.
+    """
+    names = _names(ids, len(atoms))
+    rows = []
+    for number, one in enumerate(atoms):
+        place = f"structure {number} ({names[number]})"
+        if not all(one.pbc):
+            raise KldmError("it is not periodic along all three axes", place=place)
+        try:
+            matrix = np.asarray(one.cell.array, dtype=np.float64)
+            if abs(np.linalg.det(matrix)) < 1e-12:
+                raise ValueError("its cell has no volume")
+            fractional = np.asarray(one.positions, dtype=np.float64) @ np.linalg.inv(matrix)
+            rows.append(arrays(matrix, fractional, np.asarray(one.numbers, dtype=np.int64)))
+        except ValueError as error:
+            raise KldmError(str(error), place=place) from None
+    return pack(rows, names)
+
+
+def to_pyg(crystals: Crystals | CrystalStore) -> "Batch":
+    """One torch-geometric Batch of one Data for each crystal, on the crystals' device.
+
+    Fields, by the names customary for crystals: ``frac_coords`` [N, 3], ``atom_types`` int64 [N], ``lengths``
+    [B, 3] angstrom, ``angles`` [B, 3] DEGREES, ``num_atoms`` int64 [B], ``edge_index`` int64 [2, E] (all directed
+    edges without self-edges, sorted by target) and PyG's own ``batch`` and ``ptr``.
+    """
+    from torch_geometric.data import Batch, Data
+
+    layout = crystals.layout
+    lengths, angles = crystals.lattice[:, :3], torch.rad2deg(crystals.lattice[:, 3:])
+    edges = torch.split(layout.edge_index, [size * (size - 1) for size in layout.sizes], dim=1)
+    first = 0
+    items = []
+    for b, size in enumerate(layout.sizes):
+        atoms = slice(first, first + size)
+        item = Data(
+            frac_coords=crystals.fractional[atoms],
+            atom_types=crystals.species[atoms],
+            lengths=lengths[b : b + 1],
+            angles=angles[b : b + 1],
+            num_atoms=layout.num_atoms[b : b + 1],
+            edge_index=edges[b] - first,
+            num_nodes=size,
+        )
+        items.append(item)
+        first += size
+    return cast("Batch", Batch.from_data_list(items))
+
+
+def from_pyg(data: "Data | Batch") -> Crystals:
+    """The crystals of a torch-geometric Data or Batch with the fields that ``to_pyg`` writes (edges are not read).
+
+    Raises:
+        KldmError: naming the fields that are missing or whose sizes disagree.
+    """
+    missing = [name for name in ("frac_coords", "atom_types", "lengths", "angles", "num_atoms") if name not in data]
+    if missing:
+        raise KldmError(f"the torch-geometric data lack {', '.join(missing)}", remedy="name the fields as to_pyg does")
+    fields = cast(Any, data)
+    fractional, species = fields.frac_coords, fields.atom_types
+    counts = torch.as_tensor(fields.num_atoms, device=fractional.device).reshape(-1)
+    sizes = [int(size) for size in counts.tolist()]
+    lattice = torch.cat([fields.lengths.reshape(-1, 3), torch.deg2rad(fields.angles.reshape(-1, 3))], 1)
+    if not sum(sizes) == len(fractional) == len(species) or len(sizes) != len(lattice):
+        raise KldmError(
+            f"num_atoms counts {sum(sizes)} atoms in {len(sizes)} crystals, but there are {len(fractional)} "
+            f"coordinates, {len(species)} atom types and {len(lattice)} cells"
+        )
+    return Crystals(_wrapped(fractional), lattice, species.to(torch.int64), Layout.of(sizes, fractional.device))
+
+
+def _wrapped(fractional: Tensor) -> Tensor:
+    values = fractional.remainder(1.0)
+    return torch.where(values >= 1, torch.zeros_like(values), values)
+
+
+def _names(ids: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    names = tuple(str(number) for number in range(count)) if ids is None else tuple(ids)
+    if len(names) != count:
+        raise KldmError(f"there are {count} structures, but {len(names)} ids")
+    return names
+
+
+def _each(crystals: Crystals | CrystalStore) -> Iterable[tuple[Float, Float, NDArray[np.int64]]]:
+    """fractional, lattice and species of one crystal after another, on the host in float64."""
+    fractional = crystals.fractional.detach().to("cpu", torch.float64).numpy()
+    lattice = crystals.lattice.detach().to("cpu", torch.float64).numpy()
+    species = crystals.species.detach().cpu().numpy()
+    first = 0
+    for b, size in enumerate(crystals.layout.sizes):
+        yield fractional[first : first + size], lattice[b], species[first : first + size]
+        first += size
+
+
+def _structure(fractional: Float, lattice: Float, species: NDArray[np.int64]) -> "tuple[Structure | None, str]":
+    from pymatgen.core.lattice import Lattice
+    from pymatgen.core.periodic_table import Element
+    from pymatgen.core.structure import Structure
+
+    if reason := fault(fractional, lattice, species):
+        return None, reason
+    try:
+        cell = Lattice.from_parameters(*lattice[:3], *np.degrees(lattice[3:]))
+        return Structure(cell, [Element.from_Z(int(number)) for number in species], fractional), ""
+    except Exception as error:  # one bad crystal must never cost the others
+        return None, f"pymatgen refuses it: {error}"

@@ -1,0 +1,155 @@
+"""What a run leaves behind: structures in formats that other programs read, tables and reports."""
+
+import csv
+import json
+import math
+import platform
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kldm.data.formulas import reduced_formula
+from kldm.interfaces import Candidate, Json
+from kldm.runtime.files import atomic_write
+
+if TYPE_CHECKING:
+    from pymatgen.core.structure import Structure
+
+LIBRARIES = ("kldm", "torch", "torch-geometric", "pymatgen", "smact", "matminer", "ase", "numpy", "scipy")
+
+
+def write_samples(
+    folder: Path,
+    candidates: Sequence[Candidate],
+    names: Mapping[int, str] = {},
+    energies: Sequence[float | None] | None = None,
+) -> None:
+    """Write all candidates to ``folder``, each file whole or not at all.
+
+    - ``samples.jsonl``, the full record: rows ``{"target", "candidate", "structure", "reason"}``, where structure is
+      a pymatgen dict (NaN is written as ``NaN``), or null for a candidate that failed; then ``species`` has the
+      atomic numbers of its atoms where they are known, and ``"selected": true`` of a selected one.
+    - ``samples.extxyz``: extended xyz with ``target``, ``candidate``, ``formula`` (and ``name``, ``selected``) of each
+      structure.
+    - ``structures.zip``: one CIF per structure, ``<target>_<candidate>_<formula>.cif``; equal structures make equal
+      bytes.
+
+    The last two hold the structures whose numbers are all finite; others would break the programs that read them.
+
+    Args:
+        names: of targets, such as their material ids.
+        energies: eV, of each candidate, for the second file.
+
+    Raises:
+        KldmError: a file cannot be written.
+    """
+    with atomic_write(folder / "samples.jsonl") as path, path.open("w", encoding="utf-8") as file:
+        for candidate in candidates:
+            file.write(json.dumps(_row(candidate)) + "\n")
+    of_each = [None] * len(candidates) if energies is None else energies
+    finite = [
+        (candidate, candidate.structure, energy)
+        for candidate, energy in zip(candidates, of_each, strict=True)
+        if candidate.structure is not None and _finite(candidate.structure)
+    ]
+    _write_extxyz(folder / "samples.extxyz", finite, names)
+    _write_zip(folder / "structures.zip", [(candidate, structure) for candidate, structure, _ in finite])
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV; the columns are the keys in the order in which they first come, None is an empty cell."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        if columns:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_json(path: Path, value: Json) -> None:
+    """Write strict JSON, indented; NaN and infinities, which strict JSON lacks, become null."""
+    text = json.dumps(_strict(value), indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries behind the results; those not installed are left out."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _row(candidate: Candidate) -> dict[str, Any]:
+    structure = candidate.structure
+    return {
+        "target": candidate.target,
+        "candidate": candidate.candidate,
+        "structure": None if structure is None else structure.as_dict(),
+        "reason": candidate.reason,
+        **({"species": candidate.species} if candidate.species else {}),
+        **({"selected": True} if candidate.selected else {}),
+    }
+
+
+def _strict(value: Json) -> Json:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_strict(item) for item in value]
+    return value
+
+
+def _finite(structure: "Structure") -> bool:
+    import numpy as np
+
+    return bool(np.isfinite(structure.lattice.matrix).all() and np.isfinite(structure.frac_coords).all())
+
+
+def _write_extxyz(
+    path: Path,
+    structures: Iterable[tuple[Candidate, "Structure", float | None]],
+    names: Mapping[int, str],
+) -> None:
+    import ase
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.io import write
+
+    frames = []
+    for candidate, structure, energy in structures:
+        info = {"target": candidate.target, "candidate": candidate.candidate, "formula": _formula(structure)}
+        if candidate.target in names:
+            info["name"] = names[candidate.target]
+        if candidate.selected:
+            info["selected"] = True
+        numbers = [site.specie.Z for site in structure]
+        cell = structure.lattice.matrix
+        atoms: Any = ase.Atoms(numbers, scaled_positions=structure.frac_coords, cell=cell, pbc=True, info=info)
+        if energy is not None:
+            atoms.calc = SinglePointCalculator(atoms, energy=energy)  # type: ignore[no-untyped-call]
+        frames.append(atoms)
+    with atomic_write(path) as temporary:
+        write(temporary, frames, format="extxyz")
+
+
+def _write_zip(path: Path, structures: Iterable[tuple[Candidate, "Structure"]]) -> None:
+    from pymatgen.io.cif import CifWriter
+
+    with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for candidate, structure in structures:
+            name = f"{candidate.target:05d}_{candidate.candidate:02d}_{_formula(structure)}.cif"
+            entry = zipfile.ZipInfo(name)  # dated 1980, so that equal structures make equal bytes
+            entry.create_system, entry.external_attr = 3, 0o644 << 16
+            archive.writestr(entry, str(CifWriter(structure)), compress_type=zipfile.ZIP_DEFLATED)
+
+
+def _formula(structure: "Structure") -> str:
+    return reduced_formula(structure.composition)

@@ -1,0 +1,1 @@
+"""Fingerprints of structures and compositions, and what is judged by them."""

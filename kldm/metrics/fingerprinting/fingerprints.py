@@ -1,0 +1,326 @@
+"""Fingerprints of structures and compositions, between which coverage measures distances."""
+
+import hashlib
+import json
+import logging
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
+from importlib.metadata import version
+from importlib.resources import files
+from math import gcd, isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from kldm.data.cache import folder
+from kldm.errors import KldmError
+from kldm.metrics.fingerprinting.voronoi import surely_found
+from kldm.metrics.structure import structural_validity, structure_bytes, without_charges
+from kldm.runtime.distributed import world
+from kldm.runtime.files import atomic_write
+from kldm.runtime.pool import Failure, each
+
+if TYPE_CHECKING:
+    from matminer.featurizers.composition import ElementProperty
+    from matminer.featurizers.site import CrystalNNFingerprint
+    from pymatgen.analysis.local_env import LocalStructOrderParams
+    from pymatgen.core.composition import Composition
+    from pymatgen.core.structure import Structure
+
+Vector = npt.NDArray[np.float64]
+
+STRUCTURE_WIDTH, COMPOSITION_WIDTH = 61, 132
+
+TIME_LIMIT = 60.0
+"""Seconds per structure; an ordinary one takes less than one, the neighbours of a nearly flat cell may take forever."""
+
+FORMAT = "kldm.fingerprints.v1"
+
+SMALLEST_CACHED = 32
+"""Smaller sets are not worth a file: they take seconds."""
+
+SOUTH_POLE = frozenset(
+    ("tri_bipyr", "sq_bipyr", "pent_bipyr", "hex_bipyr", "oct_max", "sq_plan_max", "hex_plan_max", "see_saw_rect")
+)
+"""Order parameters with a term that pymatgen adds to the last one of a joint call only."""
+
+log = logging.getLogger("kldm.metrics")
+
+
+@attrs.frozen(eq=False)
+class Fingerprint:
+    """Both fingerprints of a structure, or neither and why.
+
+    Attributes:
+        structure: [61], or None.
+        composition: [132], or None.
+        reason: why there is none.
+    """
+
+    structure: Vector | None
+    composition: Vector | None
+    reason: str = ""
+
+    @property
+    def exists(self) -> bool:
+        return self.structure is not None and self.composition is not None
+
+
+def structure_fingerprint(structure: "Structure") -> Vector:
+    """[61]: matminer's ``CrystalNNFingerprint.from_preset("ops")`` of every site, mean over the sites, not scaled
+    (Zimmermann and Jain, RSC Adv. 10, 6063, 2020; used for coverage since Xie et al. 2022, CDVAE).
+
+    The element of each site decides, as in the published sets, which have no oxidation states.
+
+    Raises:
+        Exception: of any kind, where matminer has no fingerprint for one of the sites.
+    """
+    structure = without_charges(structure)
+    featurizer = _site_featurizer(threading.get_ident())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # two for every site: no oxidation states, covalent radii
+        sites = [featurizer.featurize(structure, site) for site in range(len(structure))]
+    mean: Vector = np.mean(np.array(sites, dtype=np.float64), axis=0)
+    return mean
+
+
+def has_structure_fingerprint(structure: "Structure") -> bool:
+    """Whether ``structure_fingerprint`` has an answer, at a tenth of its cost.
+
+    Only the search for neighbours (Voronoi cells) can fail: order parameters are functions of angles between
+    neighbours, clamped, that are defined wherever neighbours are apart from the site and from each other. So this is
+    for structures that ``structural_validity`` allows. A site is searched only where success is not certain
+    (``voronoi.surely_found``).
+
+    Raises:
+        Exception: of any kind, where the search fails for one of the sites.
+    """
+    structure = without_charges(structure)
+    featurizer = _site_featurizer(threading.get_ident())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        certain = surely_found(structure, featurizer.cutoff)
+        return all(sure or featurizer.has_neighbours(structure, site) for site, sure in enumerate(certain))
+
+
+def composition_fingerprint(composition: "Composition") -> Vector:
+    """[132]: matminer's ``ElementProperty.from_preset("magpie", impute_nan=False)`` (Ward et al., npj Comput. Mater. 2,
+    16028, 2016), scaled as (x - mean) / std; what is NaN then (noble gases, heavy elements) is 0.
+
+    Mean and std are the 132 + 132 constants that CDVAE (Xie et al. 2022) published with its code: statistics of the
+    Materials Project, used by all for every data set.
+
+    Raises:
+        Exception: of any kind, where matminer does not know an element.
+    """
+    amounts = composition.get_el_amt_dict()
+    divisor = gcd(*map(int, amounts.values())) if all(a == int(a) for a in amounts.values()) else 1
+    return _composition_fingerprint(tuple(sorted((symbol, a / divisor) for symbol, a in amounts.items())))
+
+
+def fingerprint(structure: "Structure | None") -> Fingerprint:
+    """Both fingerprints. Never raises: what has none has a reason.
+
+    Cells that are no cells (not finite, flat, below 0.1 A^3) are refused before any search for neighbours, which
+    would not end in them; atoms may come arbitrarily close.
+    """
+    if structure is None or (fault := structural_validity(structure, cutoff=0.0)):
+        return Fingerprint(None, None, "no structure" if structure is None else fault)
+    try:
+        composition = composition_fingerprint(structure.composition)
+        sites = structure_fingerprint(structure)
+    except Exception as error:  # matminer and pymatgen raise all sorts; each is one structure without fingerprint
+        return Fingerprint(None, None, f"no fingerprint: {type(error).__name__}")
+    if not np.isfinite(sites).all():
+        return Fingerprint(None, None, "no fingerprint: not finite")
+    return Fingerprint(sites, composition)
+
+
+def fingerprints(
+    structures: Sequence["Structure | None"],
+    *,
+    workers: int = 1,
+    time_limit: float | None = TIME_LIMIT,
+    description: str = "fingerprints",
+) -> tuple[Fingerprint, ...]:
+    """The fingerprints of all structures, in their order; see ``pool.each`` for the arguments."""
+    found = each(fingerprint, structures, workers=workers, time_limit=time_limit, description=description)
+    return tuple(
+        Fingerprint(None, None, f"no fingerprint: {one.reason}") if isinstance(one, Failure) else one for one in found
+    )
+
+
+def cached_fingerprints(
+    structures: Sequence["Structure | None"],
+    *,
+    workers: int = 1,
+    time_limit: float | None = TIME_LIMIT,
+    description: str = "fingerprints",
+) -> tuple[Fingerprint, ...]:
+    """``fingerprints`` of a reference set, from the cache folder where the same set was done before.
+
+    The same set means the same numbers to the last bit, libraries and time limit. A broken file is made anew; where
+    the file cannot be written, the fingerprints are returned all the same.
+    """
+    if len(structures) < SMALLEST_CACHED:
+        return fingerprints(structures, workers=workers, time_limit=time_limit, description=description)
+    path = folder() / "fingerprints" / f"{_key(structures, time_limit)}.safetensors"
+    kept: tuple[Fingerprint, ...] | None = None
+    if path.exists():
+        try:
+            kept = _load(path, len(structures))
+        except KldmError as error:
+            log.info("%s; it is made anew", error)
+    # Either all processes of a run have it or all make it together.
+    if all(world().gather(kept is not None)) and kept is not None:
+        return kept
+    found = fingerprints(structures, workers=workers, time_limit=time_limit, description=description)
+    if not world().is_writer:
+        return found
+    try:
+        _save(path, found)
+    except KldmError as error:
+        log.warning("%s (fingerprints are not kept for the next time)", error)
+    return found
+
+
+def versions() -> dict[str, str]:
+    """The libraries that decide a fingerprint; scipy for its Voronoi cells."""
+    return {name: version(name) for name in ("pymatgen", "matminer", "scipy", "numpy")}
+
+
+class _SiteFeaturizer:
+    """``CrystalNNFingerprint.featurize`` with joint calls for the order parameters of one coordination number.
+
+    The angles between neighbours, most of the work, are then computed once rather than for each of up to five order
+    parameters. The numbers are the same to the last bit.
+    """
+
+    def __init__(self, plain: "CrystalNNFingerprint") -> None:
+        self._neighbours, self._width = plain.cnn, sum(map(len, plain.op_types.values()))
+        self._parts: list[tuple[int, int, list[tuple[list[int], LocalStructOrderParams]]]] = []
+        start = 0
+        for number in sorted(plain.op_types):
+            ops = plain.ops[number]
+            assert ops[0] == "wt", "the weight of a coordination number comes before its order parameters"
+            self._parts.append((number, start, _joint(ops[1:])))
+            start += len(ops)
+
+    @property
+    def cutoff(self) -> float:
+        """Angstrom within which neighbours are first searched for."""
+        return float(self._neighbours.search_cutoff)
+
+    def has_neighbours(self, structure: "Structure", site: int) -> bool:
+        """Whether the weights of its coordination numbers are there, and finite."""
+        weights = self._neighbours.get_nn_data(structure, site).cn_weights.values()
+        return all(isfinite(weight) for weight in weights)
+
+    def featurize(self, structure: "Structure", site: int) -> list[float]:
+        """[61] of one site: for each coordination number its weight, then weight times order parameter."""
+        found = self._neighbours.get_nn_data(structure, site)
+        values = [0.0] * self._width
+        for number, start, calls in self._parts:
+            weight = found.cn_weights.get(number, 0)
+            if weight == 0:
+                continue
+            values[start] = weight
+            sites: Any = [structure[site], *(neighbour["site"] for neighbour in found.cn_nninfo[number])]
+            for places, joint in calls:
+                answers = joint.get_order_parameters(sites, 0, indices_neighs=list(range(1, len(sites))))
+                for place, answer in zip(places, answers, strict=True):
+                    values[start + 1 + place] = weight * (answer or 0)  # None: too few neighbours
+        return values
+
+
+def _joint(ops: Sequence["LocalStructOrderParams"]) -> "list[tuple[list[int], LocalStructOrderParams]]":
+    """As few calls as give each order parameter what it gets alone: at most one of ``SOUTH_POLE`` each, the last."""
+    from pymatgen.analysis.local_env import LocalStructOrderParams
+
+    types: list[str] = [op.get_type(0) for op in ops]  # type: ignore[no-untyped-call]
+    parameters: list[Any] = [op.get_parameters(0) for op in ops]
+    alone = [place for place, name in enumerate(types) if name in SOUTH_POLE]
+    shared = [place for place in range(len(ops)) if place not in alone]
+    calls = [places for places in (shared + alone[:1], *([place] for place in alone[1:])) if places]
+    return [(c, LocalStructOrderParams([types[p] for p in c], [parameters[p] for p in c])) for c in calls]
+
+
+@cache
+def _site_featurizer(thread: int) -> _SiteFeaturizer:
+    """One per thread: order parameters keep intermediate values in themselves."""
+    from matminer.featurizers.site import CrystalNNFingerprint
+
+    return _SiteFeaturizer(CrystalNNFingerprint.from_preset("ops"))
+
+
+@cache
+def _magpie() -> "ElementProperty":
+    from matminer.featurizers.composition import ElementProperty
+
+    return ElementProperty.from_preset("magpie", impute_nan=False)
+
+
+@cache
+def _scaler() -> tuple[Vector, Vector]:
+    constants = json.loads((files("kldm.metrics.fingerprinting") / "magpie_scaler.json").read_text(encoding="utf-8"))
+    return np.array(constants["means"]), np.array(constants["stds"])
+
+
+@lru_cache(maxsize=100_000)
+def _composition_fingerprint(amounts: tuple[tuple[str, float], ...]) -> Vector:
+    """By the amounts over their common divisor, sorted, so that the order of the atoms does not matter."""
+    from pymatgen.core.composition import Composition
+
+    means, stds = _scaler()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NaN among the properties
+        raw = np.array(_magpie().featurize(Composition(dict(amounts))), dtype=np.float64)
+    scaled: Vector = np.where(np.isnan(raw), 0.0, (raw - means) / stds)
+    scaled.setflags(write=False)  # it is shared by all who ask
+    return scaled
+
+
+def _key(structures: Sequence["Structure | None"], time_limit: float | None) -> str:
+    digest = hashlib.sha256(json.dumps([FORMAT, versions(), time_limit]).encode())
+    for structure in structures:
+        digest.update(b"\nnone\n" if structure is None else structure_bytes(structure))
+    return digest.hexdigest()
+
+
+def _save(path: Path, found: Sequence[Fingerprint]) -> None:
+    from safetensors.numpy import save
+
+    structure, composition = np.zeros((len(found), STRUCTURE_WIDTH)), np.zeros((len(found), COMPOSITION_WIDTH))
+    for row, one in enumerate(found):
+        if one.structure is not None and one.composition is not None:
+            structure[row], composition[row] = one.structure, one.composition
+    present = np.array([one.exists for one in found], dtype=np.uint8)
+    metadata = {"format": FORMAT, "reasons": json.dumps([one.reason for one in found])}
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(save({"structure": structure, "composition": composition, "present": present}, metadata))
+
+
+def _load(path: Path, count: int) -> tuple[Fingerprint, ...]:
+    """Raises ``KldmError`` where the file is missing, damaged or of another kind."""
+    from safetensors import SafetensorError, safe_open
+
+    arrays: dict[str, npt.NDArray[Any]]
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata: Mapping[str, str] = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"it is not of the format {FORMAT}")
+            arrays = {name: file.get_tensor(name) for name in ("structure", "composition", "present")}
+        reasons = json.loads(metadata["reasons"])
+        shapes = [arrays[name].shape for name in ("structure", "composition", "present")]
+        if shapes != [(count, STRUCTURE_WIDTH), (count, COMPOSITION_WIDTH), (count,)] or len(reasons) != count:
+            raise ValueError("its arrays do not belong together")
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise KldmError(f"cannot be read as fingerprints ({error})", place=str(path)) from None
+    rows = zip(arrays["structure"], arrays["composition"], arrays["present"], reasons, strict=True)
+    return tuple(Fingerprint(s, c) if here else Fingerprint(None, None, str(why)) for s, c, here, why in rows)

@@ -1,0 +1,1 @@
+"""Whether two crystals are the same: pymatgen's StructureMatcher, faster, and what is built on it."""

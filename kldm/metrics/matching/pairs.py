@@ -1,0 +1,148 @@
+"""Candidates against targets: every cell is examined and reduced once, then every wanted pair is matched."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from math import gcd
+from typing import TYPE_CHECKING
+
+import attrs
+
+from kldm.metrics.matching.matcher import Matcher
+from kldm.metrics.matching.reduction import ReducedCell
+from kldm.metrics.structure import structural_validity
+from kldm.runtime.pool import Failure, each
+
+if TYPE_CHECKING:
+    from pymatgen.core.structure import Structure
+
+Formula = tuple[tuple[int, float], ...]
+"""(atomic number, count over the greatest common divisor) of every element."""
+
+
+@attrs.frozen(eq=False)
+class Examined:
+    """A structure, ready for the matcher.
+
+    Attributes:
+        invalid: why it is structurally invalid, or ``""``.
+        formula: None where it has none.
+        cell: None where it is invalid or cannot be reduced.
+        fault: why there is no cell although the structure is valid.
+    """
+
+    invalid: str
+    formula: Formula | None = None
+    cell: ReducedCell | None = None
+    fault: str = ""
+
+
+@attrs.frozen
+class Found:
+    """What the matcher said of a pair: a match (both numbers), no match (neither), or why it has no answer."""
+
+    rms: float | None = None
+    max_dist: float | None = None
+    reason: str = ""
+
+
+def examine(
+    structures: "Sequence[Structure | None]",
+    *,
+    validity: bool,
+    longest_edge: float | None,
+    workers: int,
+    time_limit: float | None,
+) -> tuple[Examined, ...]:
+    """Every structure on its own; with ``validity``, invalid ones get no cell."""
+    function = partial(_examine, validity=validity, longest_edge=longest_edge)
+    found = each(function, structures, workers=workers, time_limit=time_limit, description="examine")
+    return tuple(Examined("", fault=one.reason) if isinstance(one, Failure) else one for one in found)
+
+
+def match(
+    matcher: Matcher,
+    targets: Sequence[Examined],
+    candidates: Sequence[Examined],
+    wanted: Mapping[int, Sequence[int]],
+    *,
+    workers: int,
+    time_limit: float | None,
+    unit: str = "target",
+) -> dict[tuple[int, int], Found]:
+    """(target, candidate), both as places in their sequences, of all wanted candidates that have a cell.
+
+    A target whose candidates take longer than the time limit is done again pair by pair, each within the limit.
+    """
+    found: dict[tuple[int, int], Found] = {}
+    cells: dict[tuple[int, int], ReducedCell] = {}
+    for target, places in wanted.items():
+        for place in places:
+            cell = candidates[place].cell
+            if cell is None:
+                continue
+            if targets[target].cell is None:
+                found[target, place] = Found(reason=f"target cannot be compared: {targets[target].fault}")
+            elif candidates[place].formula != targets[target].formula:
+                found[target, place] = Found(reason="composition differs from the target's")
+            else:
+                cells[target, place] = cell
+    tasks: dict[int, list[tuple[int, int]]] = {}
+    for key in cells:
+        tasks.setdefault(key[0], []).append(key)
+    rounds = [list(tasks.values()), []]
+    for keys, again in ((rounds[0], rounds[1]), (rounds[1], None)):
+        items = [(targets[task[0][0]].cell, tuple(cells[key] for key in task)) for task in keys]
+        answers = each(
+            partial(_match, matcher),
+            items,
+            workers=workers,
+            time_limit=time_limit,
+            description="match",
+            unit=unit if again is not None else "pair",
+        )
+        for task, answer in zip(keys, answers, strict=True):
+            if not isinstance(answer, Failure):
+                found |= dict(zip(task, answer, strict=True))
+            elif again is not None:
+                again.extend([key] for key in task)
+            else:
+                found[task[0]] = Found(reason=f"matcher failed: {answer.reason}")
+    return found
+
+
+def reduced_formula(structure: "Structure") -> Formula:
+    """Counts by atomic number over their greatest common divisor; shares where they are not whole."""
+    amounts = {element.Z: float(n) for element, n in structure.composition.element_composition.items()}
+    whole = all(amount == round(amount) for amount in amounts.values())
+    unit = gcd(*(round(amount) for amount in amounts.values())) if whole else math.fsum(amounts.values())
+    return tuple(sorted((number, round(amount / unit, 6)) for number, amount in amounts.items()))
+
+
+def _examine(structure: "Structure | None", *, validity: bool, longest_edge: float | None) -> Examined:
+    if structure is None:
+        return Examined("no structure", fault="no structure")
+    if validity and (invalid := structural_validity(structure, longest_edge=longest_edge)):
+        return Examined(invalid, fault=invalid)
+    try:
+        formula = reduced_formula(structure)
+        return Examined("", formula, ReducedCell.of(structure))
+    except Exception as error:  # pymatgen raises all sorts on odd cells; each is one structure that matches nothing
+        return Examined("", fault=type(error).__name__)
+
+
+def _match(matcher: Matcher, item: tuple[ReducedCell, Sequence[ReducedCell]]) -> list[Found]:
+    target, candidates = item
+    return [_match_one(matcher, target, candidate) for candidate in candidates]
+
+
+def _match_one(matcher: Matcher, target: ReducedCell, candidate: ReducedCell) -> Found:
+    try:
+        distance = matcher.distance(candidate, target)
+    except Exception as error:  # here too
+        return Found(reason=f"matcher failed: {type(error).__name__}")
+    if distance is None:
+        return Found()
+    if not math.isfinite(distance[0]):
+        return Found(reason="matcher failed: rms not finite")
+    return Found(*distance)

@@ -1,0 +1,1 @@
+"""Relaxation by a potential, convex hulls, and what is read off them."""

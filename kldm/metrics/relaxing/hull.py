@@ -1,0 +1,268 @@
+"""Energy above the convex hull of competing phases, and the phases: entries of a file that the user brings."""
+
+import gzip
+import json
+import math
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+import numpy as np
+from tqdm import tqdm
+
+from kldm.errors import KldmError
+from kldm.interfaces import EnergyScale, Json
+from kldm.runtime.files import digest
+from kldm.runtime.pool import Failure, each
+
+if TYPE_CHECKING:
+    from pymatgen.core.structure import Structure
+
+Scheme = Literal["none", "mp2020"]
+"""Corrections in the energies of a file of entries: none, or those of ``MaterialsProject2020Compatibility``."""
+
+Formula = tuple[tuple[str, float], ...]
+"""Symbols and fractions, sorted by symbol; fractions rounded, so that equal compositions are equal."""
+
+SPECIES = re.compile(r"([A-Z][a-z]?)(?:\d*\.?\d*[+-])?")
+"""An element, perhaps with an oxidation state."""
+
+LEAST = 1e-6
+"""Smallest share of an element in an entry: fewer are no composition of a cell."""
+
+REMEDY = "give pymatgen's ComputedEntry dicts, as a JSON list or a line each, or the entries.json.gz of `kldm relax`"
+
+
+@attrs.frozen(eq=False)
+class Hull:
+    """The lowest energy of every composition in files of entries, eV/atom.
+
+    Attributes:
+        names: the files.
+        sha256: of the bytes of each.
+        scheme: corrections in the energies; None where they are of ``potential``.
+        potential: identity of the potential whose energies they are; None for those of density functional theory.
+        entries: how many there were.
+        lowest: by the elements of a composition, then by the composition.
+    """
+
+    names: tuple[str, ...]
+    sha256: tuple[str, ...]
+    scheme: Scheme | None
+    potential: Mapping[str, Json] | None
+    entries: int
+    lowest: Mapping[frozenset[str], Mapping[Formula, float]]
+
+    @property
+    def place(self) -> str:
+        """The files, for messages."""
+        return ", ".join(self.names)
+
+    def phases(self, elements: frozenset[str]) -> dict[Formula, float]:
+        """All that compete with a composition of these elements."""
+        subsets: Iterable[frozenset[str]] = self.lowest
+        if 2 ** len(elements) < len(self.lowest):
+            sizes = range(1, len(elements) + 1)
+            subsets = (frozenset(some) for size in sizes for some in combinations(sorted(elements), size))
+        groups = (self.lowest.get(subset, {}) for subset in subsets if subset <= elements)
+        return {formula: energy for group in groups for formula, energy in group.items()}
+
+    def lacks(self, elements: frozenset[str]) -> frozenset[str]:
+        """Those without an elemental phase: compositions with them have no energy above hull."""
+        return frozenset(element for element in elements if frozenset((element,)) not in self.lowest)
+
+
+def read_hull(paths: Sequence[Path], corrections: Scheme | None) -> Hull:
+    """The entries of files of JSON (a list) or JSON lines (which need no memory for the whole), gzipped or not.
+
+    Energies are ``energy`` + ``correction`` of each entry, eV per its composition. Entries of ``kldm relax`` say by
+    which potential they were made; of others the user says what corrections are in them.
+
+    Raises:
+        KldmError: a file cannot be read, or the energies do not belong together.
+    """
+    changed = []
+    for path in paths:
+        with _readable(path):
+            changed.append(path.stat().st_mtime_ns)
+    return _read_hull(tuple(paths), corrections, tuple(changed))
+
+
+@lru_cache(maxsize=1)
+def _read_hull(paths: tuple[Path, ...], corrections: Scheme | None, _: tuple[int, ...]) -> Hull:
+    """Of files at the times of their last changes: a metric asks before training and after sampling."""
+    count = 0
+    lowest: dict[frozenset[str], dict[Formula, float]] = {}
+    sources: dict[str, Mapping[str, Json] | None] = {}
+    for place, record in _entries(paths):
+        count += 1
+        formula, energy = _entry(record, place)
+        kept = lowest.setdefault(frozenset(symbol for symbol, _ in formula), {})
+        kept[formula] = min(energy, kept.get(formula, math.inf))
+        source = _potential(record, place)
+        sources.setdefault(json.dumps(source, sort_keys=True), source)
+        if len(sources) > 1:
+            remedy = "take entries of one potential, or of none"
+            raise KldmError("its energy is of another potential than those before", place=place, remedy=remedy)
+    (potential,) = sources.values()
+    place = ", ".join(map(str, paths))
+    if potential is None and corrections is None:
+        remedy = "say what corrections are in its energies: none or mp2020"
+        raise KldmError("the entries name no potential", place=place, remedy=remedy)
+    if potential is not None and corrections not in (None, "none"):
+        remedy = "leave the corrections out"
+        raise KldmError("the entries are energies of a potential, without corrections", place=place, remedy=remedy)
+    return Hull(
+        tuple(map(str, paths)),
+        tuple(map(digest, paths)),
+        None if potential is not None else corrections,
+        potential,
+        count,
+        lowest,
+    )
+
+
+def check_scales(hull: Hull, scale: EnergyScale, identity: Mapping[str, Json]) -> None:
+    """See that energies of a potential may be compared with a hull's.
+
+    Raises:
+        KldmError: they are of another potential, or corrected in another way.
+    """
+    if hull.potential is not None:
+        theirs, ours = (json.dumps(one, sort_keys=True) for one in (hull.potential, identity))
+        if theirs != ours:
+            remedy = "relax the reference with the same potential"
+            raise KldmError(f"its energies are of {theirs}, not of {ours}", place=hull.place, remedy=remedy)
+        return
+    if scale == "own" or (scale == "mp2020" and hull.scheme != "mp2020"):
+        what = "with its own alone" if scale == "own" else "with MP2020-corrected ones alone"
+        remedy = "relax a reference with this potential (`kldm relax`) and give its entries.json.gz"
+        raise KldmError(f"energies of {identity['name']} compare {what}", place=hull.place, remedy=remedy)
+
+
+def above_hull(
+    structures: "Sequence[Structure]",
+    energies: Sequence[float],
+    hull: Hull,
+    *,
+    workers: int = 1,
+    time_limit: float | None = None,
+) -> list[float | None]:
+    """E - E_hull in eV/atom for each structure: negative below the hull of the reference, whose parts the structures
+    are not; None where the reference lacks one of the elements, or no answer is found.
+
+        E_hull(x) = min_w sum_i w_i E_i   over mixtures w >= 0 of the phases i with sum_i w_i x_i = x
+
+    Args:
+        energies: eV/atom, on the hull's scale.
+        time_limit: seconds for the structures of one chemical system.
+    """
+    groups: dict[frozenset[str], list[int]] = {}
+    compositions = [structure.composition.get_el_amt_dict() for structure in structures]
+    for row, composition in enumerate(compositions):
+        if not hull.lacks(frozenset(composition)):
+            groups.setdefault(frozenset(composition), []).append(row)
+    items = [(hull.phases(elements), [_formula(compositions[n]) for n in rows]) for elements, rows in groups.items()]
+    work = each(_heights, items, workers=workers, time_limit=time_limit, description="convex hulls", unit="system")
+    found: list[float | None] = [None] * len(structures)
+    for rows, heights in zip(groups.values(), work, strict=True):
+        for row, height in zip(rows, [None] * len(rows) if isinstance(heights, Failure) else heights, strict=True):
+            found[row] = None if height is None else energies[row] - height
+    return found
+
+
+def _heights(item: tuple[Mapping[Formula, float], Sequence[Formula]]) -> list[float | None]:
+    """Energies of the hull at compositions, eV/atom. A linear program: the hull itself, in as many dimensions as there
+    are elements, is beyond reach from ten on."""
+    from scipy.optimize import linprog
+
+    phases, wanted = item
+    place = {symbol: row for row, symbol in enumerate(sorted({symbol for formula in wanted for symbol, _ in formula}))}
+    shares = np.zeros((len(place), len(phases)))
+    for column, formula in enumerate(phases):
+        for symbol, share in formula:
+            shares[place[symbol], column] = share
+    heights: list[float | None] = []
+    for formula in wanted:
+        at = np.array([dict(formula).get(symbol, 0.0) for symbol in place])
+        best = linprog(list(phases.values()), A_eq=shares, b_eq=at, method="highs-ds")
+        heights.append(float(best.fun) if best.status == 0 else None)
+    return heights
+
+
+def _formula(amounts: Mapping[str, float]) -> Formula:
+    total = sum(amounts.values())
+    return tuple(sorted((symbol, round(amount / total, 9)) for symbol, amount in amounts.items()))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise KldmError(f"cannot be read ({error.strerror or error})", place=str(path), remedy=REMEDY) from error
+    except (EOFError, zlib.error, ValueError, RecursionError) as error:
+        raise KldmError("the file is not JSON, or it is cut short", place=str(path), remedy=REMEDY) from error
+
+
+def _entries(paths: Sequence[Path]) -> Iterator[tuple[str, Any]]:
+    """Where each is, and the entry."""
+    for path in paths:
+        count = 0
+        with _readable(path):
+            for record in tqdm(_records(path), desc=f"reading {path.name}", unit="entry", delay=2, disable=None):
+                yield f"{path}, entry {count}", record
+                count += 1
+        if not count:
+            raise KldmError("the file has no list of entries", place=str(path), remedy=REMEDY)
+
+
+def _records(path: Path) -> Iterator[Any]:
+    packed = path.suffix == ".gz"
+    with path.open("rb") as file, gzip.open(file) if packed else nullcontext(file) as lines:
+        if Path(path.name.removesuffix(".gz")).suffix == ".jsonl":
+            yield from (json.loads(line) for line in lines if line.strip())
+            return
+        content = json.load(lines)
+    if isinstance(content, Mapping):
+        content = content.get("entries")
+    if isinstance(content, list):
+        yield from content
+
+
+def _potential(record: Mapping[str, Any], place: str) -> Mapping[str, Json] | None:
+    """The identity of the potential that an entry names."""
+    parameters = record.get("parameters") or {}
+    source = parameters.get("potential") if isinstance(parameters, Mapping) else parameters
+    if source is not None and not isinstance(source, Mapping):
+        raise KldmError("its parameters name no potential as `kldm relax` does", place=place, remedy=REMEDY)
+    return source
+
+
+def _entry(record: Any, place: str) -> tuple[Formula, float]:
+    """Composition and eV/atom. Nothing in the record but numbers and symbols is looked at."""
+    from pymatgen.core.periodic_table import Element
+
+    try:
+        amounts: dict[str, float] = {}
+        for name, amount in record["composition"].items():
+            if amount and (species := SPECIES.fullmatch(name)):
+                symbol = {"D": "H", "T": "H"}.get(species[1], species[1])
+                amounts[symbol] = amounts.get(symbol, 0.0) + float(amount)
+            elif amount:
+                raise ValueError
+        least, total = min(amounts.values()), sum(amounts.values())
+        energy = (float(record["energy"]) + float(record.get("correction") or 0.0)) / total
+        is_composition = total > 0 and least / total > LEAST and all(map(Element.is_valid_symbol, amounts))
+        if not (is_composition and math.isfinite(energy)):
+            raise ValueError
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        problem = "is no entry with a composition and a finite energy"
+        raise KldmError(problem, place=place, remedy=REMEDY) from error
+    return _formula(amounts), energy

@@ -1,0 +1,1 @@
+"""Runs: what a recipe is, and a run and its folder."""

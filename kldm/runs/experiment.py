@@ -1,0 +1,183 @@
+"""What a recipe is: the settings of an experiment, and how one is assembled from a recipe's tree."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import torch
+
+from kldm.crystals import CrystalStore
+from kldm.data import Data
+from kldm.data.sources import SPLITS
+from kldm.errors import KldmError, nearest
+from kldm.evaluation.judging import RESERVED
+from kldm.execution import Execution
+from kldm.interfaces import Metric, Prepares, Sampler
+from kldm.model import JointModel
+from kldm.recipe import Tree, build
+from kldm.sampling.targets import EMPIRICAL, atom_range, histogram
+from kldm.training import Training
+
+
+@attrs.frozen(kw_only=True)
+class Evaluation:
+    """What is sampled and judged after training.
+
+    Args:
+        splits: splits of the data set to judge against, in this order. A model that takes its species from the
+            composition is asked for those of the split; one that generates them, for crystals of its own.
+        limit: at most so many crystals of each split (drawn once, by the seed); all by default.
+        candidates: structures per composition.
+        count: structures to generate where species are generated; by default as many as the split has crystals.
+        atoms: numbers of atoms of these: ``empirical`` (as often as in the training set), a number, or a range
+            such as ``4-20``.
+        histogram: crystals of the training set by number of atoms; measured when a run starts.
+        seed: of the draw and of sampling.
+        max_pairs: largest number of ordered pairs of atoms in a batch; memory grows with it. By default 64,000, or
+            fewer where half of the free memory does not suffice.
+        untrained: whether the untrained network is sampled and judged too, on the first split, as a baseline.
+    """
+
+    splits: tuple[str, ...] = ("test",)
+    limit: int | None = None
+    candidates: int = 1
+    count: int | None = None
+    atoms: int | str = EMPIRICAL
+    histogram: Mapping[str, int] | None = None
+    seed: int = 0
+    max_pairs: int | None = None
+    untrained: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        _at_least_one(self, "limit", "candidates", "count", "max_pairs")
+        if self.atoms != EMPIRICAL:
+            atom_range(self.atoms)
+        _known_splits("splits", self.splits)
+
+
+@attrs.frozen(kw_only=True)
+class Validation:
+    """What is sampled and judged during training to choose the best checkpoint.
+
+    Args:
+        sampler: usually a cheaper one than the final.
+        size: crystals of the validation split (drawn once, by the seed), and as many samples.
+        split: where they come from.
+        score: the metric's value that decides, the higher the better; with a minus before its name, as in
+            ``-structural.crmse@1``, the lower the better.
+        seed: of the draw and of sampling.
+        metrics: what is measured, by name; the experiment's where there are none.
+    """
+
+    sampler: Sampler
+    size: int = 1024
+    split: str = "val"
+    score: str = "structural.match_rate@1"
+    seed: int = 0
+    metrics: Mapping[str, Metric] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        _at_least_one(self, "size")
+        _known_splits("split", (self.split,))
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Experiment:
+    """A recipe as objects.
+
+    Args:
+        data: the data set.
+        model: processes and network.
+        sampler: for evaluation and for ``kldm sample``.
+        training: settings of ``fit``.
+        evaluation: what is judged at the end.
+        validation: what is judged during training; without it the last weights are the best.
+        execution: how it is computed.
+        metrics: by the name they have in the report; ``csp``, ``dng`` and ``stability`` are read by ``kldm compare``.
+    """
+
+    data: Data
+    model: JointModel
+    sampler: Sampler
+    training: Training = attrs.field(factory=Training)
+    evaluation: Evaluation = attrs.field(factory=Evaluation)
+    validation: Validation | None = None
+    execution: Execution = attrs.field(factory=Execution)
+    metrics: Mapping[str, Metric] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        for name in self.metrics:
+            if name in RESERVED:
+                raise KldmError("the report has another use for the name", place=f"metrics.{name}", remedy="rename it")
+        self.sampler.check(self.model.processes)
+        if self.validation is not None:
+            self.validation.sampler.check(self.model.processes)
+
+
+def assemble(tree: Tree) -> tuple[Experiment, Tree]:
+    """Build the experiment of a recipe's tree, with the network's weights drawn from ``training.seed``.
+
+    Returns the experiment and the complete tree, every default written out.
+    """
+    seed = tree.get("training", {}).get("seed", 0) if isinstance(tree.get("training", {}), dict) else 0
+    # Weights are drawn on the host. Without a list of devices torch would open every GPU of the machine.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed if isinstance(seed, int) else 0)
+        return build(tree, Experiment)
+
+
+def assemble_fitted(tree: Tree, train: CrystalStore, start: Experiment | None = None) -> tuple[Experiment, Tree]:
+    """``assemble`` with the statistics of the training split measured and written into the complete tree.
+
+    Args:
+        start: what training starts from, whose model keeps its own statistics: its weights know no others.
+    """
+    experiment, complete = assemble(tree)
+    fitted = experiment.model.fitted_statistics(train)
+    if start is not None:
+        kept = start.model.statistics()
+        for name in {*fitted, *kept}:
+            if fitted.get(name, {}).keys() != kept.get(name, {}).keys():
+                problem = "it takes other statistics of the training split than in the model of training.start_from"
+                raise KldmError(
+                    problem, place=f"model.{name}", remedy="give it the process and the codec of that model"
+                )
+        fitted = kept
+    statistics: dict[str, Any] = {"model": fitted}
+    if not takes_compositions(experiment.model):
+        statistics["evaluation"] = {"histogram": histogram(train)}
+    return assemble(_merge(complete, statistics)) if any(statistics.values()) else (experiment, complete)
+
+
+def takes_compositions(model: JointModel) -> bool:
+    """Whether the species of the model's samples come from a given composition, as nothing predicts them."""
+    return not model.processes["species"].predicts
+
+
+def prepare(experiment: Experiment) -> None:
+    """See that its metrics have what they need beside samples, before hours of work. Raises ``KldmError``."""
+    validation = experiment.validation.metrics if experiment.validation else {}
+    for metric in (*experiment.metrics.values(), *validation.values()):
+        if isinstance(metric, Prepares):
+            metric.prepare()
+
+
+def _at_least_one(settings: Evaluation | Validation, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise KldmError(f"must be at least 1, got {value}", place=name)
+
+
+def _known_splits(place: str, splits: tuple[str, ...]) -> None:
+    for split in splits:
+        if split not in SPLITS:
+            raise KldmError(f"no split is called {split!r}", place=place, remedy=nearest(split, SPLITS))
+
+
+def _merge(tree: Tree, update: Mapping[str, Any]) -> Tree:
+    merged = dict(tree)
+    for key, value in update.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return merged

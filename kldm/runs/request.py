@@ -1,0 +1,186 @@
+"""What is asked of ``kldm sample``, made into targets for a model."""
+
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import attrs
+
+from kldm.data.convert import from_structures
+from kldm.data.formulas import cells
+from kldm.errors import KldmError, nearest
+from kldm.runs.experiment import Experiment, takes_compositions
+from kldm.runs.splits import drawn_rows
+from kldm.sampling.targets import Part, Targets, atom_range, compositions, de_novo, drawn_sizes, given_species
+
+if TYPE_CHECKING:
+    from pymatgen.core.structure import Structure
+
+KEPT = ("cell", "positions", "species")
+
+
+@attrs.frozen(kw_only=True)
+class Wish:
+    """Which crystals are wanted.
+
+    Attributes:
+        formulas: each the content of one cell; ``units`` of formula units (``N`` or ``N-M``) where given.
+        split: the compositions of a split of the model's data set; at most ``limit`` of them.
+        elements: chemical system, element symbols separated by commas: no other element may appear.
+        contains: a formula whose atoms are in the cell, beside others that are generated.
+        template: file of a crystal of which the parts named in ``keep`` are kept.
+        keep: any of ``cell``, ``positions``, ``species``.
+        keep_atoms: which atoms of the template, from 1, such as ``1-4,7``; all by default.
+        atoms: number of atoms in a cell, ``empirical``, ``8`` or ``4-20``.
+        count: structures per composition, or in all.
+        seed: of all draws.
+        select: which of the structures of a composition is selected, see ``kldm.metrics.matching.selection``;
+            none by default.
+    """
+
+    formulas: tuple[str, ...] = ()
+    units: str | None = None
+    split: str | None = None
+    limit: int | None = None
+    elements: str | None = None
+    contains: str | None = None
+    template: Path | None = None
+    keep: tuple[str, ...] = KEPT
+    keep_atoms: str | None = None
+    atoms: str | None = None
+    count: int = 1
+    seed: int = 0
+    select: Literal["consensus"] | None = None
+
+    def __attrs_post_init__(self) -> None:
+        sources = (
+            ("--formula", bool(self.formulas)),
+            ("--split", bool(self.split)),
+            ("--contains", bool(self.contains)),
+            ("--template", self.template is not None),
+        )
+        named = [name for name, given in sources if given]
+        if len(named) > 1:
+            raise KldmError(f"{' and '.join(named)} exclude each other")
+        wants = {"--z": (self.units, "--formula"), "--keep-atoms": (self.keep_atoms, "--template")}
+        for option, (value, other) in wants.items():
+            if value and other not in named:
+                raise KldmError(f"{option} wants {other}")
+        if self.select and self.count < 2:
+            remedy = "ask for more, e.g. --candidates 10"
+            raise KldmError("there is one structure per composition to select from", place="--select", remedy=remedy)
+        if self.atoms and (self.formulas or self.split):
+            raise KldmError("--atoms has no meaning where compositions are given", remedy="leave it out")
+
+    def targets(self, experiment: Experiment) -> tuple[Targets, int]:
+        """The targets, and how many candidates each of them wants.
+
+        Raises:
+            KldmError: the wish is not clear, contradicts itself, or is beyond the model.
+        """
+        compositional = takes_compositions(experiment.model)
+        elements = None if self.elements is None else element_numbers(self.elements)
+        if self.formulas:
+            wanted = cells(self.formulas, self.units)
+            targets = given_species(compositions([cell.numbers for cell in wanted], [cell.name for cell in wanted]))
+            return _within(targets, elements), self.count
+        if self.split or (compositional and not self.template):
+            if self.contains or self.elements or self.atoms:
+                raise KldmError(
+                    "the model takes its atom types from the composition", remedy="give whole formulas with --formula"
+                )
+            store = experiment.data.load(self.split or "test")
+            rows = drawn_rows(len(store), self.limit, self.seed)
+            targets = attrs.evolve(given_species(store.subset(rows)), numbers=tuple(rows))
+            return _within(targets, elements), self.count
+        if self.select:
+            remedy = "name compositions with --formula or --split, or leave it out"
+            raise KldmError("selects among the structures of one composition", place="--select", remedy=remedy)
+        part, usual = self._part()
+        atoms = self.atoms or usual or experiment.evaluation.atoms
+        least = max(1, len(part.species)) if part else 1
+        sizes = drawn_sizes(atoms, experiment.evaluation.histogram, self.count, self.seed, least)
+        targets = de_novo(sizes, part, elements)
+        species = targets.constraints.species
+        if compositional and (species is None or not bool(species.all())):
+            raise KldmError(
+                "the model takes its atom types from the composition, and not all atoms' types are known",
+                remedy="keep the species of all atoms of the template, and no more atoms than it has",
+            )
+        return targets, 1
+
+    def _part(self) -> tuple[Part | None, int | None]:
+        """What is known of every crystal, and the number of atoms that goes with it unless another is asked for."""
+        if self.contains:
+            (cell,) = cells([self.contains])
+            return Part(cell.numbers), None
+        if self.template is None:
+            return None, None
+        for name in self.keep:
+            if name not in KEPT:
+                raise KldmError(f"cannot keep {name!r}", place="--keep", remedy=nearest(name, KEPT))
+        store = from_structures([_structure(self.template)], [str(self.template)])
+        atoms = _atoms(self.keep_atoms, store.sizes[0]) if {"positions", "species"} & set(self.keep) else []
+        part = Part(
+            species=tuple(store.species[atoms].tolist()),
+            fractional=store.fractional[atoms] if "positions" in self.keep else None,
+            lattice=store.lattice[0] if "cell" in self.keep else None,
+            keeps_species="species" in self.keep,
+        )
+        return part, store.sizes[0]
+
+
+def element_numbers(symbols: str) -> tuple[int, ...]:
+    """Atomic numbers of element symbols separated by commas, in order, each once.
+
+    Raises:
+        KldmError: no element, or one beyond atomic number 100.
+    """
+    from pymatgen.core.periodic_table import Element
+
+    numbers = set()
+    for symbol in filter(None, re.split(r"[,\s-]+", symbols)):
+        if not Element.is_valid_symbol(symbol):
+            known = [element.symbol for element in Element]
+            raise KldmError(f"no element is called {symbol!r}", place="--elements", remedy=nearest(symbol, known))
+        if Element(symbol).Z > 100:
+            raise KldmError(f"{symbol} lies beyond atomic number 100", place="--elements")
+        numbers.add(Element(symbol).Z)
+    if not numbers:
+        raise KldmError("names no element", place="--elements", remedy="write it like Li,O,Mn")
+    return tuple(sorted(numbers))
+
+
+def _within(targets: Targets, elements: tuple[int, ...] | None) -> Targets:
+    return attrs.evolve(targets, constraints=attrs.evolve(targets.constraints, elements=elements))
+
+
+def _atoms(text: str | None, count: int) -> list[int]:
+    """Rows of ``1-4,7`` (from 1), or all."""
+    if text is None:
+        return list(range(count))
+    rows: set[int] = set()
+    for part in text.split(","):
+        first, last = atom_range(part)
+        rows |= set(range(first - 1, last))
+    if max(rows) >= count:
+        raise KldmError(f"names atom {max(rows) + 1} of {count}", place=f"--keep-atoms {text}")
+    return sorted(rows)
+
+
+def _structure(path: Path) -> "Structure":
+    """The first structure of a file that pymatgen reads."""
+    from pymatgen.core.structure import Structure
+
+    if not path.is_file():
+        raise KldmError("no such file", place=str(path))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters of a broken file is in the error
+            return Structure.from_file(path)
+    except Exception as error:  # the parsers raise all sorts
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise KldmError(
+            f"not a structure that can be read ({reason})", place=str(path), remedy="give a CIF or POSCAR file"
+        ) from error

@@ -1,0 +1,216 @@
+"""Sampling and judging a model: the same for validation and for the end of a run."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from kldm.crystals import CrystalStore
+from kldm.errors import KldmError
+from kldm.evaluation.judging import judgement, measure, reference_structures, write_rows
+from kldm.evaluation.overlap import of_store, overlap_note
+from kldm.evaluation.results import write_json, write_samples
+from kldm.execution import set_execution
+from kldm.interfaces import Candidate, Samples
+from kldm.memory import sampling_pairs
+from kldm.model import JointModel
+from kldm.reading import read_samples
+from kldm.recipe import Tree
+from kldm.runs.experiment import Experiment, assemble, takes_compositions
+from kldm.runtime.distributed import world
+from kldm.runtime.seeding import seeded
+from kldm.sampling.generation import candidates, generate, requests
+from kldm.sampling.targets import de_novo, drawn_sizes
+from kldm.training import set_precision
+
+
+class Validator:
+    """Samples a fixed part of the validation split and returns the deciding score first, the higher the better: a value
+    of a metric, or minus one, by the name that ``validation.score`` has for it; then all values."""
+
+    def __init__(self, experiment: Experiment, device: torch.device) -> None:
+        assert experiment.validation is not None
+        self.experiment, self.settings = experiment, experiment.validation
+        store = draw(experiment.data.load(self.settings.split), self.settings.size, self.settings.seed)
+        self.reference = reference_structures(store)
+        self.targets = requested(experiment, store, len(store), self.settings.seed).to(device)
+        # Once, so that all validations of a run draw the same batches.
+        self.max_pairs = sampling_pairs(experiment.evaluation.max_pairs, experiment.model.network, device)
+        # A score that no metric gives is found before training rather than at the first validation.
+        self._values(Samples((), self.reference))
+
+    def __call__(self, model: JointModel) -> dict[str, float]:
+        settings, wanted = self.settings, requests(len(self.targets), 1)
+        generated = generate(
+            model,
+            settings.sampler,
+            self.targets,
+            wanted,
+            seed=settings.seed,
+            max_pairs=self.max_pairs,
+            description="validate",
+        )
+        values = self._values(Samples(candidates(generated, wanted), self.reference))
+        score = values[settings.score.removeprefix("-")]
+        if score is None:
+            raise KldmError("has no value for these samples", place=f"validation.score = {settings.score}")
+        best_high = -score if settings.score.startswith("-") else score
+        return {settings.score: best_high, **{key: value for key, value in values.items() if value is not None}}
+
+    def _values(self, samples: Samples) -> dict[str, float | None]:
+        score = self.settings.score.removeprefix("-")
+        values = {
+            key: value
+            for found in measure(self.settings.metrics or self.experiment.metrics, samples).values()
+            for key, value in found.values.items()
+        }
+        if score not in values:
+            known = ", ".join(sorted(values)) or "none, for want of [metrics]"
+            raise KldmError(f"no metric gives {score!r}", place="validation.score", remedy=f"known are {known}")
+        return values
+
+
+def evaluate_splits(experiment: Experiment, tree: Tree, folder: Path, device: torch.device) -> dict[str, Any]:
+    """Sample and judge every split of ``[evaluation]`` with the model of ``experiment`` (on its device)."""
+    settings = experiment.evaluation
+    results: dict[str, Any] = {}
+    untrained = assemble(tree)[0].model.to(device) if settings.untrained else None
+    if untrained is not None:
+        set_precision(untrained, experiment.training.precision)
+        set_execution(untrained.network, experiment.execution)
+    for number, split in enumerate(settings.splits):
+        reference = Reference.of(experiment, split)
+        for name, model in (("trained", experiment.model), ("untrained", untrained)):
+            if model is None or (name == "untrained" and number):
+                continue
+            label = split if name == "trained" else f"{split}_untrained"
+            results[label] = _evaluate(experiment, tree, model, reference, folder, label, device)
+    return results
+
+
+@attrs.frozen(eq=False)
+class Reference:
+    """The part of a split that samples are judged against.
+
+    Attributes:
+        store: its crystals.
+        name: data set and split, such as ``mp_20/test``.
+        whole: whether it is the whole split.
+        notes: what a reader of results must know of it.
+    """
+
+    store: CrystalStore
+    name: str
+    whole: bool
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, experiment: Experiment, split: str) -> "Reference":
+        """The reference of an experiment's evaluation on a split."""
+        full, settings = experiment.data.load(split), experiment.evaluation
+        store = draw(full, settings.limit, settings.seed)
+        whole = len(store) == len(full) and experiment.data.max_atoms is None
+        train = experiment.data.load("train")
+        notes = overlap_note(of_store(store), of_store(train), "the training set")
+        return cls(store, f"{experiment.data.name}/{split}", whole, notes)
+
+    def judged(self, experiment: Experiment, found: tuple[Candidate, ...], rows: Path) -> dict[str, Any]:
+        """The metrics' judgement of samples, whose per-structure table is written to ``rows``."""
+        samples = Samples(found, reference_structures(self.store))
+        measured = measure(experiment.metrics, samples)
+        names = requested(experiment, self.store, experiment.evaluation.count, experiment.evaluation.seed).ids
+        if world().is_writer:
+            write_rows(rows, measured, samples, names)
+        described = {"name": self.name, "rows": len(self.store), "whole": self.whole}
+        judged = judgement(measured, samples)
+        return {"reference": described, **judged, "notes": [*self.notes, *judged["notes"]]}
+
+
+def requested(experiment: Experiment, reference: CrystalStore, count: int | None, seed: int) -> CrystalStore:
+    """What the model is asked for beside a reference: its compositions, or crystals with drawn numbers of atoms."""
+    if takes_compositions(experiment.model):
+        return reference
+    settings = experiment.evaluation
+    return de_novo(drawn_sizes(settings.atoms, settings.histogram, count or len(reference), seed)).store
+
+
+def _evaluate(
+    experiment: Experiment,
+    tree: Tree,
+    model: JointModel,
+    reference: Reference,
+    folder: Path,
+    label: str,
+    device: torch.device,
+) -> dict[str, Any]:
+    started, settings, place = time.monotonic(), experiment.evaluation, folder / "samples" / label
+    targets = requested(experiment, reference.store, settings.count, settings.seed)
+    wanted = requests(len(targets), settings.candidates if takes_compositions(experiment.model) else 1)
+    max_pairs = sampling_pairs(settings.max_pairs, model.network, device)
+    origin = {
+        "weights": _digest(model),
+        "sampler": tree["sampler"],
+        "targets": len(targets),
+        "candidates": settings.candidates,
+        "atoms": settings.atoms,
+        "limit": settings.limit,
+        "seed": settings.seed,
+        "max_pairs": max_pairs,
+    }
+    found = _stored(place, origin, any_max_pairs=settings.max_pairs is None)
+    if not all(world().gather(found is not None)) or found is None:
+        generated = generate(
+            model,
+            experiment.sampler,
+            targets.to(device),
+            wanted,
+            seed=settings.seed,
+            max_pairs=max_pairs,
+            description=f"sample {label}",
+        )
+        found = candidates(generated, wanted)
+        if world().is_writer:
+            write_samples(place, found, dict(enumerate(targets.ids)))
+            write_json(place / "origin.json", origin)
+    judged = reference.judged(experiment, found, place / "results.csv")
+    return {**judged, "seconds": round(time.monotonic() - started, 1)}
+
+
+def draw(store: CrystalStore, limit: int | None, seed: int) -> CrystalStore:
+    """At most ``limit`` crystals, drawn by the seed, in the order of the store."""
+    return store if limit is None or limit >= len(store) else store.subset(drawn_rows(len(store), limit, seed))
+
+
+def drawn_rows(count: int, limit: int | None, seed: int) -> list[int]:
+    """The rows, in order, that ``draw`` takes of ``count``."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    rows = torch.randperm(count, generator=seeded(torch.device("cpu"), seed, "draw"))[:limit]
+    return sorted(rows.tolist())
+
+
+def _stored(place: Path, origin: Mapping[str, Any], *, any_max_pairs: bool) -> tuple[Candidate, ...] | None:
+    """The samples of an earlier, equal request, so that a repeated command does not sample again; with
+    ``any_max_pairs`` however little memory there was then."""
+    try:
+        earlier = json.loads((place / "origin.json").read_text())
+        if any_max_pairs:
+            origin = {**origin, "max_pairs": earlier["max_pairs"]}
+        if earlier == json.loads(json.dumps(origin)):
+            return read_samples(place / "samples.jsonl")
+    except (OSError, ValueError, KeyError, TypeError, KldmError):
+        return None
+    return None
+
+
+def _digest(model: JointModel) -> str:
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,143 @@
+"""Many requests through one sampler: batches by a budget of pairs, results in the order of the requests."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import attrs
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from kldm.crystals import Crystals, CrystalStore
+from kldm.interfaces import Candidate, GenerativeModel, Sampler
+from kldm.runtime.allocator import keep_memory
+from kldm.runtime.distributed import world
+from kldm.runtime.seeding import seeded
+from kldm.sampling.constraints import Constraints, constrained
+
+
+@attrs.frozen
+class Request:
+    """One structure to generate: the row of the targets that conditions it, and its number among its candidates."""
+
+    target: int
+    candidate: int
+
+
+def requests(targets: int, candidates: int) -> tuple[Request, ...]:
+    """``candidates`` answers to each of ``targets`` rows, candidate by candidate."""
+    return tuple(Request(target, candidate) for candidate in range(candidates) for target in range(targets))
+
+
+def batches(sizes: Sequence[int], max_pairs: int) -> list[list[int]]:
+    """Indices of ``sizes`` in groups of similar size, each of at most ``max_pairs`` ordered pairs K (K - 1).
+
+    Sorted by size, largest first, so that memory runs out at the beginning or never; a crystal above the budget
+    gets a batch of its own.
+    """
+    groups: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        cost = max(1, sizes[index] * (sizes[index] - 1))
+        if not groups or cost > room:
+            groups.append([])
+            room = max_pairs
+        groups[-1].append(index)
+        room -= cost
+    return groups
+
+
+def generate(
+    model: GenerativeModel,
+    sampler: Sampler,
+    targets: CrystalStore,
+    wanted: Sequence[Request],
+    *,
+    seed: int,
+    max_pairs: int,
+    constraints: Constraints | None = None,
+    description: str = "sample",
+) -> CrystalStore:
+    """One generated crystal per request, in the order of the requests.
+
+    The processes of a run share the batches, which are the same for any number of processes,
+    and all get all crystals.
+
+    Args:
+        model: on the device of ``targets``.
+        sampler: how to sample.
+        targets: layout and conditioning by row; of coordinates and cells only those that ``constraints`` keep count.
+        wanted: the requests.
+        seed: all randomness follows from it, the requests and the budget.
+        max_pairs: largest number of ordered pairs of atoms in a batch.
+        constraints: what the samples must obey.
+        description: label of the progress bar.
+    """
+    keep_memory()
+    rules = constraints or Constraints()
+    rules.check(model.processes, targets)
+    groups = batches([targets.sizes[request.target] for request in wanted], max_pairs)
+    here = world()
+    own = range(here.rank, len(groups), here.size)  # the largest batches come first, so that the shares are about equal
+    done: list[tuple[int, Crystals]] = []
+    bar = tqdm(
+        total=len(own) * sampler.steps,
+        desc=description,
+        unit="step",
+        delay=1,
+        dynamic_ncols=True,
+        disable=not here.is_writer,
+    )
+    with _evaluating(model), bar:
+
+        def advance(steps: int) -> None:
+            bar.update(steps)
+
+        for number in own:
+            rows = [wanted[index].target for index in groups[number]]
+            bound = constrained(model, rules, targets, rows)
+            rng = seeded(targets.device, seed, "sample", number)
+            crystals = bound.restored(sampler.sample(bound, targets.batch(rows), rng, advance)).to("cpu")
+            done.append((number, crystals))
+    made: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+    for number, crystals in (one for share in here.gather(done) for one in share):
+        split = zip(
+            torch.split(crystals.fractional, list(crystals.layout.sizes)),
+            crystals.lattice,
+            torch.split(crystals.species, list(crystals.layout.sizes)),
+            strict=True,
+        )
+        made.update(zip(groups[number], split, strict=True))
+    ordered = [made[index] for index in range(len(wanted))]
+    return CrystalStore(
+        fractional=torch.cat([fractional for fractional, _, _ in ordered]),
+        species=torch.cat([species for _, _, species in ordered]),
+        lattice=torch.stack([lattice for _, lattice, _ in ordered]),
+        sizes=tuple(len(species) for _, _, species in ordered),
+        ids=tuple(targets.ids[request.target] for request in wanted),
+    )
+
+
+@contextmanager
+def _evaluating(model: GenerativeModel) -> Iterator[None]:
+    """Dropout and the like off, as long as samples are drawn."""
+    training = isinstance(model, nn.Module) and model.training
+    if isinstance(model, nn.Module):
+        model.eval()
+    try:
+        yield
+    finally:
+        if isinstance(model, nn.Module):
+            model.train(training)
+
+
+def candidates(generated: CrystalStore, wanted: Sequence[Request]) -> tuple[Candidate, ...]:
+    """Generated crystals as structures; one that cannot be built is kept, with its reason."""
+    from kldm.data.convert import to_structure_or_reason
+
+    species = torch.split(generated.species, list(generated.sizes))
+    built = to_structure_or_reason(generated)
+    return tuple(
+        Candidate(request.target, request.candidate, structure, reason, tuple(numbers.tolist()) if reason else ())
+        for request, (structure, reason), numbers in zip(wanted, built, species, strict=True)
+    )

@@ -1,0 +1,159 @@
+"""What is to be generated: compositions, numbers of atoms alone, or crystals of which a part is known."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import attrs
+import torch
+from torch import Tensor
+
+from kldm.crystals import Crystals, CrystalStore, Layout
+from kldm.data.formulas import LARGEST_CELL
+from kldm.errors import KldmError
+from kldm.runtime.seeding import seeded
+from kldm.sampling.constraints import Constraints
+
+EMPIRICAL = "empirical"
+
+
+@attrs.frozen(eq=False)
+class Targets:
+    """Rows to generate structures for, and what the structures must obey.
+
+    Attributes:
+        store: sizes and known values by row; what is not known holds any valid value.
+        constraints: masks over ``store``.
+        numbers: what results call the rows, where that is not 0, 1, ...: of a split, its own rows.
+    """
+
+    store: CrystalStore
+    constraints: Constraints
+    numbers: tuple[int, ...] | None = None
+
+    def number(self, row: int) -> int:
+        """What results call a row."""
+        return row if self.numbers is None else self.numbers[row]
+
+
+@attrs.frozen(eq=False)
+class Part:
+    """The known part of a crystal.
+
+    Attributes:
+        species: atomic numbers of the known atoms, or those whose positions alone are known.
+        fractional: [len(species), 3], or None where no position is known.
+        lattice: [6], angstrom and radians, or None.
+        keeps_species: whether the types of the atoms are known.
+    """
+
+    species: tuple[int, ...]
+    fractional: Tensor | None = None
+    lattice: Tensor | None = None
+    keeps_species: bool = True
+
+
+def compositions(species: Iterable[Sequence[int]], names: Sequence[str]) -> CrystalStore:
+    """Cells of which the atomic numbers are known and nothing else."""
+    rows = [list(numbers) for numbers in species]
+    numbers = torch.tensor([number for row in rows for number in row], dtype=torch.int64)
+    return attrs.evolve(_blank([len(row) for row in rows], names), species=numbers)
+
+
+def given_species(store: CrystalStore) -> Targets:
+    """The compositions of a store are kept: crystal structure prediction, with any species process."""
+    return Targets(store, Constraints(species=torch.ones(len(store.species), dtype=torch.bool)))
+
+
+def de_novo(sizes: Sequence[int], part: Part | None = None, elements: tuple[int, ...] | None = None) -> Targets:
+    """Crystals with these numbers of atoms, which hold ``part`` first and of which all else is generated.
+
+    Raises:
+        KldmError: a crystal has fewer atoms than the part.
+    """
+    store = _blank(sizes, [f"sample-{number}" for number in range(len(sizes))])
+    if part is None:
+        return Targets(store, Constraints(elements=elements))
+    count = len(part.species)
+    if min(sizes) < count:
+        raise KldmError(
+            f"{count} atoms are known, but a crystal is to have {min(sizes)} atoms", remedy="allow more atoms"
+        )
+    rows = (store.layout.ptr[:-1].unsqueeze(1) + torch.arange(count)).flatten()
+    known = torch.zeros(store.layout.total, dtype=torch.bool)
+    known[rows] = True
+    species, fractional, lattice = store.species.clone(), store.fractional.clone(), store.lattice
+    species[rows] = torch.tensor(part.species, dtype=torch.int64).repeat(len(sizes))
+    if part.fractional is not None:
+        fractional[rows] = part.fractional.to(fractional).repeat(len(sizes), 1)
+    if part.lattice is not None:
+        lattice = part.lattice.to(lattice).expand(len(sizes), 6)
+    constraints = Constraints(
+        elements=elements,
+        positions=known if part.fractional is not None and count else None,
+        species=known if part.keeps_species and count else None,
+        cell=torch.ones(len(sizes), dtype=torch.bool) if part.lattice is not None else None,
+    )
+    return Targets(attrs.evolve(store, species=species, fractional=fractional, lattice=lattice), constraints)
+
+
+def histogram(store: CrystalStore) -> dict[str, int]:
+    """How many crystals have each number of atoms, smallest first."""
+    counts = Counter(store.sizes)
+    return {str(size): counts[size] for size in sorted(counts)}
+
+
+def drawn_sizes(
+    atoms: int | str, counts: Mapping[str, int] | None, number: int, seed: int, at_least: int = 1
+) -> tuple[int, ...]:
+    """Numbers of atoms for ``number`` crystals.
+
+    Args:
+        atoms: ``empirical`` (as often as in the training set), a number, or a range such as ``4-20`` (uniform).
+        counts: the training set's ``histogram``.
+        number: of crystals.
+        seed: of the draw.
+        at_least: smaller crystals are left out of the histogram or the range.
+
+    Raises:
+        KldmError: not one of these; nothing is left.
+    """
+    if atoms == EMPIRICAL:
+        if not counts:
+            raise KldmError("the training set's numbers of atoms are not known", place="atoms", remedy="give a range")
+        weights = {int(size): float(count) for size, count in counts.items()}
+    else:
+        first, last = atom_range(atoms)
+        weights = dict.fromkeys(range(first, last + 1), 1.0)
+    weights = {size: weight for size, weight in weights.items() if size >= at_least}
+    if not weights:
+        raise KldmError(f"no crystal of {at_least} atoms or more is asked for", place=f"atoms = {atoms}")
+    rng = seeded(torch.device("cpu"), seed, "atoms")
+    drawn = torch.multinomial(torch.tensor(list(weights.values())), number, replacement=True, generator=rng)
+    sizes = list(weights)
+    return tuple(sizes[index] for index in drawn.tolist())
+
+
+def atom_range(atoms: int | str) -> tuple[int, int]:
+    """First and last number of atoms of ``8`` or ``4-20``."""
+    match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", str(atoms))
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= first <= last <= LARGEST_CELL:
+        raise KldmError(
+            f"wants {EMPIRICAL!r}, a number of atoms or a range, each of 1 to {LARGEST_CELL}, not {atoms!r}",
+            place="atoms",
+            remedy="write it like 8 or 4-20",
+        )
+    return first, last
+
+
+def _blank(sizes: Sequence[int], names: Sequence[str]) -> CrystalStore:
+    """Crystals of which nothing but the number of atoms is known."""
+    layout = Layout.of(sizes)
+    blank = Crystals(
+        fractional=torch.zeros(layout.total, 3),
+        lattice=torch.tensor([5.0, 5.0, 5.0, torch.pi / 2, torch.pi / 2, torch.pi / 2]).repeat(len(layout), 1),
+        species=torch.ones(layout.total, dtype=torch.int64),
+        layout=layout,
+    )
+    return CrystalStore(blank.fractional, blank.species, blank.lattice, layout.sizes, tuple(names))

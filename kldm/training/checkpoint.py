@@ -1,0 +1,166 @@
+"""One record for a model in training: recipe, tensors and counters in a single safetensors file.
+
+Nothing in it is executed on loading: tensors are raw bytes and all the rest is JSON in the file's header.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kldm.errors import KldmError
+from kldm.runtime.files import atomic_write
+
+FORMAT = 1
+
+_STARTS = ("start_from", "start_with")
+
+Rounding = Literal["fp32", "fp16", "bf16"]
+"""How exported weights are stored."""
+
+StartWith = Literal["weights", "state"]
+"""What training takes of another run's checkpoint."""
+
+_ROUNDED: Mapping[Rounding, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@attrs.frozen(eq=False)
+class Checkpoint:
+    """Everything to resume training or to sample.
+
+    Attributes:
+        recipe: the complete recipe, fitted statistics included, from which the model is rebuilt.
+        tensors: by name; ``model.*`` are the weights in training, ``average.*`` their moving average (absent
+            before it starts), ``optimizer.*`` the optimiser's state.
+        state: counters of the training loop, JSON.
+    """
+
+    recipe: dict[str, Any]
+    tensors: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose name starts with ``prefix.``, without it."""
+        return {name.removeprefix(f"{prefix}."): t for name, t in self.tensors.items() if name.startswith(f"{prefix}.")}
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged weights, or the plain ones where there is no average yet."""
+        return self.part("average") or self.part("model")
+
+    def to_share(self, rounding: Rounding = "fp16") -> "Checkpoint":
+        """The weights that sampling takes, rounded, with the recipe and the counters.
+
+        What training started from is a path of the machine that trained, and is left out of the recipe.
+
+        Raises:
+            KldmError: a weight is too large for the type, or not finite.
+        """
+        shared = {}
+        for name, weight in self.weights.items():
+            rounded = weight.to(_ROUNDED[rounding]) if weight.is_floating_point() else weight
+            if not torch.isfinite(rounded).all():
+                lost = bool(torch.isfinite(weight).all())
+                problem = f"{name} holds a number that is " + (f"too large for {rounding}" if lost else "not finite")
+                remedy = "take bf16 or fp32" if lost else "take an older checkpoint"
+                raise KldmError(problem, place="checkpoint", remedy=remedy)
+            shared[f"model.{name}"] = rounded
+        training = {name: value for name, value in self.recipe.get("training", {}).items() if name not in _STARTS}
+        recipe = {**self.recipe, "training": training} if "training" in self.recipe else self.recipe
+        return Checkpoint(recipe, shared, self.state)
+
+    def load_weights(self, module: nn.Module) -> None:
+        """Put ``weights`` into a rebuilt model."""
+        try:
+            module.load_state_dict({name: weight.to(torch.float32) for name, weight in self.weights.items()})
+        except RuntimeError as error:
+            raise KldmError(
+                "the weights do not fit the model of its recipe",
+                place="checkpoint",
+                remedy="it was written by another version of kldm or of your components",
+            ) from error
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write atomically: an interrupted or failed write leaves the previous file as it was."""
+    header = {
+        "format": str(FORMAT),
+        "recipe": json.dumps(checkpoint.recipe),
+        "state": json.dumps(dict(checkpoint.state)),
+    }
+    # Cloned, because safetensors refuses tensors that share memory, as tied weights do.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.tensors.items()}
+    with atomic_write(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        try:
+            save_file(tensors, temporary, metadata=header)
+            temporary.chmod(mode)  # safetensors lets the owner alone read its files
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint; raises ``KldmError`` for a missing, broken or foreign file."""
+    if not path.is_file():
+        raise KldmError("no such checkpoint", place=str(path))
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != str(FORMAT):
+                found = header.get("format")
+                problem = f"format {found} is not format {FORMAT}" if found else "not a checkpoint of kldm"
+                raise KldmError(problem, place=str(path), remedy="use the version of kldm that wrote it")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        recipe, state = json.loads(header["recipe"]), json.loads(header["state"])
+        if not (isinstance(recipe, dict) and isinstance(state, dict)):
+            raise ValueError("its header holds no recipe")
+        return Checkpoint(recipe, tensors, state)
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise KldmError(
+            f"the file is broken ({error})", place=str(path), remedy="take an older checkpoint or start afresh"
+        ) from error
+
+
+def locate(path: Path, *, state: bool = False) -> Path:
+    """The checkpoint of a folder, or this file.
+
+    Of a run folder it is the one to sample with, ``best.safetensors``, or ``last.safetensors`` before there is one; of
+    a folder of shared weights, ``model.safetensors``.
+
+    Args:
+        state: whether training is to go on from it: of a run folder ``last.safetensors``.
+    """
+    if not path.is_dir():
+        files = [path]
+    elif state:
+        files = [path / "checkpoints" / "last.safetensors"]
+    else:
+        files = [path / "checkpoints" / f"{name}.safetensors" for name in ("best", "last")]
+        files.append(path / "model.safetensors")
+    for file in files:
+        if file.exists():
+            return file
+    remedy = "name a run folder, a folder with a model.safetensors, or a .safetensors file"
+    raise KldmError("no checkpoint here", place=str(path), remedy=remedy)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors, ``optimizer.<parameter>.<key>``."""
+    state = optimizer.state_dict()["state"]
+    return {f"optimizer.{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of ``optimizer_tensors`` (tensors without their ``optimizer.`` prefix)."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

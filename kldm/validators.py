@@ -1,0 +1,72 @@
+"""Validators of options, for ``attrs.field``: each raises ``KldmError`` at the option's name, which recipes complete.
+
+An option that may be None takes ``attrs.validators.optional`` around them. Not-a-number is never accepted.
+"""
+
+from collections.abc import Callable, Mapping
+from math import inf
+from typing import Any, Literal, get_args
+
+import attrs
+
+from kldm.errors import KldmError, nearest
+
+Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+
+def above(bound: float) -> Validator:
+    """A finite number above the bound."""
+    return _such(lambda value: bound < value < inf, f"above {bound:,}")
+
+
+def at_least(bound: float) -> Validator:
+    """A finite number, the bound or above."""
+    return _such(lambda value: bound <= value < inf, f"at least {bound:,}")
+
+
+def within(low: float, high: float, *, ends: Literal["both", "low", "high", "neither"] = "both") -> Validator:
+    """A number from ``low`` to ``high``; ``ends`` says which of the two are allowed themselves."""
+    match ends:
+        case "both":
+            return _such(lambda value: low <= value <= high, f"from {low:,} to {high:,}")
+        case "low":
+            return _such(lambda value: low <= value < high, f"at least {low:,} and below {high:,}")
+        case "high":
+            return _such(lambda value: low < value <= high, f"above {low:,} and at most {high:,}")
+        case "neither":
+            return _such(lambda value: low < value < high, f"between {low:,} and {high:,}")
+
+
+def one_of(*names: str) -> Validator:
+    """One of the names; of an option typed ``Literal``, its own where none are given here."""
+
+    def check(_instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        known = names or get_args(attribute.type)
+        if value not in known:
+            remedy = nearest(str(value), [str(name) for name in known])
+            problem = f"must be one of {', '.join(map(str, known))}, got {value!r}"
+            raise KldmError(problem, place=attribute.name, remedy=remedy)
+
+    return check
+
+
+def each(validator: Validator) -> Validator:
+    """Every value of a mapping, named by its key, or of a sequence."""
+
+    def check(instance: Any, attribute: "attrs.Attribute[Any]", values: Any) -> None:
+        items = values.items() if isinstance(values, Mapping) else enumerate(values)
+        for key, value in items:
+            try:
+                validator(instance, attribute, value)
+            except KldmError as error:
+                raise KldmError(error.problem, place=f"{attribute.name}.{key}", remedy=error.remedy) from None
+
+    return check
+
+
+def _such(good: Callable[[Any], bool], wanted: str) -> Validator:
+    def check(_instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if not good(value):
+            raise KldmError(f"must be {wanted}, got {value}", place=attribute.name)
+
+    return check

@@ -1,0 +1,87 @@
+"""Formulas to cells."""
+
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from pymatgen.core.composition import Composition
+
+from kldm.data.formulas import cells, reduced_formula
+from kldm.errors import KldmError
+
+
+@pytest.mark.parametrize(
+    ("formula", "content"),
+    [
+        ("LiFePO4", {3: 1, 26: 1, 15: 1, 8: 4}),
+        ("Na2Cl2", {11: 2, 17: 2}),
+        ("Ca(OH)2", {20: 1, 8: 2, 1: 2}),
+        ("Cl2Na2", {11: 2, 17: 2}),
+        ("HDO", {1: 2, 8: 1}),
+        ("Fm", {100: 1}),
+        ("O", {8: 1}),
+        ("H500", {1: 500}),
+    ],
+)
+def test_a_formula_is_the_exact_content_of_a_cell(formula: str, content: dict[int, int]) -> None:
+    (cell,) = cells([formula])
+    assert cell.name == formula
+    assert Counter(cell.numbers) == content
+
+
+def test_formula_units_multiply_the_reduced_formula() -> None:
+    found = cells(["Na2Cl2", "TiO2"], "2-4")
+    assert [cell.name for cell in found] == [f"{f} x {n}" for f in ("Na2Cl2", "TiO2") for n in (2, 3, 4)]
+    assert [Counter(cell.numbers) for cell in found[:3]] == [{11: n, 17: n} for n in (2, 3, 4)]
+    assert [Counter(cell.numbers) for cell in found[3:]] == [{22: n, 8: 2 * n} for n in (2, 3, 4)]
+    assert [len(cell.numbers) for cell in cells(["Si8"], "1-2")] == [1, 2]
+    assert [len(cell.numbers) for cell in cells(["Na4Cl4"], "3")] == [6]
+
+
+@pytest.mark.parametrize(
+    ("formula", "told"),
+    [
+        ("", "not a chemical formula"),
+        ("Xx2", "not a chemical formula"),
+        ("nacl", "not a chemical formula"),
+        ("Li2(Fe", "not a chemical formula"),
+        ("Na-1Cl", "not a chemical formula"),
+        ("NaCl!", "not a chemical formula"),
+        ("Na1.5Cl", "wants whole numbers of atoms"),
+        ("Na0", "wants whole numbers of atoms"),
+        ("MdO", "beyond atomic number 100"),
+        ("H501", "asks for 501 atoms in a cell, more than 500"),
+    ],
+)
+def test_what_is_no_cell(formula: str, told: str) -> None:
+    with pytest.raises(KldmError) as caught:
+        cells(["NaCl", formula])
+    assert str(caught.value).startswith(f"--formula {formula}: ")
+    assert told in str(caught.value)
+
+
+def test_an_element_that_is_written_as_a_molecule_is_one_atom() -> None:
+    assert [cell.numbers for cell in cells(["O2"], "1-2")] == [(8,), (8, 8)]
+
+
+@pytest.mark.parametrize("units", ["", "0", "a", "4-1", "1-", "-3", "1.5", "0-2", "1-4-5"])
+def test_bad_formula_units(units: str) -> None:
+    with pytest.raises(KldmError, match="wants N or N-M formula units; write it like 4 or 1-4"):
+        cells(["NaCl"], units)
+
+
+def test_too_many_formula_units() -> None:
+    with pytest.raises(KldmError, match="asks for 502 atoms"):
+        cells(["NaCl"], "250-300")
+
+
+def test_a_reduced_formula_of_noble_gases_is_given_without_remarks() -> None:
+    assert reduced_formula(Composition("Na2Cl2")) == "NaCl"
+    program = (
+        "import warnings; warnings.simplefilter('error'); from pymatgen.core.composition import Composition; "
+        "from kldm.data.formulas import reduced_formula; print(reduced_formula(Composition({'Xe': 2, 'He': 2})))"
+    )  # a process of its own, as pymatgen makes the remark once only
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert found.stdout.strip() in ("HeXe", "XeHe")
+    assert not found.stderr

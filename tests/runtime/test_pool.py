@@ -1,0 +1,211 @@
+"""The pool: order, failures and time limits, in this process, in others and in threads; nothing lost."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import joblib
+import pytest
+
+from kldm.runtime.distributed import World
+from kldm.runtime.pool import Failure, each
+from tests.worlds import together
+
+LIMIT = Failure("time limit of 0.2 s")
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def awkward(number: int) -> object:
+    """0, 1, 4, ...; 3 raises, 5 never ends, 7 gives what cannot be sent."""
+    if number == 3:
+        raise ValueError("of a kind that cannot be foreseen: 0x7f")
+    while number == 5:
+        pass
+    return threading.Lock() if number == 7 else square(number)
+
+
+def stubborn(number: int) -> int:
+    """Swallows the first end of its time."""
+    try:
+        while number:
+            pass
+    except BaseException:
+        while number:
+            pass
+    return number
+
+
+def swallowing(number: int) -> int:
+    while number:
+        try:
+            while True:
+                pass
+        except Exception:
+            pass
+    return number
+
+
+def name_of_process(_: int) -> str:
+    import multiprocessing
+    import os
+
+    return f"{multiprocessing.current_process().pid} {threading.get_ident()} {os.environ.get('OMP_NUM_THREADS')}"
+
+
+class Unsendable:
+    def __reduce__(self) -> str:
+        raise TypeError("stays where it is")
+
+
+class Unbuildable:
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return square_root_of_nothing, (0,)
+
+
+def square_root_of_nothing(number: int) -> float:
+    return 1 / number
+
+
+def type_of(item: object) -> str:
+    return type(item).__name__
+
+
+def results(items: list[int], **options: int | float) -> list[object]:
+    limit = options.pop("time_limit", None)
+    return list(each(awkward, items, workers=int(options.get("workers", 1)), time_limit=limit, description="test"))
+
+
+def test_serial() -> None:
+    found = results([2, 3, 5, 0, 4], time_limit=0.2)
+    assert found == [4, Failure("ValueError"), LIMIT, 0, 16]
+
+
+def test_two_workers() -> None:
+    found = results([*range(9), 3, 6], workers=2, time_limit=0.2)
+    assert found == [0, 1, 4, Failure("ValueError"), 16, LIMIT, 36, Failure("TypeError"), 64, Failure("ValueError"), 36]
+
+
+def test_the_number_of_workers_does_not_matter() -> None:
+    items = list(range(101))
+    expected = [square(item) for item in items]
+    for workers in (1, 2, -1):
+        assert list(each(square, items, workers=workers, description="test")) == expected
+    assert list(each(square, [], workers=2, description="test")) == []
+    assert list(each(square, [3], workers=2, description="test")) == [9]
+
+
+def test_partial_functions_and_items_that_cannot_be_sent() -> None:
+    items: list[object] = [1, Unsendable(), "a", Unbuildable(), None]
+    sent = list(each(partial(type_of), items, workers=2, description="test"))
+    assert sent == ["int", Failure("TypeError"), "str", Failure("ZeroDivisionError"), "NoneType"]
+
+
+def test_one_worker_is_this_very_thread_and_others_have_one_blas_thread() -> None:
+    here = next(each(name_of_process, [0], description="test"))
+    assert here == name_of_process(0)
+    away = set(each(name_of_process, range(40), workers=2, description="test"))
+    assert here not in away
+    assert all(str(name).endswith(" 1") for name in away)
+
+
+def test_a_surrounding_backend_does_the_work() -> None:
+    """Also for one worker, and in its threads, where signals are not to be had."""
+    with joblib.parallel_config(backend="threading", n_jobs=2):
+        names = set(each(name_of_process, range(8), description="test"))
+        found = results([0, 5, 2, 3, 5, 4], time_limit=0.2)
+    assert name_of_process(0) not in names
+    assert found == [0, LIMIT, 4, Failure("ValueError"), LIMIT, 16]
+
+
+@pytest.mark.parametrize("backend", ["sequential", "multiprocessing"])
+def test_backends_of_other_kinds(backend: str) -> None:
+    with joblib.parallel_config(backend=backend, n_jobs=2):
+        assert results([0, 3, 2], workers=2) == [0, Failure("ValueError"), 4]
+
+
+def test_time_limit_in_a_thread() -> None:
+    found: list[object] = []
+    thread = threading.Thread(target=lambda: found.extend(results([1, 5, 2], time_limit=0.2)))
+    thread.start()
+    thread.join()
+    assert found == [1, LIMIT, 4]
+
+
+@pytest.mark.parametrize("function", [stubborn, swallowing])
+def test_time_limit_of_functions_that_swallow_exceptions(function: object) -> None:
+    assert callable(function)
+    found = list(each(function, [0, 1, 0], time_limit=0.2, description="test"))
+    assert found == [0, LIMIT, 0]
+
+
+def around(number: int) -> int:
+    """Ends about when its time does."""
+    end = time.perf_counter() + 0.002 + number * 1e-6
+    while time.perf_counter() < end:
+        pass
+    return number
+
+
+def test_nothing_is_raised_after_the_end() -> None:
+    """An alarm that rings as the function returns must hit this item or nobody."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        items = [*range(-100, 300), 100_000]  # the last by far too long, however late an alarm rings on a busy core
+        found = list(each(around, items, time_limit=0.002, description="test"))
+        quiet = sum(1 for _ in range(200_000))
+    finally:
+        sys.setswitchinterval(interval)
+    assert quiet == 200_000
+    expected: Iterator[tuple[int, object]] = zip(items, found, strict=True)
+    assert all(one in (item, Failure("time limit of 0.002 s")) for item, one in expected)
+    assert found[-1] == Failure("time limit of 0.002 s")
+
+
+def test_an_interrupt_of_the_user_is_not_a_failure() -> None:
+    def interrupted(_: int) -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(each(interrupted, [1], time_limit=1.0, description="test"))
+
+
+def test_dask() -> None:
+    distributed = pytest.importorskip("dask.distributed")
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_config(backend="dask"),
+    ):
+        names = set(each(name_of_process, range(8), description="test"))
+        found = results([*range(9), 3], time_limit=0.2)
+    assert name_of_process(0) not in names
+    assert found == [0, 1, 4, Failure("ValueError"), 16, LIMIT, 36, Failure("TypeError"), 64, Failure("ValueError")]
+
+
+def nested(number: int) -> list[int | Failure]:
+    return list(each(square, range(number), description="within"))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 8])
+def test_processes_of_a_run_share_the_items_and_all_get_all_results(count: int) -> None:
+    """More processes than items, fewer, and none; what one item does stays with it, and a pool within is its own."""
+    done: list[tuple[int, int]] = []
+
+    def work(here: World) -> list[object]:
+        def noted(number: int) -> object:
+            done.append((here.rank, number))
+            return awkward(number)
+
+        outer = list(each(noted, range(count), time_limit=0.2, description="shared"))
+        inner = list(each(nested, range(3), description="nested"))
+        return [*outer, *inner]
+
+    expected = [0, 1, 4, Failure("ValueError"), 16, LIMIT, 36, Failure("TypeError")][:count]
+    assert together(3, work) == [[*expected, [], [0], [0, 1]]] * 3
+    assert sorted(done) == sorted((number % 3, number) for number in range(count))

@@ -1,0 +1,64 @@
+"""Validators of options: what they accept, what they refuse, and how they say it."""
+
+from collections.abc import Mapping
+from math import inf, nan
+from typing import Any, Literal
+
+import attrs
+import pytest
+
+from kldm.errors import KldmError
+from kldm.validators import Validator, above, at_least, each, one_of, within
+
+
+def verdict(validator: Validator, value: Any) -> str:
+    """Why an option with this validator refuses the value; empty where it takes it."""
+
+    @attrs.frozen
+    class Options:
+        option: Any = attrs.field(validator=validator)
+
+    try:
+        Options(value)
+    except KldmError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("validator", "good", "bad", "sentence"),
+    [
+        (above(0), [1e-300, 1, 1e300], [0, -1, inf, nan], "option: must be above 0, got "),
+        (at_least(1000), [1000, 1001.5], [999, -inf, inf, nan], "option: must be at least 1,000, got "),
+        (within(0, 1), [0, 0.5, 1], [-0.001, 1.001, nan], "option: must be from 0 to 1, got "),
+        (within(0, 1, ends="low"), [0, 0.999], [1, -1, nan], "option: must be at least 0 and below 1, got "),
+        (within(0, 1, ends="high"), [1e-9, 1], [0, 1.1, nan], "option: must be above 0 and at most 1, got "),
+        (within(0, 1, ends="neither"), [0.5], [0, 1, nan], "option: must be between 0 and 1, got "),
+    ],
+)
+def test_numbers(validator: Validator, good: list[float], bad: list[float], sentence: str) -> None:
+    assert [verdict(validator, value) for value in good] == [""] * len(good)
+    assert [verdict(validator, value) for value in bad] == [f"{sentence}{value}" for value in bad]
+
+
+def test_names() -> None:
+    @attrs.frozen
+    class Options:
+        order: Literal["first", "second"] = attrs.field(default="first", validator=one_of())
+
+    Options("second")
+    with pytest.raises(KldmError, match=r"^order: must be one of first, second, got 'secnd'; did you mean 'second'\?$"):
+        Options("secnd")  # type: ignore[arg-type]
+    assert verdict(one_of("a", "b"), "c") == "option: must be one of a, b, got 'c'"
+
+
+def test_each_value_is_named() -> None:
+    values: Mapping[str, float] = {"coordinates": 1, "lattice": 101}
+    assert verdict(each(within(0, 100)), values) == "option.lattice: must be from 0 to 100, got 101"
+    assert verdict(each(above(0)), (1, 2, -3)) == "option.2: must be above 0, got -3"
+    assert verdict(each(above(0)), (1, 2)) == verdict(each(above(0)), {}) == ""
+
+
+def test_none_is_optional() -> None:
+    assert verdict(attrs.validators.optional(above(0)), None) == ""
+    assert verdict(attrs.validators.optional(above(0)), 0)
