@@ -68,7 +68,7 @@ def measure(generated: tuple[Candidate, ...], reference: Sequence[Structure | No
 def oracle(generated: list[Structure | None], reference: list[Structure], s: float, c: float) -> dict[str, float]:
     """The definitions by plain, serial calls; every structure that is not None must be constructible for matminer."""
     sites, magpie = CrystalNNFingerprint.from_preset("ops"), ElementProperty.from_preset("magpie", impute_nan=False)
-    constants = json.loads(Path(module.__file__).with_name("magpie_scaler.json").read_text())
+    constants = json.loads((Path(module.__file__).with_name("fingerprinting") / "magpie_scaler.json").read_text())
 
     def both(structure: Structure) -> tuple[Any, Any]:
         with warnings.catch_warnings():
