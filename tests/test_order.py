@@ -20,7 +20,7 @@ FLOORS = (
     ("metrics", "sampling", "training"),
     ("evaluation",),
     ("runs",),
-    ("cli",),
+    ("cli", "testing"),
     ("__init__", "__main__"),
 )
 """What may be known to all above it; what shares a floor does not know each other."""

@@ -1,0 +1,58 @@
+"""Random crystals and latents, and how closely two tensors must agree."""
+
+import torch
+from torch import Tensor
+
+from kldm.crystals import Crystals, Layout
+from kldm.interfaces import Channel, Interface
+
+SIZES = (4, 1, 2, 7, 1)
+"""Numbers of atoms of the crystals in checks: several sizes, and crystals of one atom among them."""
+
+
+def random_crystals(sizes: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float64) -> Crystals:
+    """Crystals with uniform positions, sensible cells and random types."""
+    rng = seeded(seed)
+    layout = Layout.of(sizes)
+    fractional = torch.rand(layout.total, 3, generator=rng, dtype=dtype)
+    lengths = 3 + 5 * torch.rand(len(layout), 3, generator=rng, dtype=dtype)
+    angles = 1.2 + 0.7 * torch.rand(len(layout), 3, generator=rng, dtype=dtype)
+    species = torch.randint(1, 101, (layout.total,), generator=rng)
+    return Crystals(fractional, torch.cat([lengths, angles], -1), species, layout)
+
+
+def random_latent(
+    interface: Interface, layout: Layout, rng: torch.Generator, dtype: torch.dtype = torch.float64
+) -> dict[str, Tensor]:
+    """Values of every channel that a network reads, as a prior would draw them."""
+    latent = {}
+    for channel in interface.reads:
+        count = rows(channel, layout)
+        if channel.kind == "token":
+            latent[channel.name] = torch.randint(channel.width, (count,), generator=rng)
+        elif channel.kind == "periodic":
+            latent[channel.name] = torch.rand(count, channel.width, generator=rng, dtype=dtype)
+        else:
+            latent[channel.name] = torch.randn(count, channel.width, generator=rng, dtype=dtype)
+    return latent
+
+
+def rows(channel: Channel, layout: Layout) -> int:
+    """How many rows a channel has."""
+    return layout.total if channel.per == "atom" else len(layout)
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A source of randomness on the CPU."""
+    return torch.Generator().manual_seed(seed)
+
+
+def expect(holds: object, sentence: str) -> None:
+    """Raise ``AssertionError`` with the sentence unless the condition holds, whatever Python's optimisation."""
+    if not holds:
+        raise AssertionError(sentence)
+
+
+def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-9) -> bool:
+    """Whether two tensors agree up to a tolerance, relative to their size and absolute near 0."""
+    return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=tolerance, atol=tolerance)

@@ -1,0 +1,131 @@
+"""What every metric must do with any samples, hopeless ones included."""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from kldm.interfaces import Candidate, Measurement, Metric, Samples
+from kldm.testing.crystals import expect
+
+if TYPE_CHECKING:
+    from pymatgen.core.structure import Structure
+
+MetricCheck = Callable[[Metric], None]
+
+
+def judges_bad_structures(metric: Metric) -> None:
+    """Broken structures are judged, not raised."""
+    judged = hopeless_samples()
+    _well_formed(metric.measure(judged), judged)
+
+
+def judges_nothing_at_all(metric: Metric) -> None:
+    """No samples, no reference, or nothing but failures."""
+    reference = hopeless_samples().reference
+    for judged in (
+        Samples((), ()),
+        Samples((), reference),
+        Samples((Candidate(0, 0, None, "failed"),), reference),
+    ):
+        _well_formed(metric.measure(judged), judged)
+
+
+def counts_failures(metric: Metric) -> None:
+    """One success of one request is worth more than one success of four: failures may not be left out."""
+    good = _caesium_chloride(4.1)
+    alone = Samples((Candidate(0, 0, good),), (good,))
+    failures = tuple(Candidate(target, 0, None, "failed") for target in (1, 2, 3))
+    with_failures = Samples((*alone.candidates, *failures), (good,) * 4)
+    same = _same(metric.measure(alone), metric.measure(with_failures))
+    expect(not same, "no value tells one success of one request from one success of four: it leaves failures out")
+
+
+def repeats_itself(metric: Metric) -> None:
+    """The same samples give the same values, and stay as they are."""
+    judged, before = hopeless_samples(), hopeless_samples()
+    first, second = metric.measure(judged), metric.measure(judged)
+    expect(_same(first, second) and first.rows == second.rows, "a second measurement gives other values")
+    kept = judged.reference == before.reference and judged.candidates[0].structure == before.candidates[0].structure
+    expect(kept, "it changes the structures that it judges")
+
+
+def ignores_the_order_of_candidates(metric: Metric) -> None:
+    """Candidates carry their numbers; in which order they come says nothing."""
+    judged = hopeless_samples()
+    turned = Samples(judged.candidates[::-1], judged.reference)
+    expect(_same(metric.measure(judged), metric.measure(turned)), "values depend on the order of the candidates")
+
+
+METRIC_CHECKS: tuple[MetricCheck, ...] = (
+    judges_bad_structures,
+    judges_nothing_at_all,
+    counts_failures,
+    repeats_itself,
+    ignores_the_order_of_candidates,
+)
+
+
+def check_metric(metric: Metric) -> None:
+    """Every check on a metric.
+
+    Raises:
+        AssertionError: one sentence on what does not hold.
+    """
+    for check in METRIC_CHECKS:
+        check(metric)
+
+
+def hopeless_samples() -> Samples:
+    """Three targets, the last without an answer; two or more answers to the others, most of them broken."""
+    import numpy as np
+    from pymatgen.core.lattice import Lattice
+    from pymatgen.core.periodic_table import DummySpecies
+    from pymatgen.core.structure import Structure
+
+    def crystal(matrix: "np.typing.ArrayLike", x: float = 0.5, first: "str | DummySpecies" = "Cs") -> Structure:
+        species: list[Any] = [first, "Cl"]
+        return Structure(Lattice(np.array(matrix)), species, np.array([[0, 0, 0], [x, 0.5, 0.5]]))
+
+    good, cube = _caesium_chloride(4.1), 4.1 * np.eye(3)
+    broken = [
+        crystal(cube, x=math.nan),
+        crystal(cube, x=math.inf),
+        crystal(np.diag([-4.1, 4.1, 4.1])),
+        crystal([[4, 0, 0], [0, 4, 0], [4, 4, 0]]),
+        crystal(np.zeros((3, 3))),
+        crystal(np.full((3, 3), math.nan)),
+        crystal(1e-3 * np.eye(3)),
+        crystal(cube, first=DummySpecies("X")),
+        Structure(Lattice.cubic(4.0), [], []),
+        None,
+    ]
+    bad = [Candidate(1, number, structure) for number, structure in enumerate(broken)]
+    answers = [Candidate(0, 1, crystal(4.3 * np.eye(3), x=0.52)), *bad, Candidate(0, 0, good)]
+    return Samples(tuple(answers), (good, good, good))
+
+
+def _caesium_chloride(edge: float) -> "Structure":
+    from pymatgen.core.lattice import Lattice
+    from pymatgen.core.structure import Structure
+
+    return Structure(Lattice.cubic(edge), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+
+
+def _well_formed(found: Measurement, judged: Samples) -> None:
+    expect(found.values, "it finds no values")
+    for name, value in found.values.items():
+        expect(value is None or math.isfinite(value), f"{name} is {value}; a value that is not defined must be None")
+    expect(found.definition, "it says no definition of its values")
+    expect(all(note.endswith(".") for note in found.notes), "its notes are not sentences")
+    if found.rows:
+        asked = [(candidate.target, candidate.candidate) for candidate in judged.candidates]
+        listed = [(row.get("target"), row.get("candidate")) for row in found.rows]
+        expect(listed == asked, "its rows are not one for each candidate, failures included, in their order")
+
+
+def _same(first: Measurement, second: Measurement) -> bool:
+    """Whether two measurements have the same values, to rounding."""
+    if first.values.keys() != second.values.keys():
+        return False
+    pairs = ((first.values[name], second.values[name]) for name in first.values)
+    return all(a == b or (a is not None and b is not None and math.isclose(a, b, rel_tol=1e-6)) for a, b in pairs)
