@@ -1,6 +1,6 @@
 """What every registered process must do, whatever its mathematics."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import attrs
 import pytest
@@ -12,19 +12,13 @@ from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import (
     Channel,
-    Correction,
-    Corrects,
     DiffusionProcess,
     Estimates,
-    Flows,
-    Integrates,
     Latent,
+    Move,
     Noised,
-    Prediction,
-    Predicts,
     Restricts,
     Step,
-    StepsGivenClean,
 )
 from kldm.model import NoisedBatch
 from kldm.processes import LogTan
@@ -43,7 +37,6 @@ REQUIRED: Mapping[str, Mapping[str, object]] = {
 buildable without any."""
 
 SIZES = (1, 4, 1, 20, 2)
-Move = Callable[[Latent, Prediction, Step], Latent]
 
 
 def build(name: str) -> DiffusionProcess:
@@ -64,29 +57,12 @@ def crystals(request: pytest.FixtureRequest) -> Crystals:
     return random_crystals(SIZES, 100, request.param)  # no seed of a draw below, lest uniform noise be the positions
 
 
-def moves(process: DiffusionProcess) -> Mapping[str, Move]:
-    """Every move that the process knows."""
-    found: dict[str, Move] = {"denoise": process.denoise}
-    if isinstance(process, Flows):
-        found["flow"] = process.flow
-    if isinstance(process, Predicts):
-        found["predict"] = process.predict
-    if isinstance(process, Integrates):
-        found["exponential"] = process.exponential
-    if isinstance(process, Corrects):
-        corrects = process
-        found["correct"] = lambda latent, output, step: corrects.correct(latent, output, step, Correction())
+def moves(process: DiffusionProcess) -> dict[str, Move]:
+    """Every move that the process declares, and the one to its estimate."""
+    found = {"denoise": process.moves["denoise"], **process.moves}
     if isinstance(process, Estimates):
-        estimates = process
-        found["estimate"] = lambda latent, output, step: estimates.estimate(latent, output, step.s, step.layout)
-    if isinstance(process, Estimates) and isinstance(process, StepsGivenClean):
-        for name, move in (("flow_given", process.flow_given), ("draw_given", process.draw_given)):
-            found[name] = _given_estimate(process, move)
+        found["estimate"] = Move(lambda latent, clean, step: clean, estimate=process.estimate)
     return found
-
-
-def _given_estimate(process: Estimates, move: Move) -> Move:
-    return lambda latent, output, step: move(latent, process.estimate(latent, output, step.s, step.layout), step)
 
 
 def silence(process: DiffusionProcess, crystals: Crystals) -> dict[str, Tensor]:
@@ -191,9 +167,9 @@ def test_every_move_stays_finite_from_noise_to_data(process: DiffusionProcess, c
             s, r = _times(k / 10, crystals), _times((k - 1) / 10, crystals)
             latent = move(latent, silence(process, crystals), Step(s, r, s, crystals.layout, rng))
             _assert_declared(latent, process, crystals)
-        if isinstance(process, Corrects):
+        if move.ends == "now":
             end = Step(_times(0.1, crystals), _times(0, crystals), _times(0, crystals), crystals.layout, rng)
-            _assert_declared(process.correct(latent, silence(process, crystals), end, Correction()), process, crystals)
+            _assert_declared(move(latent, silence(process, crystals), end), process, crystals)
 
 
 def test_moves_leave_their_arguments_alone_and_repeat_under_the_same_seed(
@@ -284,22 +260,27 @@ def test_every_process_of_ours_estimates_the_clean_crystals(process: DiffusionPr
     _alike(process.decode(estimate, crystals), crystals, 1e-6)
 
 
+def moves_given_the_clean_value(process: DiffusionProcess) -> list[Move]:
+    given = [move for move in process.moves.values() if move.estimate is not None]
+    if not given:
+        pytest.skip("holds no clean value in any of its moves")
+    return given
+
+
 def test_steps_given_the_clean_value_end_at_it(process: DiffusionProcess, crystals: Crystals) -> None:
-    if not isinstance(process, StepsGivenClean):
-        pytest.skip("draws its steps from a distribution of clean values")
+    given = moves_given_the_clean_value(process)
     clean = process.noise(crystals, _times(1e-9, crystals), _seeded(1)).latent
     s, r = _times(0.8, crystals), _times(0, crystals)
     latent = process.noise(crystals, s, _seeded(0)).latent
-    for move in (process.flow_given, process.draw_given):
-        found = process.decode(move(latent, clean, Step(s, r, s, crystals.layout, _seeded(2))), crystals)
+    for move in given:
+        found = process.decode(move.function(latent, clean, Step(s, r, s, crystals.layout, _seeded(2))), crystals)
         _alike(found, process.decode(clean, crystals), 1e-5)
 
 
 @pytest.mark.parametrize("r", [0.05, 0.4])
 def test_steps_given_the_clean_value_keep_the_law_of_the_noise(process: DiffusionProcess, r: float) -> None:
     """From a draw of the forward process at s they lead to one at r: same moments of what is left of the noise."""
-    if not isinstance(process, StepsGivenClean) or not process.predicts:
-        pytest.skip("no noise, or no steps given the clean value")
+    given = moves_given_the_clean_value(process)
     one = random_crystals((3,), 0)
     count = 3000
     crystals = Crystals(
@@ -314,8 +295,8 @@ def test_steps_given_the_clean_value_keep_the_law_of_the_noise(process: Diffusio
         name: torch.zeros_like(value) if name == "velocity" else value
         for name, value in process.noise(crystals, _times(1e-12, crystals), _seeded(3)).latent.items()
     }
-    for move in (process.flow_given, process.draw_given):
-        found = move(latent, clean, Step(s, at_r, s, crystals.layout, _seeded(4)))
+    for move in given:
+        found = move.function(latent, clean, Step(s, at_r, s, crystals.layout, _seeded(4)))
         for channel in process.reads:
             moments = [
                 _moments(values[channel.name] - clean[channel.name], channel, crystals.layout)
