@@ -22,7 +22,7 @@ class KldmError(Exception):
         super().__init__(f"{text}; {remedy}" if remedy else text)
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """A remedy naming the known name nearest to a misspelt one, or None where nothing is near."""
-    found = get_close_matches(name, list(known), n=1, cutoff=0.5)
+def nearest(name: str, known: Iterable[str], *, likeness: float = 0.5) -> str | None:
+    """A remedy naming the known name nearest to a misspelt one, or None where none is that alike (of 1)."""
+    found = get_close_matches(name, list(known), n=1, cutoff=likeness)
     return f"did you mean {found[0]!r}?" if found else None

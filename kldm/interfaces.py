@@ -5,7 +5,7 @@ processes and predicts; a *sampler* orders the steps; a *metric* judges what cam
 them. Shapes: N atoms and B crystals of a batch, C numbers of a channel.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import attrs
@@ -76,25 +76,6 @@ class Noised:
     target: Mapping[str, Tensor]
 
 
-@attrs.frozen(eq=False)
-class Step:
-    """One reverse step. Times are unit time, 1 = noise, 0 = data.
-
-    Attributes:
-        s: [B] time at which the step starts.
-        r: [B] time at which it ends, r < s.
-        now: [B] time at which the network was called: s, or r for a stage at the end of the step.
-        layout: of the batch.
-        rng: source of all randomness, on the device of the batch.
-    """
-
-    s: Tensor
-    r: Tensor
-    now: Tensor
-    layout: Layout
-    rng: torch.Generator
-
-
 @attrs.frozen
 class Correction:
     """Options of a Langevin move x <- x + delta S + sqrt(2 delta) eps at fixed time.
@@ -113,6 +94,66 @@ class Correction:
     step_size: Literal["observed", "expected"] = "observed"
 
 
+_PUBLISHED = Correction()
+
+
+@attrs.frozen(eq=False)
+class Step:
+    """One reverse step. Times are unit time, 1 = noise, 0 = data.
+
+    Attributes:
+        s: [B] time at which the step starts.
+        r: [B] time at which it ends, r < s.
+        now: [B] time at which the network was called: s, or r for a stage at the end of the step.
+        layout: of the batch.
+        rng: source of all randomness, on the device of the batch.
+        correction: options of a Langevin move, for the moves that make one.
+    """
+
+    s: Tensor
+    r: Tensor
+    now: Tensor
+    layout: Layout
+    rng: torch.Generator
+    correction: Correction = _PUBLISHED
+
+
+@attrs.frozen(eq=False)
+class Move:
+    """One way of stepping a process back: ``move(latent, prediction, step)`` is the latent after the move.
+
+    Attributes:
+        function: (latent, prediction, step) to the new latent; arguments are left as they are.
+        ends: the time that the new latent belongs to: ``r``, or ``now`` for a move at a fixed time.
+        estimate: ``Estimates.estimate`` of the process, for a move that holds a clean value: ``function`` then takes
+            that value in place of the prediction, and is exact for it. By default None.
+    """
+
+    function: Callable[[Latent, Prediction, Step], Latent]
+    ends: Literal["r", "now"] = "r"
+    estimate: Callable[[Latent, Prediction, Tensor, Layout], Latent] | None = None
+
+    def __call__(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
+        if self.estimate is not None:
+            prediction = self.estimate(latent, prediction, step.now, step.layout)
+        return self.function(latent, prediction, step)
+
+
+class _Staying(Mapping[str, Move]):
+    def __getitem__(self, name: str) -> Move:
+        return Move(lambda latent, prediction, step: latent, ends="now")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("denoise",))
+
+    def __len__(self) -> int:
+        return 1
+
+
+STAYING: Mapping[str, Move] = _Staying()
+"""Moves of every name, all of which leave the latent as it is: those of a process that conditions, with any sampler."""
+
+
 class DiffusionProcess(Protocol):
     """One modality of a crystal: how it is noised, what the network learns, and how it is stepped back.
 
@@ -127,6 +168,23 @@ class DiffusionProcess(Protocol):
     @property
     def predicts(self) -> tuple[Channel, ...]:
         """Channels that the network must predict for it; empty for conditioning."""
+        ...
+
+    @property
+    def moves(self) -> Mapping[str, Move]:
+        """The ways in which samplers can step it, by name. Every process has the first of these, others as it can:
+
+        - ``denoise``: a stochastic reverse step from s to r;
+        - ``exponential``: another one, by an exponential integrator;
+        - ``flow``: a step along the probability flow;
+        - ``predict``: the predictor of a predictor-corrector sampler, deterministic but for jumps;
+        - ``correct``: a move at the fixed time ``now`` towards the law there: Langevin's, whose finite step leaves a
+          bias (see ``Correction.step_size``), or one in detailed balance;
+        - ``flow_given``: along the probability flow of the law given x_0, at r = 0 to x_0 (of a Gaussian law DDIM);
+        - ``draw_given``: a draw from p(x_r | x_s, x_0), at r = 0 x_0 (of a Gaussian law DDPM).
+
+        A sampler asks for moves by these names, or by any other that a process declares.
+        """
         ...
 
     def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
@@ -146,27 +204,9 @@ class DiffusionProcess(Protocol):
         """
         ...
 
-    def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
-        """A stochastic reverse step from s to r."""
-        ...
-
     def decode(self, latent: Latent, into: Crystals) -> Crystals:
         """``into`` with this modality read off the latent at s = 0."""
         ...
-
-
-@runtime_checkable
-class Flows(Protocol):
-    """A process that can step back along its probability flow."""
-
-    def flow(self, latent: Latent, prediction: Prediction, step: Step) -> Latent: ...
-
-
-@runtime_checkable
-class Predicts(Protocol):
-    """A process with the predictor of a predictor-corrector sampler: deterministic, but for jumps."""
-
-    def predict(self, latent: Latent, prediction: Prediction, step: Step) -> Latent: ...
 
 
 @runtime_checkable
@@ -178,19 +218,6 @@ class Estimates(Protocol):
 
         For real numbers the posterior mean that the network has learnt, for tokens the most probable ones.
         """
-        ...
-
-
-@runtime_checkable
-class StepsGivenClean(Protocol):
-    """A process that can step from s to r as if its clean value were known: the steps are exact for that value."""
-
-    def flow_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
-        """Along the probability flow of the law given x_0 = ``clean`` (of a Gaussian law DDIM); at r = 0 ``clean``."""
-        ...
-
-    def draw_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
-        """A draw from p(x_r | x_s, x_0 = ``clean``) (of a Gaussian law DDPM); at r = 0 ``clean``."""
         ...
 
 
@@ -210,21 +237,6 @@ class KnowsItsNoise(Protocol):
     def log_noise(self, s: Tensor) -> Tensor:
         """Its logarithm at unit times s > 0 of any shape."""
         ...
-
-
-@runtime_checkable
-class Corrects(Protocol):
-    """A process with a move at the fixed time ``step.now`` towards the law there: Langevin's, whose finite step
-    leaves a bias (see ``Correction.step_size``), or one in detailed balance."""
-
-    def correct(self, latent: Latent, prediction: Prediction, step: Step, correction: Correction) -> Latent: ...
-
-
-@runtime_checkable
-class Integrates(Protocol):
-    """A process with a stochastic exponential-integrator step from s to r beside its plain one."""
-
-    def exponential(self, latent: Latent, prediction: Prediction, step: Step) -> Latent: ...
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
 from kldm.execution import Precision
-from kldm.interfaces import Channel, Interface, Latent, Noised, Prediction, Step
+from kldm.interfaces import STAYING, Channel, Interface, Latent, Move, Noised, Prediction
 from kldm.model import JointModel
 from kldm.networks import CSPVNet
 from kldm.processes import Given, LogTan, TorusFlow, TrivializedTorus, VPEuclidean, WrappedVE
@@ -38,6 +38,10 @@ class Volume:
     def predicts(self) -> tuple[Channel, ...]:
         return ()
 
+    @property
+    def moves(self) -> Mapping[str, Move]:
+        return STAYING
+
     def _latent(self, crystals: Crystals) -> Latent:
         return {"volume": crystals.lattice[:, :3].prod(-1, keepdim=True).log()}
 
@@ -49,9 +53,6 @@ class Volume:
 
     def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
         raise AssertionError("nothing was predicted")
-
-    def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
-        return latent
 
     def decode(self, latent: Latent, into: Crystals) -> Crystals:
         return into

@@ -1,6 +1,6 @@
 """Masked (absorbing) diffusion of atom types in continuous time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Self, get_args
 
 import attrs
@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from kldm.compiling import fused, table
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
-from kldm.interfaces import OF_SAMPLING, Channel, Correction, Latent, Noised, Prediction, Step
+from kldm.interfaces import OF_SAMPLING, Channel, Latent, Move, Noised, Prediction, Step
 from kldm.processes.masking import Masking, masked, rate
 from kldm.processes.vocabulary import VOCABULARY, check_elements, narrowed
 from kldm.registry import process
@@ -68,6 +68,14 @@ class Absorbing:
         """The same process held to ``elements``, and to those that it is held to already: other logits are -inf."""
         return attrs.evolve(self, elements=narrowed(self.elements, elements))
 
+    @property
+    def moves(self) -> Mapping[str, Move]:
+        return {
+            "denoise": Move(self.denoise),
+            "predict": Move(self.denoise),  # jumps have no deterministic predictor
+            "correct": Move(self.correct, ends="now"),
+        }
+
     def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
         """All masked."""
         return {"species": torch.full_like(given.species, _MASK)}
@@ -113,11 +121,7 @@ class Absorbing:
         tokens = latent["species"]
         return {"species": torch.where(tokens == _MASK, self._finite(prediction).argmax(-1), tokens)}
 
-    def predict(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
-        """``denoise``: jumps have no deterministic predictor."""
-        return self.denoise(latent, prediction, step)
-
-    def correct(self, latent: Latent, prediction: Prediction, step: Step, correction: Correction) -> Latent:
+    def correct(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """With ``remask``, one atom of each crystal, chosen at random, is masked if it was not, else drawn.
 
         A masked one is drawn with probability q = min(1, alpha / m), an unmasked one masked with p = min(1, m / alpha).

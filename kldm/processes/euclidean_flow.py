@@ -1,5 +1,6 @@
 """Flow matching of real numbers: straight lines from noise to a codec's numbers."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import attrs
@@ -9,7 +10,7 @@ from torch import Tensor
 from kldm.compiling import fused
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
-from kldm.interfaces import OF_SAMPLING, Latent, Noised, Prediction, Step
+from kldm.interfaces import OF_SAMPLING, Latent, Move, Noised, Prediction, Step
 from kldm.processes.coded import CodedProcess
 from kldm.processes.euler import not_negative, stride
 from kldm.registry import process
@@ -45,6 +46,12 @@ class EuclideanFlow(CodedProcess):
             raise KldmError(problem, place="parameterization")
         super().__attrs_post_init__()
 
+    @property
+    def moves(self) -> Mapping[str, Move]:
+        # Nothing is random but the prior, so that to draw is to follow the flow.
+        flow, flow_given = Move(self.flow), Move(self.flow_given, estimate=self.estimate)
+        return {"denoise": flow, "flow": flow, "flow_given": flow_given, "draw_given": flow_given}
+
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
         noisy, target = self._noised(clean, s, self._draw(clean, rng))
         return Noised({self._name: noisy}, {self._name: target})
@@ -55,10 +62,6 @@ class EuclideanFlow(CodedProcess):
         start = self.codec.encode(clean)
         s = self._rows(s, clean.layout, start)
         return s * noise + (1 - s) * start, start if self.parameterization == "x0" else start - noise
-
-    def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
-        """``flow``: nothing is random but the prior."""
-        return self.flow(latent, prediction, step)
 
     def flow(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Euler's step x <- x + (s - r) (1 + a t) v."""
@@ -78,10 +81,6 @@ class EuclideanFlow(CodedProcess):
         start = clean[self._name]
         share = self._rows(step.r / step.s, step.layout, start)
         return {self._name: torch.lerp(start, latent[self._name], share)}
-
-    def draw_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
-        """``flow_given``: given x_0 and x_s nothing of the path is random."""
-        return self.flow_given(latent, clean, step)
 
     def _velocity(self, x: Tensor, output: Tensor, s: Tensor) -> Tensor:
         """The velocity from the network's output at time s > 0, towards an x_0 that ``_clean`` has seen."""

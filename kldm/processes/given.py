@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kldm.crystals import Crystals, Layout
-from kldm.interfaces import Channel, Correction, Latent, Noised, Prediction, Step
+from kldm.interfaces import STAYING, Channel, Latent, Move, Noised, Prediction
 from kldm.registry import process
 
 
@@ -16,7 +16,7 @@ from kldm.registry import process
 class Given:
     """The composition is given: the network reads each atom's type, a token Z - 1 in 0..99, and predicts none.
 
-    Every move leaves the latent as it is, so that the process goes with any sampler.
+    It has every move, and each leaves the latent as it is, so that the process goes with any sampler.
     """
 
     @property
@@ -26,6 +26,10 @@ class Given:
     @property
     def predicts(self) -> tuple[Channel, ...]:
         return ()
+
+    @property
+    def moves(self) -> Mapping[str, Move]:
+        return STAYING
 
     def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
         return {"species": given.species - 1}
@@ -38,28 +42,7 @@ class Given:
         """0: nothing is learnt."""
         return torch.zeros((), device=s.device, dtype=s.dtype)
 
-    def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
-        return latent
-
-    def flow(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
-        return latent
-
-    def predict(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
-        return latent
-
-    def exponential(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
-        return latent
-
     def estimate(self, latent: Latent, prediction: Prediction, s: Tensor, layout: Layout) -> Latent:
-        return latent
-
-    def flow_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
-        return latent
-
-    def draw_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
-        return latent
-
-    def correct(self, latent: Latent, prediction: Prediction, step: Step, correction: Correction) -> Latent:
         return latent
 
     def decode(self, latent: Latent, into: Crystals) -> Crystals:

@@ -1,12 +1,14 @@
 """Flow matching of fractional coordinates: every atom moves along its geodesic from noise to its place."""
 
+from collections.abc import Mapping
+
 import attrs
 import torch
 from torch import Tensor
 
 from kldm.compiling import fused
 from kldm.crystals import Crystals, Layout
-from kldm.interfaces import OF_SAMPLING, Channel, Latent, Noised, Prediction, Step
+from kldm.interfaces import OF_SAMPLING, Channel, Latent, Move, Noised, Prediction, Step
 from kldm.processes.euler import not_negative, stride
 from kldm.registry import process
 from kldm.torus import towards, unit, wrap
@@ -44,6 +46,12 @@ class TorusFlow:
     def predicts(self) -> tuple[Channel, ...]:
         return (Channel("flow", 3, "atom", "tangent"),)
 
+    @property
+    def moves(self) -> Mapping[str, Move]:
+        # Nothing is random but the prior, so that to draw is to follow the flow.
+        flow, flow_given = Move(self.flow), Move(self.flow_given, estimate=self.estimate)
+        return {"denoise": flow, "flow": flow, "flow_given": flow_given, "draw_given": flow_given}
+
     def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
         """f ~ U[0, 1)."""
         return {"fractional": _uniform(given.fractional, rng)}
@@ -64,10 +72,6 @@ class TorusFlow:
         """Mean square error over atoms and axes."""
         return (self._free(prediction["flow"], layout) - noised.target["flow"]).square().mean()
 
-    def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
-        """``flow``: nothing is random but the prior."""
-        return self.flow(latent, prediction, step)
-
     def flow(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Euler's step f <- f + (s - r) (1 + a t) v modulo 1."""
         fractional, velocity = latent["fractional"], self._free(prediction["flow"], step.layout)
@@ -87,10 +91,6 @@ class TorusFlow:
         end = clean["fractional"]
         share = step.layout.per_atom((step.r / step.s).to(end.dtype)).unsqueeze(-1)
         return {"fractional": towards(end, latent["fractional"], share)}
-
-    def draw_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
-        """``flow_given``: given f_0 and f_s nothing of the path is random."""
-        return self.flow_given(latent, clean, step)
 
     def decode(self, latent: Latent, into: Crystals) -> Crystals:
         return attrs.evolve(into, fractional=unit(latent["fractional"]))

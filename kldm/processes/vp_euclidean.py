@@ -1,5 +1,6 @@
 """Variance-preserving diffusion of real numbers: the lattice, and anything else that a codec makes Euclidean."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import attrs
@@ -9,7 +10,7 @@ from torch import Tensor
 from kldm.compiling import fused
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
-from kldm.interfaces import OF_SAMPLING, Correction, Latent, Noised, Prediction, Schedule, Step
+from kldm.interfaces import OF_SAMPLING, Latent, Move, Noised, Prediction, Schedule, Step
 from kldm.processes.coded import CodedProcess
 from kldm.processes.langevin import langevin_size
 from kldm.processes.schedules import Linear
@@ -49,6 +50,20 @@ class VPEuclidean(CodedProcess):
             raise KldmError(f"eta must lie in [0, 1], not {self.eta}", place="eta")
         super().__attrs_post_init__()
 
+    @property
+    def moves(self) -> Mapping[str, Move]:
+        return {
+            "denoise": Move(self.denoise),
+            "exponential": Move(self.exponential),
+            "flow": Move(self.flow),
+            # Algorithm 4: x <- rho x + c S, rho = alpha_r / alpha_s, c = (rho sigma_s - sigma_r) sigma_s. With S =
+            # -eps / sigma_s this is rho (x - sigma_s eps) + sigma_r eps = alpha_r x_0 + sigma_r eps.
+            "predict": Move(self.flow),
+            "correct": Move(self.correct, ends="now"),
+            "flow_given": Move(self.flow_given, estimate=self.estimate),
+            "draw_given": Move(self.draw_given, estimate=self.estimate),
+        }
+
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
         noise = self._draw(clean, rng)
         noisy, start = self._noised(clean, s, noise)
@@ -82,13 +97,6 @@ class VPEuclidean(CodedProcess):
         alpha, sigma = self._columns(step.layout, self.schedule.alpha(s), self._sigma(s))
         return self._flowed(*self._split(x, prediction[self._name], alpha, sigma), step)
 
-    def predict(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
-        """Predictor of Algorithm 4: x <- rho x + c S, rho = alpha_r / alpha_s, c = (rho sigma_s - sigma_r) sigma_s.
-
-        With S = -eps / sigma_s this is rho (x - sigma_s eps) + sigma_r eps = alpha_r x_0 + sigma_r eps: ``flow``.
-        """
-        return self.flow(latent, prediction, step)
-
     def exponential(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Semi-linear step with noise (Song et al., 2021: DDIM, Eq. 12).
 
@@ -114,7 +122,7 @@ class VPEuclidean(CodedProcess):
         """``exponential`` with this x_0 and eta = 1 (DDPM)."""
         return self._drawn(*self._noise_given(latent, clean, step), step, 1.0)
 
-    def correct(self, latent: Latent, prediction: Prediction, step: Step, correction: Correction) -> Latent:
+    def correct(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Langevin move x <- x + delta S + sqrt(2 delta) eps with delta = tau / S^2.
 
         S^2 is the mean over the numbers of a crystal, or its expectation 1 / sigma^2. At tau = 0.25 the six numbers of
@@ -124,12 +132,12 @@ class VPEuclidean(CodedProcess):
         now = step.now.to(x.dtype)
         alpha, sigma = self._columns(layout, self.schedule.alpha(now), self._sigma(now))
         score = self._split(x, prediction[self._name], alpha, sigma)[1] / -sigma
-        if correction.step_size == "expected":
+        if step.correction.step_size == "expected":
             square = self._sigma(now).square().reciprocal()
         else:
             rows = score.square()
             square = (rows if self.codec.channel.per == "crystal" else layout.mean(rows)).mean(-1)
-        delta = langevin_size(square, correction.tau)
+        delta = langevin_size(square, step.correction.tau)
         delta, kick = self._columns(layout, delta, (2 * delta).sqrt())
         return {self._name: x.addcmul(delta, score).addcmul(kick, _normal(x, step.rng))}
 

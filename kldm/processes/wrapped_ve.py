@@ -1,5 +1,6 @@
 """DiffCSP's diffusion of fractional coordinates: variance-exploding noise, wrapped onto the torus."""
 
+from collections.abc import Mapping
 from math import log, pi
 
 import attrs
@@ -9,7 +10,7 @@ from torch import Tensor
 from kldm.compiling import fused
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
-from kldm.interfaces import OF_SAMPLING, Channel, Correction, Latent, Noised, Prediction, Step
+from kldm.interfaces import OF_SAMPLING, Channel, Latent, Move, Noised, Prediction, Step
 from kldm.registry import process
 from kldm.torus import score_root_mean_square, towards, unit, wrapped_normal_score
 
@@ -65,6 +66,18 @@ class WrappedVE:
         """Standard deviation of the noise at unit times s of any shape, in fractions of the cell."""
         return self.sigma_min * torch.exp(log(self.sigma_max / self.sigma_min) * s)
 
+    @property
+    def moves(self) -> Mapping[str, Move]:
+        return {
+            "denoise": Move(self.denoise),
+            "flow": Move(self.flow),
+            # Algorithm 4: c = (rho sigma_s - sigma_r) sigma_s with rho = 1. DiffCSP's own predictor is ``denoise``.
+            "predict": Move(self.flow),
+            "correct": Move(self.correct, ends="now"),
+            "flow_given": Move(self.flow_given, estimate=self.estimate),
+            "draw_given": Move(self.draw_given, estimate=self.estimate),
+        }
+
     def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
         """f ~ U[0, 1)."""
         like = given.fractional
@@ -105,17 +118,10 @@ class WrappedVE:
         before, after = self._sigmas(step, latent["fractional"])
         return self._pushed(latent, prediction, before, step.layout, (before - after) * before)
 
-    def predict(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
-        """``flow``: the predictor of KLDM's Algorithm 4, c = (rho sigma_s - sigma_r) sigma_s, with rho = 1.
-
-        DiffCSP's own predictor is stochastic; it is ``denoise``.
-        """
-        return self.flow(latent, prediction, step)
-
-    def correct(self, latent: Latent, prediction: Prediction, step: Step, correction: Correction) -> Latent:
+    def correct(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Langevin move f <- f + e S + sqrt(2 e) eps, e = step_lr (sigma / sigma_min)^2 (Algorithm 2).
 
-        No noise in the step that ends at r = 0. The length is the process's own: ``correction`` has no part in it.
+        No noise in the step that ends at r = 0. The length is the process's own: ``step.correction`` has no part in it.
         """
         sigma = self._angle(step.now, latent["fractional"])
         length = self.step_lr * (sigma / self.sigma_min).square()

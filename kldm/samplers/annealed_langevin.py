@@ -6,7 +6,7 @@ import attrs
 
 from kldm.interfaces import DiffusionProcess
 from kldm.registry import sampler
-from kldm.samplers.stages import Stage, StagedSampler, able, require
+from kldm.samplers.stages import Stage, StagedSampler
 from kldm.validators import above
 
 
@@ -32,15 +32,9 @@ class AnnealedLangevin(StagedSampler):
     corrections: int = attrs.field(default=1, validator=above(0))
     corrected: tuple[str, ...] = ("coordinates",)
 
-    def check(self, processes: Mapping[str, DiffusionProcess]) -> None:
-        """Every corrected modality needs ``correct``."""
-        for name in self.corrected:
-            require(processes, name, "correct")
-
     def stages(self, processes: Mapping[str, DiffusionProcess]) -> tuple[Stage, ...]:
         correct = Stage("start", dict.fromkeys(self.corrected, "correct"))
-        step = Stage(
-            "start",
-            {name: "exponential" if able(process, "exponential") else "denoise" for name, process in processes.items()},
-        )
-        return (*[correct] * self.corrections, step)
+        steps = {
+            name: "exponential" if "exponential" in process.moves else "denoise" for name, process in processes.items()
+        }
+        return (*[correct] * self.corrections, Stage("start", steps))

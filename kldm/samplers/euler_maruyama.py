@@ -7,7 +7,7 @@ import attrs
 
 from kldm.interfaces import DiffusionProcess
 from kldm.registry import sampler
-from kldm.samplers.stages import Stage, StagedSampler, able
+from kldm.samplers.stages import Stage, StagedSampler
 from kldm.validators import one_of
 
 
@@ -28,17 +28,7 @@ class EulerMaruyama(StagedSampler):
 
     euclidean: Literal["euler_maruyama", "exponential"] = attrs.field(default="euler_maruyama", validator=one_of())
 
-    def check(self, processes: Mapping[str, DiffusionProcess]) -> None:
-        """Every process can take this sampler's steps."""
-
     def stages(self, processes: Mapping[str, DiffusionProcess]) -> tuple[Stage, ...]:
-        exponential = self.euclidean == "exponential"
-        return (
-            Stage(
-                "start",
-                {
-                    name: "exponential" if exponential and able(process, "exponential") else "denoise"
-                    for name, process in processes.items()
-                },
-            ),
-        )
+        wanted = "exponential" if self.euclidean == "exponential" else "denoise"
+        steps = {name: wanted if wanted in process.moves else "denoise" for name, process in processes.items()}
+        return (Stage("start", steps),)

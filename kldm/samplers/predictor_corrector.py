@@ -7,7 +7,7 @@ import attrs
 
 from kldm.interfaces import Correction, DiffusionProcess
 from kldm.registry import sampler
-from kldm.samplers.stages import Move, Stage, StagedSampler, able, require
+from kldm.samplers.stages import Stage, StagedSampler
 from kldm.validators import above, one_of
 
 
@@ -49,30 +49,18 @@ class PredictorCorrector(StagedSampler):
     corrections: int = attrs.field(default=1, validator=above(0))
     corrected: tuple[str, ...] | None = None
 
-    def check(self, processes: Mapping[str, DiffusionProcess]) -> None:
-        """Every corrected modality needs ``predict`` and ``correct``."""
-        for name in self._corrected(processes):
-            require(processes, name, "predict")
-            require(processes, name, "correct")
-
     def stages(self, processes: Mapping[str, DiffusionProcess]) -> tuple[Stage, ...]:
         corrected = self._corrected(processes)
-        predict: dict[str, Move] = dict.fromkeys(corrected, "predict")
-        correct: dict[str, Move] = dict.fromkeys(corrected, "correct")
-        others: dict[str, Move] = {name: "denoise" for name in processes if name not in corrected}
-        if self.order == "correct_then_predict":
-            return (*[Stage("start", correct)] * self.corrections, Stage("start", {**predict, **others}))
-        return (Stage("start", {**predict, **others}), *[Stage("end", correct)] * self.corrections)
-
-    @property
-    def correction(self) -> Correction:
-        return Correction(tau=self.tau, positions=self.correct_positions, step_size=self.step_size)
+        options = Correction(tau=self.tau, positions=self.correct_positions, step_size=self.step_size)
+        at: Literal["start", "end"] = "start" if self.order == "correct_then_predict" else "end"
+        correct = [Stage(at, dict.fromkeys(corrected, "correct"), correction=options)] * self.corrections
+        others = {name: "denoise" for name in processes if name not in corrected}
+        predict = Stage("start", {**dict.fromkeys(corrected, "predict"), **others})
+        return (*correct, predict) if self.order == "correct_then_predict" else (predict, *correct)
 
     def _corrected(self, processes: Mapping[str, DiffusionProcess]) -> tuple[str, ...]:
         if self.corrected is not None:
             return self.corrected
         if self.order == "predict_then_correct":
             return ("coordinates",)
-        return tuple(
-            name for name, process in processes.items() if able(process, "predict") and able(process, "correct")
-        )
+        return tuple(name for name, process in processes.items() if {"predict", "correct"} <= process.moves.keys())

@@ -6,7 +6,7 @@ import attrs
 
 from kldm.interfaces import DiffusionProcess
 from kldm.registry import sampler
-from kldm.samplers.stages import Stage, StagedSampler, require
+from kldm.samplers.stages import Stage, StagedSampler
 
 
 @sampler("probability_flow.v1")
@@ -19,11 +19,6 @@ class ProbabilityFlow(StagedSampler):
         s_min: unit time at which to stop.
         rho, land: see ``StagedSampler``.
     """
-
-    def check(self, processes: Mapping[str, DiffusionProcess]) -> None:
-        """Every process needs ``flow``."""
-        for name in processes:
-            require(processes, name, "flow")
 
     def stages(self, processes: Mapping[str, DiffusionProcess]) -> tuple[Stage, ...]:
         return (Stage("start", dict.fromkeys(processes, "flow")),)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -11,38 +12,15 @@ from torch import Tensor
 
 from kldm.crystals import Crystals
 from kldm.errors import KldmError, nearest
-from kldm.interfaces import (
-    Correction,
-    Corrects,
-    DiffusionProcess,
-    Estimates,
-    Flows,
-    GenerativeModel,
-    Integrates,
-    Latent,
-    Prediction,
-    Predicts,
-    Step,
-    StepsGivenClean,
-)
+from kldm.interfaces import Correction, DiffusionProcess, GenerativeModel, Latent, Prediction, Step
 from kldm.samplers.graphs import Latents, stepping
 from kldm.validators import above, within
 
 MOST_STEPS = 10**6
 """The times of all steps are made beforehand; nobody has wanted more than a thousand of them."""
 
-Move = str | Callable[[DiffusionProcess, Latent, Prediction, Step], Latent]
-"""A method of a process, by its name in ``CAPABILITY``, or a function of a sampler's own."""
-
-CAPABILITY: Mapping[str, tuple[type, ...]] = {
-    "denoise": (DiffusionProcess,),
-    "exponential": (Integrates,),
-    "flow": (Flows,),
-    "predict": (Predicts,),
-    "correct": (Corrects,),
-    "flow_given": (Estimates, StepsGivenClean),
-    "draw_given": (Estimates, StepsGivenClean),
-}
+OwnMove = Callable[[DiffusionProcess, Latent, Prediction, Step], Latent]
+"""A move of a sampler's own, which it can make with any process."""
 
 
 @attrs.frozen
@@ -51,35 +29,37 @@ class Stage:
 
     Attributes:
         at: call the network at the ``start`` of the step (time s) or at its ``end`` (time r).
-        moves: the move of each modality; a modality that is not named stays where it is.
+        moves: what each modality does, by the name of a move that its process declares, or as a function of the
+            sampler's own; a modality that is not named stays where it is.
         over: by modality, how far its move goes beyond r: to r (r / s)^over, while the clock stays at r; by default 0.
+        correction: options of its Langevin moves.
     """
 
     at: Literal["start", "end"]
-    moves: Mapping[str, Move]
+    moves: Mapping[str, str | OwnMove]
     over: Mapping[str, float] = attrs.field(factory=dict)
+    correction: Correction = attrs.field(factory=Correction)
 
 
-def able(process: DiffusionProcess, move: str) -> bool:
-    """Whether the process has this move (every process can ``denoise``)."""
-    if move not in CAPABILITY:
-        raise KldmError(f"there is no move {move!r}", remedy=nearest(move, CAPABILITY))
-    return move == "denoise" or all(isinstance(process, kind) for kind in CAPABILITY[move])
-
-
-def require(processes: Mapping[str, DiffusionProcess], modality: str, move: str) -> None:
-    """Raises ``KldmError`` where the modality is absent or lacks the move."""
+def require(processes: Mapping[str, DiffusionProcess], modality: str, move: str | OwnMove) -> None:
+    """Raises ``KldmError`` where the modality is absent or its process does not declare the move."""
+    problem = f"the sampler wants to {move if isinstance(move, str) else 'move'} {modality!r}"
     if modality not in processes:
+        raise KldmError(problem, remedy=f"the model has {', '.join(sorted(processes))}")
+    moves = processes[modality].moves
+    if isinstance(move, str) and move not in moves:
         raise KldmError(
-            f"the sampler wants to {move} {modality!r}", remedy=f"the model has {', '.join(sorted(processes))}"
-        )
-    if not able(processes[modality], move):
-        kind = type(processes[modality]).__name__
-        raise KldmError(
-            f"the sampler wants to {move} {modality!r}, but {kind} has no method {move!r}",
+            f"{problem}, but {type(processes[modality]).__name__} has no move {move!r}",
             place=f"model.{modality}",
-            remedy="choose another sampler or process",
+            remedy=nearest(move, moves, likeness=0.75) or "choose another sampler or process",
         )
+
+
+def require_all(processes: Mapping[str, DiffusionProcess], stages: Sequence[Stage]) -> None:
+    """Raises ``KldmError`` where a modality lacks a move of the stages."""
+    for stage in stages:
+        for modality, move in stage.moves.items():
+            require(processes, modality, move)
 
 
 def time_grid(steps: int, s_min: float, like: Tensor, rho: float = 1.0) -> Tensor:
@@ -97,7 +77,6 @@ def integrate(
     model: GenerativeModel,
     given: Crystals,
     rng: torch.Generator,
-    correction: Correction | None = None,
     progress: Callable[[int], None] | None = None,
     last: Sequence[Stage] | None = None,
 ) -> Crystals:
@@ -111,12 +90,14 @@ def integrate(
         model: processes and network.
         given: layout and conditioning.
         rng: source of all randomness.
-        correction: options of the ``correct`` moves.
         progress: told the number of steps just done.
         last: what to do in the last step; by default the same.
+
+    Raises:
+        KldmError: a process lacks a move.
     """
     layout, processes = given.layout, model.processes
-    options = correction or Correction()
+    require_all(processes, (*stages, *(last or ())))
 
     def advance(
         latents: Latents, start: Tensor, end: Tensor, rng: torch.Generator, stages: Sequence[Stage] = stages
@@ -124,12 +105,14 @@ def integrate(
         s, r = start.expand(len(layout)), end.expand(len(layout))
         latents = dict(latents)
         for stage in stages:
-            step = Step(s=s, r=r, now=s if stage.at == "start" else r, layout=layout, rng=rng)
+            now = s if stage.at == "start" else r
+            step = Step(s=s, r=r, now=now, layout=layout, rng=rng, correction=stage.correction)
             predictions = model.predict(latents, step.now, layout)
             for name, move in stage.moves.items():
                 over = stage.over.get(name, 0.0)
-                one = attrs.evolve(step, r=r * (r / s) ** over) if over else step
-                latents[name] = _moved(processes[name], move, latents[name], predictions[name], one, options)
+                beyond = attrs.evolve(step, r=r * (r / s) ** over) if over else step
+                make = processes[name].moves[move] if isinstance(move, str) else partial(move, processes[name])
+                latents[name] = make(latents[name], predictions[name], beyond)
         return latents
 
     latents: Latents = {name: process.prior(given, rng) for name, process in processes.items()}
@@ -169,17 +152,12 @@ class StagedSampler(ABC):
     land: bool = False
 
     @abstractmethod
-    def check(self, processes: Mapping[str, DiffusionProcess]) -> None:
-        """Raises ``KldmError`` where a process lacks a move."""
-
-    @abstractmethod
     def stages(self, processes: Mapping[str, DiffusionProcess]) -> tuple[Stage, ...]:
         """What is done in every step."""
 
-    @property
-    def correction(self) -> Correction:
-        """Options of the ``correct`` moves."""
-        return Correction()
+    def check(self, processes: Mapping[str, DiffusionProcess]) -> None:
+        """Raises ``KldmError`` where a process lacks a move of the stages."""
+        require_all(processes, self.stages(processes))
 
     def sample(
         self,
@@ -191,45 +169,29 @@ class StagedSampler(ABC):
         times = time_grid(self.steps, self.s_min, given.fractional, self.rho)
         stages = self.stages(model.processes)
         last = self._last(stages, model.processes)
-        return integrate(stages, times, model, given, rng, self.correction, progress, None if last == stages else last)
+        return integrate(stages, times, model, given, rng, progress, None if last == stages else last)
 
     def _last(self, stages: tuple[Stage, ...], processes: Mapping[str, DiffusionProcess]) -> tuple[Stage, ...]:
         """The stages of the last step. At s = 0 there is no noise, and nothing to correct."""
+
+        def stays(name: str, move: str | OwnMove) -> bool:
+            return isinstance(move, str) and processes[name].moves[move].ends == "now"
+
         if self.s_min == 0:
-            stages = tuple(stage for stage in stages if stage.at == "start" or set(stage.moves.values()) != {"correct"})
+            stages = tuple(
+                stage
+                for stage in stages
+                if stage.at == "start" or not all(stays(*move) for move in stage.moves.items())
+            )
         if not self.land:
             return stages
         return tuple(
             attrs.evolve(
                 stage,
                 moves={
-                    name: "flow_given" if move != "correct" and able(processes[name], "flow_given") else move
+                    name: "flow_given" if not stays(name, move) and "flow_given" in processes[name].moves else move
                     for name, move in stage.moves.items()
                 },
             )
             for stage in stages
         )
-
-
-def _moved(
-    process: DiffusionProcess, move: Move, latent: Latent, prediction: Prediction, step: Step, correction: Correction
-) -> Latent:
-    if not isinstance(move, str):
-        return move(process, latent, prediction, step)
-    match move:
-        case "denoise":
-            return process.denoise(latent, prediction, step)
-        case "correct" if isinstance(process, Corrects):
-            return process.correct(latent, prediction, step, correction)
-        case "predict" if isinstance(process, Predicts):
-            return process.predict(latent, prediction, step)
-        case "flow" if isinstance(process, Flows):
-            return process.flow(latent, prediction, step)
-        case "exponential" if isinstance(process, Integrates):
-            return process.exponential(latent, prediction, step)
-        case "flow_given" | "draw_given" if isinstance(process, Estimates) and isinstance(process, StepsGivenClean):
-            clean = process.estimate(latent, prediction, step.now, step.layout)
-            given = process.flow_given if move == "flow_given" else process.draw_given
-            return given(latent, clean, step)
-    able(process, move)  # says so if there is no such move at all
-    raise KldmError(f"{type(process).__name__} has no method {move!r}", remedy="choose another sampler or process")

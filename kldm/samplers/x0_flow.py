@@ -9,7 +9,7 @@ from kldm.crystals import Crystals
 from kldm.errors import KldmError, nearest
 from kldm.interfaces import DiffusionProcess, Estimates, Latent, Prediction, Step
 from kldm.registry import sampler
-from kldm.samplers.stages import MOST_STEPS, Move, Stage, StagedSampler, able
+from kldm.samplers.stages import MOST_STEPS, OwnMove, Stage, StagedSampler
 from kldm.validators import each, within
 
 EARLIEST = 1e-3
@@ -47,7 +47,8 @@ class X0Flow(StagedSampler):
     stochastic: bool = False
 
     def check(self, processes: Mapping[str, DiffusionProcess]) -> None:
-        """Every process can take this sampler's steps."""
+        """Every process can take this sampler's steps; ``over`` must name modalities."""
+        super().check(processes)
         for name in self.over:
             if name not in processes:
                 raise KldmError("no such modality", place=f"sampler.over.{name}", remedy=nearest(name, processes))
@@ -55,9 +56,10 @@ class X0Flow(StagedSampler):
     def stages(self, processes: Mapping[str, DiffusionProcess]) -> tuple[Stage, ...]:
         return (Stage("start", {name: self._move(process) for name, process in processes.items()}, self.over),)
 
-    def _move(self, process: DiffusionProcess) -> Move:
-        if able(process, "flow_given"):
-            return "draw_given" if self.stochastic else "flow_given"
+    def _move(self, process: DiffusionProcess) -> str | OwnMove:
+        wanted = "draw_given" if self.stochastic else "flow_given"
+        if wanted in process.moves:
+            return wanted
         tokens = any(channel.kind == "token" for channel in process.reads)
         return noised_anew if isinstance(process, Estimates) and not tokens else "denoise"
 

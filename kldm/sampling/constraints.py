@@ -5,7 +5,7 @@ process, the known parts by conditioning on them (inpainting, Lugmayr et al. 202
 prior and after every reverse step their rows of the latent are replaced by draws of the forward process at that time.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import attrs
@@ -17,20 +17,15 @@ from kldm.errors import KldmError
 from kldm.interfaces import (
     Candidate,
     Channel,
-    Correction,
-    Corrects,
     DiffusionProcess,
     Estimates,
-    Flows,
     GenerativeModel,
-    Integrates,
     Latent,
+    Move,
     Noised,
     Prediction,
-    Predicts,
     Restricts,
     Step,
-    StepsGivenClean,
 )
 
 _CLOSE = 1e-4  # largest deviation of a kept coordinate (fractional) or cell parameter (relative) that is rounding
@@ -79,7 +74,7 @@ _MODALITIES = {"coordinates": "positions", "species": "species", "lattice": "cel
 
 def constrained(
     model: GenerativeModel, constraints: Constraints, targets: CrystalStore, rows: Sequence[int]
-) -> "Bound":
+) -> "ConstrainedModel":
     """The model that samples crystals for these rows of the targets under the constraints."""
     given = targets.batch(rows)
     processes = dict(model.processes)
@@ -90,11 +85,11 @@ def constrained(
     for modality, name in _MODALITIES.items():
         mask = known[name]
         if mask is not None and processes[modality].predicts:
-            processes[modality] = Held(processes[modality], given, mask)
-    return Bound(model, processes, given, known)
+            processes[modality] = ConditionedProcess(processes[modality], given, mask)
+    return ConstrainedModel(model, processes, given, known)
 
 
-class Bound:
+class ConstrainedModel:
     """A model with other processes, for one batch: what a sampler sees of a constrained model."""
 
     def __init__(
@@ -124,74 +119,57 @@ class Bound:
         )
 
 
-class Held:
+class ConditionedProcess:
     """A process some of whose rows follow a known crystal: after every move they are a draw of the forward process.
 
     It has the moves of the process that it wraps, and no others.
 
     Args:
-        inner: the process.
+        process: the process.
         clean: the known crystals; rows that are not known hold any valid values.
-        known: bool [N] or [B], the rows of the channels of ``inner``.
+        known: bool [N] or [B], the rows of the channels of ``process``.
     """
 
-    def __init__(self, inner: DiffusionProcess, clean: Crystals, known: Tensor) -> None:
-        self._inner, self._clean, self._known = inner, clean, known
-        if isinstance(inner, Flows):
-            self.flow = self._held(inner.flow)
-        if isinstance(inner, Predicts):
-            self.predict = self._held(inner.predict)
-        if isinstance(inner, Integrates):
-            self.exponential = self._held(inner.exponential)
-        if isinstance(inner, Corrects):
-            self.correct = self._held_at_its_time(inner.correct)
-        if isinstance(inner, Estimates):
-            self.estimate = inner.estimate
-        if isinstance(inner, StepsGivenClean):
-            self.flow_given = self._held(inner.flow_given)
-            self.draw_given = self._held(inner.draw_given)
+    def __init__(self, process: DiffusionProcess, clean: Crystals, known: Tensor) -> None:
+        self._process, self._clean, self._known = process, clean, known
+        if isinstance(process, Estimates):
+            self.estimate = process.estimate
 
     @property
     def reads(self) -> tuple[Channel, ...]:
-        return self._inner.reads
+        return self._process.reads
 
     @property
     def predicts(self) -> tuple[Channel, ...]:
-        return self._inner.predicts
+        return self._process.predicts
+
+    @property
+    def moves(self) -> Mapping[str, Move]:
+        return {name: self._conditioned(move) for name, move in self._process.moves.items()}
 
     def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
-        one = torch.ones(len(given), dtype=given.lattice.dtype, device=given.device)
-        return self._replaced(self._inner.prior(given, rng), one, rng)
+        start = torch.ones(len(given), dtype=given.lattice.dtype, device=given.device)
+        return self._replaced(self._process.prior(given, rng), start, rng)
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
-        noised = self._inner.noise(clean, s, rng)
+        noised = self._process.noise(clean, s, rng)
         return attrs.evolve(noised, latent=self._replaced(noised.latent, s, rng))
 
     def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
-        return self._inner.loss(prediction, noised, s, layout)
-
-    def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
-        return self._replaced(self._inner.denoise(latent, prediction, step), step.r, step.rng)
+        return self._process.loss(prediction, noised, s, layout)
 
     def decode(self, latent: Latent, into: Crystals) -> Crystals:
-        return self._inner.decode(latent, into)
+        return self._process.decode(latent, into)
 
-    def _held(self, move: Callable[[Latent, Prediction, Step], Latent]) -> Callable[[Latent, Prediction, Step], Latent]:
-        def held(latent: Latent, prediction: Prediction, step: Step) -> Latent:
-            return self._replaced(move(latent, prediction, step), step.r, step.rng)
+    def _conditioned(self, move: Move) -> Move:
+        def moved(latent: Latent, prediction: Prediction, step: Step) -> Latent:
+            end = step.now if move.ends == "now" else step.r
+            return self._replaced(move.function(latent, prediction, step), end, step.rng)
 
-        return held
-
-    def _held_at_its_time(
-        self, move: Callable[[Latent, Prediction, Step, Correction], Latent]
-    ) -> Callable[[Latent, Prediction, Step, Correction], Latent]:
-        def held(latent: Latent, prediction: Prediction, step: Step, correction: Correction) -> Latent:
-            return self._replaced(move(latent, prediction, step, correction), step.now, step.rng)
-
-        return held
+        return attrs.evolve(move, function=moved)
 
     def _replaced(self, latent: Latent, s: Tensor, rng: torch.Generator) -> Latent:
-        noisy = self._inner.noise(self._clean, s, rng).latent
+        noisy = self._process.noise(self._clean, s, rng).latent
         return {**latent, **{name: _chosen(self._known, noisy[name], latent[name]) for name in noisy}}
 
 

@@ -13,6 +13,7 @@ from kldm.testing.crystals import random_crystals, random_latent
 from kldm.testing.metrics import METRIC_CHECKS, check_metric
 from kldm.testing.networks import INTERFACES, NETWORK_CHECKS, check_network
 from kldm.testing.potentials import POTENTIAL_CHECKS, check_potential
+from kldm.testing.processes import PROCESS_CHECKS, check_process
 from kldm.testing.samplers import SAMPLER_CHECKS, check_sampler
 
 __all__ = [
@@ -21,11 +22,13 @@ __all__ = [
     "METRIC_CHECKS",
     "NETWORK_CHECKS",
     "POTENTIAL_CHECKS",
+    "PROCESS_CHECKS",
     "SAMPLER_CHECKS",
     "check_augmentation",
     "check_metric",
     "check_network",
     "check_potential",
+    "check_process",
     "check_sampler",
     "random_crystals",
     "random_latent",

@@ -19,11 +19,13 @@ from tests.small import NETWORK, QUICK, RECIPES, kldm, options, real, refused, r
 CODE = '''\
 """Coordinates on the torus by plain Brownian motion: no velocities, no base class."""
 
+from collections.abc import Mapping
+
 import attrs
 import torch
 from torch import Tensor
 
-from kldm import Channel, Crystals, Latent, Layout, Noised, Prediction, Step, process
+from kldm import Channel, Crystals, Latent, Layout, Move, Noised, Prediction, Step, process
 
 
 @process("brownian.v1")
@@ -44,6 +46,10 @@ class Brownian:
     @property
     def predicts(self) -> tuple[Channel, ...]:
         return (Channel("noise", 3, "atom", "tangent"),)
+
+    @property
+    def moves(self) -> Mapping[str, Move]:
+        return {"denoise": Move(self.denoise)}
 
     def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
         shape = (given.layout.total, 3)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
-from kldm.interfaces import Channel, Correction, DiffusionProcess, Restricts, Step
+from kldm.interfaces import Channel, DiffusionProcess, Restricts, Step
 from kldm.processes import AnalogBits, Linear
 from kldm.recipe.building import build
 from tests.oracles import random_crystals
@@ -93,9 +93,9 @@ def moved(process: AnalogBits, latent: Tensor, output: Tensor, crystals: Crystal
     ends = {
         "denoise": process.denoise(*arguments, step(*now)),
         "flow": process.flow(*arguments, step(*now)),
-        "predict": process.predict(*arguments, step(*now)),
+        "predict": process.moves["predict"](*arguments, step(*now)),
         "exponential": process.exponential(*arguments, step(*now)),
-        "correct": process.correct(*arguments, step(*now), Correction()),
+        "correct": process.correct(*arguments, step(*now)),
     }
     return {name: end["species"] for name, end in ends.items()}
 

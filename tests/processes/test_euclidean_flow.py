@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kldm.crystals import Crystals
 from kldm.errors import KldmError
-from kldm.interfaces import Channel, Codec, DiffusionProcess, Fits, Flows, Restricts, Step
+from kldm.interfaces import Channel, Codec, DiffusionProcess, Fits, Restricts, Step
 from kldm.processes import BitsFlow, EuclideanFlow, Identity, LatticeFlow, LogTan
 from kldm.processes.analog_bits import bits
 from kldm.processes.vocabulary import CodeBook
@@ -77,10 +77,6 @@ def test_its_own_target_leads_to_the_data_in_any_number_of_steps(process: Euclid
     for s, r in ((1.0, 0.6), (0.6, 0.5), (0.5, 0.0)):
         answer = {name: drawn(process, crystals, s)[1]}
         torch.testing.assert_close(latent[name], drawn(process, crystals, s)[0], rtol=0.0, atol=1e-12)
-        assert torch.equal(
-            process.flow(latent, answer, step(s, r, crystals))[name],
-            process.denoise(latent, answer, step(s, r, crystals))[name],
-        )
         latent = dict(process.flow(latent, answer, step(s, r, crystals)))
     found = process.decode(latent, attrs.evolve(crystals, lattice=crystals.lattice * 0, species=crystals.species * 0))
     if isinstance(process, BitsFlow):
@@ -213,7 +209,6 @@ def test_bits_are_seven_real_numbers_per_atom() -> None:
     channel = Channel("species", 7, "atom", "real")
     assert BitsFlow().reads == BitsFlow().predicts == (channel,)
     assert isinstance(BitsFlow(), Restricts)
-    assert isinstance(BitsFlow(), Flows)
 
 
 @pytest.mark.parametrize("parameterization", ["velocity", "x0"])

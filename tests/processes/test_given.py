@@ -1,6 +1,7 @@
 import torch
 
-from kldm.interfaces import Corrects, Flows, Integrates, Predicts
+from kldm.crystals import Layout
+from kldm.interfaces import Step
 from kldm.processes import Given
 from tests.oracles import random_crystals
 
@@ -14,5 +15,10 @@ def test_composition_passes_through_untouched() -> None:
     assert torch.equal(process.decode(latent, crystals).species, crystals.species)
 
 
-def test_goes_with_every_sampler() -> None:
-    assert all(isinstance(Given(), capability) for capability in (Flows, Predicts, Corrects, Integrates))
+def test_every_move_leaves_it_where_it_is() -> None:
+    latent, prediction = {"species": torch.arange(3)}, dict[str, torch.Tensor]()
+    times = torch.ones(1)
+    step = Step(times, times / 2, times, Layout.of((3,)), torch.Generator())
+    for name in ("denoise", "flow", "correct", "a_move_of_another"):
+        assert name in Given().moves
+        assert Given().moves[name](latent, prediction, step) is latent

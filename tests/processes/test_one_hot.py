@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kldm.crystals import Crystals
 from kldm.errors import KldmError
-from kldm.interfaces import Channel, Correction, DiffusionProcess, Restricts, Step
+from kldm.interfaces import Channel, DiffusionProcess, Restricts, Step
 from kldm.processes import Linear, OneHot
 from kldm.recipe.building import build
 from tests.oracles import random_crystals
@@ -82,9 +82,9 @@ def test_both_parameterizations_make_the_same_step(elements: tuple[int, ...] | N
             arguments = noised.latent, noised.target
             ends["denoise"].append(process.denoise(*arguments, step(s, r, crystals))["species"])
             ends["flow"].append(process.flow(*arguments, step(s, r, crystals))["species"])
-            ends["predict"].append(process.predict(*arguments, step(s, r, crystals))["species"])
+            ends["predict"].append(process.moves["predict"](*arguments, step(s, r, crystals))["species"])
             ends["exponential"].append(process.exponential(*arguments, step(s, r, crystals))["species"])
-            ends["correct"].append(process.correct(*arguments, step(s, r, crystals), Correction())["species"])
+            ends["correct"].append(process.correct(*arguments, step(s, r, crystals))["species"])
         for x0, eps in ends.values():
             torch.testing.assert_close(x0, eps, rtol=1e-9, atol=1e-9)
 

@@ -3,21 +3,18 @@
 The bounds leave room for three or four operators more; a loop over images would break them by dozens.
 """
 
-from collections.abc import Callable
-
 import pytest
 import torch
 
 from benchmarks.operators import operators
 from kldm.crystals import Crystals
-from kldm.interfaces import Correction, DiffusionProcess, Latent, Prediction, Step
+from kldm.interfaces import DiffusionProcess, Step
 from kldm.processes import Given, LogTan, Matrix, TrivializedTorus, VPEuclidean, WrappedVE
 from kldm.torus import score_root_mean_square, wrapped_normal_score
 from tests.oracles import random_crystals
 
 CRYSTALS = random_crystals((1, 4, 20, 2), 0, torch.float32)
 CELL = VPEuclidean(codec=LogTan(fit={"mean": {"pooled": [1.7, 1.8, 1.9]}, "std": {"pooled": [0.1, 0.2, 0.3]}}))
-Move = Callable[[Latent, Prediction, Step], Latent]
 
 
 def rng() -> torch.Generator:
@@ -77,9 +74,6 @@ def test_reverse_steps(process: TrivializedTorus | VPEuclidean | WrappedVE, move
     step = Step(s, r, s, layout, rng())
     noised = process.noise(CRYSTALS, s, rng())
 
-    def corrected(latent: Latent, output: Prediction, step: Step) -> Latent:
-        return process.correct(latent, output, step, Correction())
-
-    moves: dict[str, Move] = {"denoise": process.denoise, "predict": process.predict, "correct": corrected}
-    moves[move](noised.latent, noised.target, step)
-    assert operators(lambda: moves[move](noised.latent, noised.target, step)) <= most
+    work = process.moves[move]
+    work(noised.latent, noised.target, step)
+    assert operators(lambda: work(noised.latent, noised.target, step)) <= most

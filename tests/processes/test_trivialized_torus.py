@@ -1,6 +1,7 @@
 from math import pi
 from typing import Literal
 
+import attrs
 import pytest
 import torch
 from torch import Tensor
@@ -129,7 +130,7 @@ def test_nothing_translates_a_crystal() -> None:
         noised.target["velocity"],
         process.prior(crystals, step.rng)["velocity"],
         process.denoise(noised.latent, pushed, step)["velocity"],
-        process.correct(noised.latent, pushed, step, Correction())["velocity"],
+        process.correct(noised.latent, pushed, step)["velocity"],
     ):
         assert crystals.layout.mean(velocity).abs().max() < 1e-12
         assert velocity.abs().max() > 1e-3
@@ -147,7 +148,7 @@ def test_a_one_atom_crystal_stays_where_it_is() -> None:
         process.denoise(latent, output, step),
         process.flow(latent, output, step),
         process.predict(latent, output, step),
-        process.correct(latent, output, step, Correction()),
+        process.correct(latent, output, step),
     ):
         assert torch.equal(after["fractional"], latent["fractional"])
         assert (after["velocity"] == 0).all()
@@ -160,12 +161,12 @@ def test_correction_has_the_size_that_tau_asks_for() -> None:
     score = crystals.layout.centred(torch.randn(400, 3, dtype=torch.float64))
     delta = 0.25 / score.square().mean()
     step = Step(s, s - 0.1, s, crystals.layout, torch.Generator().manual_seed(9))
-    after = process.correct(latent, {"velocity": score}, step, Correction(tau=0.25, positions=False))
+    after = process.correct(latent, {"velocity": score}, attrs.evolve(step, correction=Correction(positions=False)))
     assert torch.equal(after["fractional"], latent["fractional"])
     noise = (after["velocity"] - latent["velocity"]) * TURN - delta * score
     assert noise.var().item() == pytest.approx(2 * delta.item(), rel=0.15)
     step = Step(s, s - 0.1, s, crystals.layout, torch.Generator().manual_seed(9))
-    moved = process.correct(latent, {"velocity": score}, step, Correction(tau=0.25))
+    moved = process.correct(latent, {"velocity": score}, step)
     torch.testing.assert_close(moved["velocity"], after["velocity"])
     back = (latent["fractional"] - 2 * 0.1 * after["velocity"]) % 1
     torch.testing.assert_close(moved["fractional"], back)
@@ -179,20 +180,15 @@ def _rms(moves: str, steps: int, process: TrivializedTorus, positions: bool = Tr
     latent, correction = process.prior(truth, rng), Correction(positions=positions)
     for k in range(steps, 0, -1):
         s, r = (torch.full((16,), time / steps, dtype=torch.float64) for time in (k, k - 1))
-        step = Step(s, r, s, truth.layout, rng)
+        step = Step(s, r, s, truth.layout, rng, correction)
         if moves == "correct, predict":
             output = oracle.predict({"coordinates": latent}, s, truth.layout)["coordinates"]
-            latent = process.correct(latent, output, step, correction)
+            latent = process.correct(latent, output, step)
         output = oracle.predict({"coordinates": latent}, s, truth.layout)["coordinates"]
-        if moves == "denoise":
-            latent = process.denoise(latent, output, step)
-        elif moves == "flow":
-            latent = process.flow(latent, output, step)
-        else:
-            latent = process.predict(latent, output, step)
+        latent = process.moves[moves if moves in process.moves else "predict"](latent, output, step)
         if moves == "predict, correct":
             output = oracle.predict({"coordinates": latent}, r, truth.layout)["coordinates"]
-            latent = process.correct(latent, output, Step(s, r, r, truth.layout, rng), correction)
+            latent = process.correct(latent, output, attrs.evolve(step, now=r))
     rms = translation_free_rms(latent["fractional"], truth.fractional, truth.layout)
     assert rms.max() < 10 * rms.median()  # none has gone astray
     return rms.median().item()
@@ -266,7 +262,7 @@ def test_without_a_floor_float32_stays_finite_down_to_the_very_end() -> None:
     latent, output = process.prior(crystals, rng), {"velocity": torch.randn(12, 3, generator=rng)}
     for s, r in ((1.0, 0.5), (0.5, 1e-6), (1e-6, 0.0)):
         step = Step(torch.full((3,), s), torch.full((3,), r), torch.full((3,), r), crystals.layout, rng)
-        latent = process.correct(process.predict(latent, output, step), output, step, Correction())
+        latent = process.correct(process.predict(latent, output, step), output, step)
         assert all(torch.isfinite(values).all() for values in latent.values())
 
 
@@ -338,7 +334,7 @@ def test_corrections_settle_at_the_variance_that_their_docstrings_say(
         score = -latent["velocity"] * TURN / variance
         step = Step(s=s, r=s, now=s, layout=layout, rng=rng)
         options = Correction(tau=0.25, positions=False, step_size=step_size)
-        latent = process.correct(latent, {"velocity": score}, step, options)
+        latent = process.correct(latent, {"velocity": score}, attrs.evolve(step, correction=options))
         if number >= 40:
             found.append(float((latent["velocity"] * TURN).square().mean() * 5 / 4 / variance))
     expected_square = (

@@ -1,5 +1,6 @@
 from typing import Literal
 
+import attrs
 import pytest
 import torch
 from torch import Tensor
@@ -24,15 +25,9 @@ def _run(process: VPEuclidean, moves: Moves, steps: int, corrected: bool = False
         step = Step(s, r, s, truth.layout, rng)
         if corrected:
             output = oracle.predict({"lattice": latent}, s, truth.layout)["lattice"]
-            latent = process.correct(latent, output, step, Correction())
+            latent = process.correct(latent, output, step)
         output = oracle.predict({"lattice": latent}, s, truth.layout)["lattice"]
-        move = {
-            "denoise": process.denoise,
-            "flow": process.flow,
-            "exponential": process.exponential,
-            "predict": process.predict,
-        }[moves]
-        latent = move(latent, output, step)
+        latent = process.moves[moves](latent, output, step)
     error = process.decode(latent, truth).lattice / truth.lattice - 1
     return error.abs().max(-1).values.median().item()
 
@@ -103,7 +98,7 @@ def test_correction_follows_tau_for_each_crystal_and_skips_a_vanished_score() ->
     eps[0] = 0
     latent = process.prior(crystals, torch.Generator().manual_seed(0))
     step = Step(s, s / 2, s, crystals.layout, torch.Generator().manual_seed(1))
-    moved = process.correct(latent, {"lattice": eps}, step, Correction(tau=0.25))["lattice"] - latent["lattice"]
+    moved = process.correct(latent, {"lattice": eps}, step)["lattice"] - latent["lattice"]
     assert (moved[0] == 0).all()
     sigma = process.schedule.sigma(s)[0].item()
     delta = 0.25 * sigma**2 / 4
@@ -135,7 +130,7 @@ def test_per_atom_channels_take_the_times_of_their_crystals() -> None:
     step = Step(s, s / 2, s, crystals.layout, rng)
     for after in (
         process.denoise(noised.latent, noised.target, step),
-        process.correct(noised.latent, noised.target, step, Correction()),
+        process.correct(noised.latent, noised.target, step),
     ):
         assert after["place"].shape == (5, 3)
         assert torch.isfinite(after["place"]).all()
@@ -181,7 +176,7 @@ def test_corrections_settle_at_the_variance_that_the_docstring_says(
     for number in range(120):
         step = Step(s=s, r=s, now=s, layout=layout, rng=rng)
         options = Correction(tau=0.25, step_size=step_size)
-        x = process.correct({"lattice": x}, {"lattice": x / sigma}, step, options)["lattice"]
+        x = process.correct({"lattice": x}, {"lattice": x / sigma}, attrs.evolve(step, correction=options))["lattice"]
         if number >= 40:
             found.append(float((x / sigma).square().mean()))
     assert sum(found) / len(found) == pytest.approx(settled, rel=0.03)

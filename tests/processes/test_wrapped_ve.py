@@ -93,7 +93,7 @@ def test_ancestral_steps_draw_from_the_posterior() -> None:
 
 def test_the_flow_scales_a_normal_law_exactly() -> None:
     process, x, step, output = _widened(0.5, 0.2, 4, 1.0)
-    for move in (process.flow, process.predict):
+    for move in (process.moves["flow"], process.moves["predict"]):
         moved = move({"fractional": (x + 0.3) % 1}, output, step)["fractional"]
         scaled = 100 ** (-0.3) * x
         torch.testing.assert_close(moved, (scaled + 0.3) % 1, rtol=0.0, atol=1e-12)
@@ -112,7 +112,9 @@ def test_correction_is_a_langevin_move_of_the_length_that_step_lr_gives(s: float
     process, x, step, output = _widened(s, 0.1, 8, 1.0)
     step = attrs.evolve(step, s=_time(s + 0.2))  # the time of the call counts, not the start of the step
     share, sigma = 1e-5 / 0.005**2, 0.005 * 100**s
-    moved = process.correct({"fractional": (x + 0.3) % 1}, output, step, Correction(tau=1e9))["fractional"]
+    moved = process.correct({"fractional": (x + 0.3) % 1}, output, attrs.evolve(step, correction=Correction(tau=1e9)))[
+        "fractional"
+    ]
     noise = _displacement(moved, torch.tensor(0.3, dtype=x.dtype)) - (1 - share) * x
     assert noise.std().item() == pytest.approx((2 * share) ** 0.5 * sigma, rel=0.01)
 
@@ -122,14 +124,14 @@ def test_corrections_settle_at_the_law_of_their_level() -> None:
     process, x, step, _ = _widened(0.5, 0.4, 10, 3.0)
     for _ in range(15):
         output = _normal_law(process, x, 0.5)
-        moved = process.correct({"fractional": (x + 0.3) % 1}, output, step, Correction())["fractional"]
+        moved = process.correct({"fractional": (x + 0.3) % 1}, output, step)["fractional"]
         x = _displacement(moved, torch.tensor(0.3, dtype=x.dtype))
     assert x.std().item() == pytest.approx(0.05 / (1 - 0.2) ** 0.5, rel=0.01)
 
 
 def test_no_noise_in_the_correction_before_the_end() -> None:
     process, x, step, output = _widened(0.001, 0.0, 12, 1.0)
-    moved = process.correct({"fractional": (x + 0.3) % 1}, output, step, Correction())["fractional"]
+    moved = process.correct({"fractional": (x + 0.3) % 1}, output, step)["fractional"]
     torch.testing.assert_close(moved, 0.6 * x + 0.3, rtol=0.0, atol=1e-12)
 
 
@@ -145,7 +147,7 @@ def test_without_net_translation_no_reverse_move_translates_a_crystal() -> None:
     for after in (
         process.denoise(noised.latent, pushed, step),
         process.flow(noised.latent, pushed, step),
-        process.correct(noised.latent, pushed, step, Correction()),
+        process.correct(noised.latent, pushed, step),
     ):
         moved = _displacement(after["fractional"], noised.latent["fractional"])
         assert crystals.layout.mean(moved).abs().max() < 1e-12

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
-from kldm.interfaces import Channel, DiffusionProcess, Latent, Noised, Prediction, Step
+from kldm.interfaces import Channel, Correction, DiffusionProcess, Latent, Move, Noised, Prediction, Step
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
 from kldm.samplers import EulerMaruyama, PredictorCorrector, ProbabilityFlow, Stage, X0Flow, integrate
 from kldm.samplers.stages import StagedSampler, time_grid
+from kldm.sampling.constraints import ConditionedProcess
 from tests.oracles import Oracle, random_crystals
 
 FULL: Mapping[str, DiffusionProcess] = {
@@ -25,6 +26,10 @@ FULL: Mapping[str, DiffusionProcess] = {
 @attrs.frozen
 class Bare:
     """A process with the one move that every process has."""
+
+    @property
+    def moves(self) -> Mapping[str, Move]:
+        return {"denoise": Move(lambda latent, prediction, step: latent)}
 
     @property
     def reads(self) -> tuple[Channel, ...]:
@@ -42,9 +47,6 @@ class Bare:
 
     def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
         return s.new_zeros(())
-
-    def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
-        return latent
 
     def decode(self, latent: Latent, into: Crystals) -> Crystals:
         return into
@@ -104,9 +106,9 @@ def test_moves_of_each_sampler() -> None:
 
 def test_a_process_without_the_move_is_refused_before_any_work() -> None:
     bare: Mapping[str, DiffusionProcess] = {**FULL, "coordinates": Bare()}
-    with pytest.raises(KldmError, match=r"model.coordinates: .* Bare has no method 'flow'"):
+    with pytest.raises(KldmError, match=r"model.coordinates: .* Bare has no move 'flow'"):
         ProbabilityFlow().check(bare)
-    with pytest.raises(KldmError, match="has no method 'predict'"):
+    with pytest.raises(KldmError, match="has no move 'predict'"):
         PredictorCorrector(order="predict_then_correct").check(bare)
     with pytest.raises(KldmError, match="charge"):
         PredictorCorrector(corrected=("charge",)).check(bare)
@@ -146,10 +148,10 @@ def test_a_misspelt_move_is_refused_and_a_function_is_a_move() -> None:
     truth = random_crystals((3,), seed=0)
     model, rng = Oracle(FULL, (truth,)), torch.Generator().manual_seed(0)
     times = time_grid(1, 0.0, truth.fractional)
-    with pytest.raises(KldmError, match="there is no move 'flowed'; did you mean 'flow'"):
+    with pytest.raises(KldmError, match="has no move 'flowed'; did you mean 'flow'"):
         integrate([Stage("start", {"coordinates": "flowed"})], times, model, truth, rng)
     bare = Oracle({**FULL, "coordinates": Bare()}, (truth,))
-    with pytest.raises(KldmError, match="Bare has no method 'flow'"):
+    with pytest.raises(KldmError, match="Bare has no move 'flow'"):
         integrate([Stage("start", {"coordinates": "flow"})], times, bare, truth, rng)
 
     def to_the_origin(process: DiffusionProcess, latent: Latent, prediction: Prediction, step: Step) -> Latent:
@@ -181,3 +183,40 @@ def test_same_seed_same_crystals() -> None:
         ]
         assert torch.equal(runs[0].fractional, runs[1].fractional)
         assert not torch.equal(runs[0].fractional, runs[2].fractional)
+
+
+def test_a_move_of_a_new_name_needs_a_process_and_a_sampler_alone() -> None:
+    """Whoever declares it: the loop makes it, known rows follow it, and the last step leaves it out at s = 0."""
+
+    @attrs.frozen(kw_only=True, eq=False)
+    class Leaping(VPEuclidean):
+        @property
+        def moves(self) -> Mapping[str, Move]:
+            def leap(latent: Latent, prediction: Prediction, step: Step) -> Latent:
+                return {"lattice": latent["lattice"] + step.correction.tau}
+
+            return {**super().moves, "leap": Move(leap, ends="now")}
+
+    @attrs.frozen(kw_only=True)
+    class Leaps(StagedSampler):
+        def stages(self, processes: Mapping[str, DiffusionProcess]) -> tuple[Stage, ...]:
+            return (Stage("end", dict.fromkeys(("lattice", "species"), "leap"), correction=Correction(tau=3.0)),)
+
+    raw = LogTan(standardise=False)
+    processes = {**FULL, "lattice": Leaping(codec=raw)}
+    truth = random_crystals((3, 2), seed=0)
+    watching, rng = Watching(Oracle(processes, (truth,))), torch.Generator().manual_seed(0)
+    start = processes["lattice"].prior(truth, torch.Generator().manual_seed(0))["lattice"]
+    sampler = Leaps(steps=3)
+    sampler.check(processes)
+    with pytest.raises(KldmError, match="VPEuclidean has no move 'leap'; choose another sampler or process"):
+        sampler.check(FULL)
+    known = ConditionedProcess(processes["lattice"], truth, torch.tensor([True, False]))
+    s, r = (torch.full((2,), time, dtype=torch.float64) for time in (0.5, 0.0))
+    step = Step(s, r, s, truth.layout, rng)
+    moved = known.moves["leap"]({"lattice": start}, {}, step)["lattice"]
+    torch.testing.assert_close(moved[1], start[1] + 0.25)
+    assert not torch.isclose(moved[0], start[0] + 0.25).any()
+    assert not torch.isclose(moved[0], raw.encode(truth)[0]).any()  # still noisy: the move ends at now, not at r
+    sampler.sample(watching, truth, rng)
+    assert watching.times == [0.666667, 0.333333]

@@ -24,7 +24,7 @@ from kldm.processes import (
 )
 from kldm.samplers import EulerMaruyama, PredictorCorrector, X0Flow
 from kldm.samplers.x0_flow import noised_anew
-from kldm.sampling.constraints import Constraints, Held, constrained
+from kldm.sampling.constraints import ConditionedProcess, Constraints, constrained
 from tests.oracles import Oracle, random_crystals, translation_free_rms
 from tests.samplers.test_stages import Bare
 
@@ -153,7 +153,7 @@ def test_known_parts_are_held_and_the_rest_is_sampled() -> None:
 def test_known_rows_are_held_where_the_estimate_is_noised_anew() -> None:
     truth = random_crystals((2, 3), 0)
     known = torch.tensor([True, False])
-    held = Held(EstimateAlone(), truth, known)
+    held = ConditionedProcess(EstimateAlone(), truth, known)
     s, r = (torch.full((2,), value, dtype=torch.float64) for value in (0.9, 0.5))
     wrong = {"lattice": torch.full((2, 6), 1.0, dtype=torch.float64)}
     step = Step(s, r, s, truth.layout, torch.Generator().manual_seed(1))

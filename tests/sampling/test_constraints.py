@@ -6,20 +6,10 @@ import torch
 
 from kldm.crystals import CrystalStore
 from kldm.errors import KldmError
-from kldm.interfaces import (
-    Correction,
-    Corrects,
-    DiffusionProcess,
-    Flows,
-    Integrates,
-    Noised,
-    Predicts,
-    Sampler,
-    Step,
-)
+from kldm.interfaces import DiffusionProcess, Noised, Sampler, Step
 from kldm.processes import Absorbing, AnalogBits, LogTan, OneHot, TrivializedTorus, VPEuclidean
 from kldm.samplers import EulerMaruyama, PredictorCorrector
-from kldm.sampling.constraints import Constraints, Held, constrained, violations
+from kldm.sampling.constraints import ConditionedProcess, Constraints, constrained, violations
 from kldm.sampling.generation import candidates, generate, requests
 from kldm.sampling.targets import Part, de_novo
 from tests.oracles import random_crystals
@@ -129,9 +119,8 @@ def test_structure_prediction_takes_a_known_cell_and_positions() -> None:
 
 @pytest.mark.parametrize("inner", [TrivializedTorus(), LATTICE, *SPECIES], ids=str)
 def test_a_held_process_has_the_moves_of_its_own_and_no_others(inner: DiffusionProcess) -> None:
-    held = Held(inner, random_crystals((2,), 0), torch.ones(2, dtype=torch.bool))
-    for capability in (Flows, Predicts, Integrates, Corrects):
-        assert isinstance(held, capability) == isinstance(inner, capability)
+    held = ConditionedProcess(inner, random_crystals((2,), 0), torch.ones(2, dtype=torch.bool))
+    assert held.moves.keys() == inner.moves.keys()
     assert (held.reads, held.predicts) == (inner.reads, inner.predicts)
 
 
@@ -140,24 +129,20 @@ def test_held_rows_follow_the_forward_process_after_every_move(inner: DiffusionP
     """With all rows known, a move's result is a draw of the forward process at the time where the move ends."""
     clean = random_crystals((3,) * 200, 0)
     per_crystal = inner.reads[0].per == "crystal"
-    held = Held(inner, clean, torch.ones(200 if per_crystal else 600, dtype=torch.bool))
+    held = ConditionedProcess(inner, clean, torch.ones(200 if per_crystal else 600, dtype=torch.bool))
     rng = torch.Generator().manual_seed(0)
     s, r = torch.full((200,), 0.6, dtype=torch.float64), torch.full((200,), 0.4, dtype=torch.float64)
     latent = held.prior(clean, rng)
     prediction = {channel.name: latent[channel.name] for channel in inner.predicts}
     step = Step(s=s, r=r, now=s, layout=clean.layout, rng=rng)
-    moved = [(held.denoise(latent, prediction, step), r)]
-    if isinstance(inner, Flows):
-        moved.append((held.flow(latent, prediction, step), r))
-    if isinstance(inner, Corrects):
-        moved.append((held.correct(latent, prediction, step, Correction()), s))
-    for found, time in moved:
+    for name, move in held.moves.items():
+        found, time = move(latent, prediction, step), s if name == "correct" else r
         expected: Noised = inner.noise(clean, time, rng)
-        for name, values in found.items():
-            assert values.shape == expected.latent[name].shape
+        for channel, values in found.items():
+            assert values.shape == expected.latent[channel].shape
             # Same law, other draws: means and spreads over hundreds of rows agree.
-            assert values.mean().item() == pytest.approx(expected.latent[name].mean().item(), abs=0.08)
-            assert values.std().item() == pytest.approx(expected.latent[name].std().item(), rel=0.1)
+            assert values.mean().item() == pytest.approx(expected.latent[channel].mean().item(), abs=0.08)
+            assert values.std().item() == pytest.approx(expected.latent[channel].std().item(), rel=0.1)
 
 
 def test_violations_are_counted_from_the_structures() -> None:
