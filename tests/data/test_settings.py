@@ -46,6 +46,9 @@ def test_root_and_max_atoms(tmp_path: Path) -> None:
     assert Data(name="mp_20", root=str(tmp_path)).load("train").sizes == (1, 2)
     small = Data(name="mp_20", root=str(tmp_path), max_atoms=1).load("train")
     assert (small.sizes, small.ids) == ((1,), ("mp-0",))
+    write(tmp_path / "val.csv", [pair()])
+    with pytest.raises(KldmError, match="no crystal has at most 1 atoms; raise max_atoms"):
+        Data(name=str(tmp_path), max_atoms=1).load("val")
 
 
 def test_shared_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
