@@ -1,5 +1,6 @@
 """What every registered augmentation must do: describe the same crystals in another way."""
 
+import attrs
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -17,7 +18,8 @@ SIZES = (4, 1, 2, 7, 1, 3)
 
 
 def crystals(dtype: torch.dtype = torch.float64) -> Crystals:
-    return random_crystals(SIZES, seed=0, dtype=dtype)
+    made = random_crystals(SIZES, seed=0, dtype=dtype)
+    return attrs.evolve(made, per_atom={"charge": torch.arange(sum(SIZES))})
 
 
 def augmented(name: str, seed: int = 0, given: Crystals | None = None) -> Crystals:
@@ -41,6 +43,10 @@ class TestAugmentation:
         assert made.lattice.shape == before.lattice.shape
         assert made.fractional.dtype == made.lattice.dtype == dtype
         assert made.species.dtype == torch.int64
+        torch.testing.assert_close(made.per_crystal, before.per_crystal, rtol=0, atol=0, equal_nan=True)
+        assert made.per_atom.keys() == before.per_atom.keys() == {"charge"}
+        for b, rows in enumerate(torch.split(made.per_atom["charge"], list(SIZES))):  # its atoms may be renumbered
+            assert sorted(rows.tolist()) == sorted(torch.split(before.per_atom["charge"], list(SIZES))[b].tolist())
 
     @pytest.mark.parametrize("seed", range(10))
     def test_numbers_are_those_of_a_crystal(self, name: str, seed: int) -> None:
