@@ -149,6 +149,13 @@ def _run(
 )
 @click.option("--keep-atoms", help="Which atoms of the template, counted from 1, e.g. 1-4,7; by default all.")
 @click.option(
+    "--property",
+    "properties",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A value of a property that the model conditions on; may be repeated. Without it, the value is not known.",
+)
+@click.option(
     "--count",
     "--candidates",
     "count",
@@ -194,6 +201,7 @@ def sample(
     template: Path | None,
     keep: str,
     keep_atoms: str | None,
+    properties: tuple[str, ...],
     count: int,
     select: Literal["consensus"] | None,
     seed: int,
@@ -217,12 +225,15 @@ def sample(
       kldm sample runs/dng --contains Li2O4 --atoms 8-12
       kldm sample runs/dng --template host.cif --atoms 10
       kldm sample runs/dng --template host.cif --keep cell
+    \b
+    With a model that conditions on a property, of a value of it:
+      kldm sample runs/energy --formula LiFePO4 --property formation_energy_per_atom=-1.5
 
     What is asked for is verified on the structures; report.json counts the violations. Keys of the sampler can be
     overridden: `--sampler.steps 500`.
     """
     from kldm.runs import run as runs
-    from kldm.runs.request import Wish
+    from kldm.runs.request import Wish, property_values
 
     with _working(device) as own:
         _load(code)
@@ -239,6 +250,7 @@ def sample(
             atoms=atoms,
             count=count,
             seed=seed,
+            properties=property_values(properties),
             select=select,
         )
         report, folder = runs.sample_run(

@@ -4,7 +4,7 @@ Letters used for shapes in the whole package: N atoms of a batch, B crystals of 
 atoms of one crystal, M crystals of a data set, C numbers of a channel.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from kldm.errors import KldmError
 from kldm.runtime.pieces import pieces
 from kldm.runtime.rows import add_rows
 
@@ -234,12 +235,22 @@ class Crystals:
         lattice: [B, 6] lengths a, b, c in angstrom, then angles alpha, beta, gamma in radians.
         species: int64 [N] atomic numbers, 1 to 100.
         layout: which atom belongs to which crystal.
+        per_crystal: further columns by name, [B] or [B, ...], such as a property; what is not known is NaN.
+        per_atom: further columns by name, [N] or [N, ...]. A name is in one of the two.
+
+    Raises:
+        KldmError: a column does not have one row per crystal or atom, or has the name of another.
     """
 
     fractional: Tensor
     lattice: Tensor
     species: Tensor
     layout: Layout
+    per_crystal: Mapping[str, Tensor] = attrs.field(factory=dict)
+    per_atom: Mapping[str, Tensor] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        _check_columns(self)
 
     @property
     def device(self) -> torch.device:
@@ -254,6 +265,8 @@ class Crystals:
             self.lattice.to(device),
             self.species.to(device),
             self.layout.to(device),
+            _moved(self.per_crystal, device),
+            _moved(self.per_atom, device),
         )
 
 
@@ -267,6 +280,10 @@ class CrystalStore:
         lattice: [M, 6] float32, angstrom and radians, as in ``Crystals``.
         sizes: the number of atoms of each crystal, M of them, on the host.
         ids: M names, unique or not, as the source gives them.
+        per_crystal, per_atom: further columns by name, as in ``Crystals``.
+
+    Raises:
+        KldmError: a column does not have one row per crystal or atom, or has the name of another.
     """
 
     fractional: Tensor
@@ -274,6 +291,24 @@ class CrystalStore:
     lattice: Tensor
     sizes: tuple[int, ...]
     ids: tuple[str, ...]
+    per_crystal: Mapping[str, Tensor] = attrs.field(factory=dict)
+    per_atom: Mapping[str, Tensor] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        _check_columns(self)
+
+    @classmethod
+    def of(cls, crystals: Crystals, ids: Sequence[str]) -> "CrystalStore":
+        """The crystals of a batch, with names, as a store."""
+        return cls(
+            crystals.fractional,
+            crystals.species,
+            crystals.lattice,
+            crystals.layout.sizes,
+            tuple(ids),
+            crystals.per_crystal,
+            crystals.per_atom,
+        )
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -293,14 +328,17 @@ class CrystalStore:
         layout = Layout(self.layout.num_atoms[row], tuple(self.sizes[row] for row in rows))
         atom = torch.arange(layout.total, device=self.device) + layout.per_atom(self.layout.ptr[row] - layout.ptr[:-1])
         return Crystals(
-            self.fractional.index_select(0, atom), self.lattice[row], self.species.index_select(0, atom), layout
+            self.fractional.index_select(0, atom),
+            self.lattice[row],
+            self.species.index_select(0, atom),
+            layout,
+            {name: values[row] for name, values in self.per_crystal.items()},
+            {name: values.index_select(0, atom) for name, values in self.per_atom.items()},
         )
 
     def subset(self, rows: Sequence[int]) -> "CrystalStore":
         """A store of these rows only, in this order."""
-        batch = self.batch(rows)
-        ids = tuple(self.ids[int(row)] for row in rows)
-        return CrystalStore(batch.fractional, batch.species, batch.lattice, batch.layout.sizes, ids)
+        return CrystalStore.of(self.batch(rows), [self.ids[int(row)] for row in rows])
 
     def to(self, device: torch.device | str) -> "CrystalStore":
         return attrs.evolve(
@@ -308,7 +346,32 @@ class CrystalStore:
             fractional=self.fractional.to(device),
             species=self.species.to(device),
             lattice=self.lattice.to(device),
+            per_crystal=_moved(self.per_crystal, device),
+            per_atom=_moved(self.per_atom, device),
         )
+
+
+def joined(stores: Sequence[CrystalStore]) -> CrystalStore:
+    """The crystals of several stores, at least one, as one store in their order.
+
+    Raises:
+        KldmError: they do not all have the same columns.
+    """
+    for kind in ("per_crystal", "per_atom"):
+        names = {name for store in stores for name in getattr(store, kind)}
+        if lacking := sorted(name for name in names if not all(name in getattr(store, kind) for store in stores)):
+            remedy = "drop it from all of them, or fill it with NaN"
+            raise KldmError("not all of the stores have this column", place=f"{kind}[{lacking[0]!r}]", remedy=remedy)
+    first = stores[0]
+    return CrystalStore(
+        fractional=torch.cat([store.fractional for store in stores]),
+        species=torch.cat([store.species for store in stores]),
+        lattice=torch.cat([store.lattice for store in stores]),
+        sizes=tuple(size for store in stores for size in store.sizes),
+        ids=tuple(name for store in stores for name in store.ids),
+        per_crystal={name: torch.cat([store.per_crystal[name] for store in stores]) for name in first.per_crystal},
+        per_atom={name: torch.cat([store.per_atom[name] for store in stores]) for name in first.per_atom},
+    )
 
 
 def lattice_matrix(lattice: Tensor) -> Tensor:
@@ -326,6 +389,23 @@ def lattice_matrix(lattice: Tensor) -> Tensor:
         torch.stack([zero, zero, c], -1),
     ]
     return torch.stack(rows, -2)
+
+
+def _check_columns(crystals: Crystals | CrystalStore) -> None:
+    if not crystals.per_crystal and not crystals.per_atom:
+        return
+    if twice := sorted(set(crystals.per_crystal) & set(crystals.per_atom)):
+        raise KldmError(f"two columns are called {twice[0]!r}", place="per_atom", remedy="rename one of them")
+    kinds = (("crystal", crystals.per_crystal, len(crystals)), ("atom", crystals.per_atom, len(crystals.species)))
+    for kind, columns, rows in kinds:
+        for name, values in columns.items():
+            if values.dim() == 0 or len(values) != rows:
+                problem = f"wants one row for each {kind}, {rows} in all, and has the shape {tuple(values.shape)}"
+                raise KldmError(problem, place=f"per_{kind}[{name!r}]")
+
+
+def _moved(columns: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
+    return {name: values.to(device) for name, values in columns.items()}
 
 
 def _sent(numbers: Sequence[int], device: torch.device | str) -> Tensor:

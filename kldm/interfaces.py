@@ -240,6 +240,16 @@ class KnowsItsNoise(Protocol):
 
 
 @runtime_checkable
+class ReadsColumns(Protocol):
+    """A process that needs columns of the crystals (``Crystals.per_crystal``, ``per_atom``), which the data load."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Their names."""
+        ...
+
+
+@runtime_checkable
 class Restricts(Protocol):
     """A species process whose samples can be held to some elements."""
 

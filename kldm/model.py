@@ -20,9 +20,12 @@ from kldm.interfaces import (
     Latent,
     Noised,
     Prediction,
+    ReadsColumns,
     ScoreNetwork,
     Shows,
 )
+
+_MODALITIES = ("coordinates", "lattice", "species")
 
 
 @attrs.frozen(eq=False)
@@ -54,7 +57,7 @@ class NoisedBatch:
             if values.dim() and len(values) == len(self.layout):
                 return values[crystals]
             problem = f"its noise has a tensor of shape {tuple(values.shape)}, with no row per atom or crystal"
-            raise KldmError(problem, place=f"model.{name}", remedy="no batch with it can be divided")
+            raise KldmError(problem, place=f"model.{_place(name)}", remedy="no batch with it can be divided")
 
         draws = {
             name: Noised(
@@ -95,7 +98,7 @@ class JointModel(nn.Module):
         weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
-        modalities = {"coordinates": coordinates, "lattice": lattice, "species": species}
+        modalities = dict(zip(_MODALITIES, (coordinates, lattice, species), strict=True))
         for name in conditions or {}:
             if name in modalities:
                 raise KldmError("the name is a modality's", place=f"conditions.{name}", remedy="choose another")
@@ -118,6 +121,12 @@ class JointModel(nn.Module):
     def processes(self) -> Mapping[str, DiffusionProcess]:
         """The processes by modality."""
         return self._processes
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the crystals that its processes need, each once."""
+        processes = (process for process in self._processes.values() if isinstance(process, ReadsColumns))
+        return tuple(dict.fromkeys(chain.from_iterable(process.columns for process in processes)))
 
     def predict(self, latents: Mapping[str, Latent], s: Tensor, layout: Layout) -> Mapping[str, Prediction]:
         """One network call at times s [B]; each modality gets the channels it asked for."""
@@ -166,7 +175,7 @@ class JointModel(nn.Module):
                 kinds = {channel.per for channel in process.predicts}
                 if len(kinds) > 1:
                     problem = "it predicts numbers of atoms and of crystals, so no batch with it can be divided"
-                    raise KldmError(problem, place=f"model.{name}", remedy="make it two processes")
+                    raise KldmError(problem, place=f"model.{_place(name)}", remedy="make it two processes")
                 found[name] = shares[kinds.pop()]
         return found
 
@@ -177,7 +186,8 @@ class JointModel(nn.Module):
         return torch.stack(terms).sum() / sum(weight.values())
 
     def fitted_statistics(self, train: CrystalStore) -> dict[str, Mapping[str, Json]]:
-        """By modality, the recipe's keys with the statistics of the training split that its parts ask for."""
+        """The statistics of the training split that its parts ask for, as keys of the recipe by the place of the
+        process within [model], such as ``lattice`` or ``conditions.energy``."""
         return _statistics({n: p.fitted(train) for n, p in self._processes.items() if isinstance(p, Fits)})
 
     def statistics(self) -> dict[str, Mapping[str, Json]]:
@@ -185,9 +195,14 @@ class JointModel(nn.Module):
         return _statistics({name: process for name, process in self._processes.items() if isinstance(process, Fits)})
 
 
+def _place(name: str) -> str:
+    """Where a process stands within [model]."""
+    return name if name in _MODALITIES else f"conditions.{name}"
+
+
 def _statistics(parts: Mapping[str, Fits]) -> dict[str, Mapping[str, Json]]:
-    found = {name: part.statistics() for name, part in parts.items()}
-    return {name: statistics for name, statistics in found.items() if statistics}
+    found = {_place(name): part.statistics() for name, part in parts.items()}
+    return {place: statistics for place, statistics in found.items() if statistics}
 
 
 def _merged(processes: Mapping[str, DiffusionProcess]) -> Interface:
@@ -197,7 +212,8 @@ def _merged(processes: Mapping[str, DiffusionProcess]) -> Interface:
         for side, channels in ((reads, process.reads), (predicts, process.predicts)):
             for channel in channels:
                 if channel.name in side:
-                    raise KldmError(f"the channel {channel.name!r} is another process's already", place=name)
+                    problem = f"the channel {channel.name!r} is another process's already"
+                    raise KldmError(problem, place=_place(name))
                 side[channel.name] = channel
     coordinates = processes["coordinates"]
     log_noise = coordinates.log_noise if isinstance(coordinates, KnowsItsNoise) else None

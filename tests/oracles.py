@@ -7,6 +7,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from kldm import testing
 from kldm.crystals import Crystals, Layout
 from kldm.interfaces import DiffusionProcess, Latent, Prediction
 from kldm.processes import Absorbing, TrivializedTorus, VPEuclidean, WrappedVE
@@ -18,14 +19,8 @@ IMPOSSIBLE = -1e4  # logit of a type, or log density of an atom, that cannot be
 
 
 def random_crystals(sizes: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float64) -> Crystals:
-    """Crystals with uniform positions, sensible cells and random types."""
-    rng = torch.Generator().manual_seed(seed)
-    layout = Layout.of(sizes)
-    fractional = torch.rand(layout.total, 3, generator=rng, dtype=dtype)
-    lengths = 3 + 5 * torch.rand(len(layout), 3, generator=rng, dtype=dtype)
-    angles = 1.2 + 0.7 * torch.rand(len(layout), 3, generator=rng, dtype=dtype)
-    species = torch.randint(1, 101, (layout.total,), generator=rng)
-    return Crystals(fractional, torch.cat([lengths, angles], -1), species, layout)
+    """Random crystals with a column ``energy``, of which every third value is not known."""
+    return testing.random_crystals(sizes, seed, dtype, ("energy",))
 
 
 def aligned_residual(state: Tensor, truth: Tensor, layout: Layout) -> Tensor:

@@ -17,7 +17,7 @@ from kldm.crystals import CrystalStore
 from kldm.interfaces import DiffusionProcess
 from kldm.model import JointModel
 from kldm.networks import CSPVNet
-from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
+from kldm.processes import Given, LogTan, Property, TrivializedTorus, VPEuclidean
 from tests.oracles import random_crystals
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -70,11 +70,21 @@ def small_dng_model(species: DiffusionProcess | None = None, seed: int = 0) -> J
     )
 
 
+def small_conditional_model() -> JointModel:
+    """The model of ``small_model``, conditioned on the column ``energy``."""
+    torch.manual_seed(0)
+    return JointModel(
+        coordinates=TrivializedTorus(),
+        lattice=VPEuclidean(codec=LogTan(standardise=False), parameterization="x0"),
+        species=Given(),
+        conditions={"formation": Property(column="energy", fit={"mean": -0.5, "std": 2.0})},
+        network=partial(CSPVNet, **NETWORK),
+    )
+
+
 def random_store(sizes: tuple[int, ...], seed: int = 0) -> CrystalStore:
     """Random crystals as a data set."""
-    made = random_crystals(sizes, seed, torch.float32)
-    names = tuple(f"random-{number}" for number in range(len(sizes)))
-    return CrystalStore(made.fractional, made.species, made.lattice, sizes, names)
+    return CrystalStore.of(random_crystals(sizes, seed, torch.float32), [f"random-{n}" for n in range(len(sizes))])
 
 
 def real(name: str, count: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

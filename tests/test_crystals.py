@@ -1,13 +1,15 @@
 from collections.abc import Callable
 from itertools import combinations
 
+import attrs
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core.lattice import Lattice
 
-from kldm.crystals import Crystals, CrystalStore, Layout, lattice_matrix
+from kldm.crystals import Crystals, CrystalStore, Layout, joined, lattice_matrix
+from kldm.errors import KldmError
 
 some_sizes = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 
@@ -22,7 +24,8 @@ def atoms_by_crystal(sizes: list[int]) -> list[list[int]]:
 
 
 def store(sizes: list[int]) -> CrystalStore:
-    """Numbers that name themselves: atom n has coordinates near n / 100 and species n + 1, crystal m lengths m."""
+    """Numbers that name themselves: atom n has coordinates near n / 100, species n + 1 and moment [n, -n], crystal m
+    lengths m and energy m / 10."""
     total = sum(sizes)
     return CrystalStore(
         fractional=torch.arange(total * 3).view(total, 3) / 300,
@@ -30,6 +33,8 @@ def store(sizes: list[int]) -> CrystalStore:
         lattice=torch.arange(len(sizes) * 6, dtype=torch.float32).view(-1, 6),
         sizes=tuple(sizes),
         ids=tuple(f"id-{m}" for m in range(len(sizes))),
+        per_crystal={"energy": torch.arange(len(sizes)) / 10},
+        per_atom={"moment": torch.stack([torch.arange(total), -torch.arange(total)], -1)},
     )
 
 
@@ -116,6 +121,7 @@ def test_columns_repeat_the_numbers_of_crystals_for_their_atoms() -> None:
 
 
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12), most=st.integers(1, 200))
+@settings(deadline=None)
 def test_parts_of_a_layout(sizes: list[int], most: int) -> None:
     layout = Layout.of(sizes)
     parts = layout.parts(most)
@@ -146,6 +152,52 @@ def test_a_batch_holds_its_rows_in_order(sizes: list[int], data: st.DataObject) 
     assert torch.equal(batch.fractional, everything.fractional[atoms])
     assert batch.species.tolist() == [n + 1 for n in atoms]
     assert torch.equal(batch.lattice, everything.lattice[rows])
+    assert batch.per_crystal.keys() == {"energy"}
+    assert torch.equal(batch.per_crystal["energy"], torch.tensor(rows) / 10)
+    assert batch.per_atom.keys() == {"moment"}
+    assert batch.per_atom["moment"].tolist() == [[n, -n] for n in atoms]
+
+
+@given(some_sizes, st.data())
+@settings(deadline=None)
+def test_the_parts_of_a_store_are_joined_to_it_again(sizes: list[int], data: st.DataObject) -> None:
+    everything = store(sizes)
+    cut = data.draw(st.integers(1, len(sizes)))
+    rows = [list(range(cut)), list(range(cut, len(sizes)))]
+    again = joined([everything.subset(part) for part in rows if part])
+    assert (again.sizes, again.ids) == (everything.sizes, everything.ids)
+    for found, wanted in (
+        (again.fractional, everything.fractional),
+        (again.species, everything.species),
+        (again.lattice, everything.lattice),
+        (again.per_crystal["energy"], everything.per_crystal["energy"]),
+        (again.per_atom["moment"], everything.per_atom["moment"]),
+    ):
+        assert torch.equal(found, wanted)
+
+
+def test_stores_of_other_columns_are_not_joined() -> None:
+    with pytest.raises(KldmError, match=r"per_crystal\['energy'\]: not all of the stores have this column"):
+        joined([store([1, 2]), attrs.evolve(store([3]), per_crystal={})])
+
+
+@pytest.mark.parametrize("make", [store, lambda sizes: store(sizes).batch(range(len(sizes)))], ids=["store", "batch"])
+def test_a_column_has_a_row_for_each_crystal_or_each_atom(make: Callable[[list[int]], CrystalStore | Crystals]) -> None:
+    crystals = make([2, 3])
+    with pytest.raises(KldmError, match=r"per_crystal\['x'\]: wants one row for each crystal, 2 in all, .* \(5,\)"):
+        attrs.evolve(crystals, per_crystal={"x": torch.zeros(5)})
+    with pytest.raises(KldmError, match=r"per_atom\['x'\]: wants one row for each atom, 5 in all, .* \(2, 3\)"):
+        attrs.evolve(crystals, per_atom={"x": torch.zeros(2, 3)})
+    with pytest.raises(KldmError, match=r"per_crystal\['x'\]: wants one row .* \(\)"):
+        attrs.evolve(crystals, per_crystal={"x": torch.tensor(1.0)})
+    with pytest.raises(KldmError, match="two columns are called 'energy'"):
+        attrs.evolve(crystals, per_atom={"energy": torch.zeros(5)})
+
+
+def test_what_a_column_belongs_to_is_told_where_there_are_as_many_atoms_as_crystals() -> None:
+    part = store([1, 1, 1]).subset([2, 0])
+    assert part.per_crystal.keys() == {"energy"}
+    assert part.per_atom.keys() == {"moment"}
 
 
 def test_subset() -> None:
@@ -158,9 +210,11 @@ def test_subset() -> None:
 def test_moving_keeps_everything() -> None:
     moved = store([1, 2]).to("meta")
     assert moved.fractional.device.type == moved.species.device.type == moved.lattice.device.type == "meta"
+    assert moved.per_crystal["energy"].device.type == moved.per_atom["moment"].device.type == "meta"
     assert (moved.sizes, moved.ids) == ((1, 2), ("id-0", "id-1"))
     batch: Crystals = store([1, 2]).batch([1]).to("meta")
     assert batch.layout.num_atoms.device.type == batch.device.type == "meta"
+    assert batch.per_crystal["energy"].device.type == batch.per_atom["moment"].device.type == "meta"
     assert batch.layout.sizes == (2,)
 
 

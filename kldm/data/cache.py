@@ -17,7 +17,8 @@ from kldm.runtime.files import atomic_write
 DATA_VERSION = 1
 """Raised whenever the same file would give other crystals, so that older caches are not used."""
 
-FORMAT = "kldm.crystals.v1"
+FORMATS = ("kldm.crystals.v1", "kldm.crystals.v2")
+"""What is read; the last is what is written. The first has no columns."""
 
 log = logging.getLogger("kldm.data")
 
@@ -73,9 +74,11 @@ def save(path: Path, parsed: Parsed) -> None:
         "species": store.species.to(torch.uint8),
         "lattice": store.lattice.contiguous(),
         "sizes": torch.tensor(store.sizes, dtype=torch.int32),
+        **{f"per_crystal.{name}": values.contiguous() for name, values in store.per_crystal.items()},
+        **{f"per_atom.{name}": values.contiguous() for name, values in store.per_atom.items()},
     }
     metadata = {
-        "format": FORMAT,
+        "format": FORMATS[-1],
         "ids": json.dumps(store.ids),
         "skipped": json.dumps([(one.row, one.id, one.reason) for one in parsed.skipped]),
     }
@@ -90,15 +93,21 @@ def load(path: Path) -> Parsed:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"it is not of the format {FORMAT}")
+            if metadata.get("format") not in FORMATS:
+                raise ValueError(f"it is not of the format {FORMATS[-1]}")
             fractional, lattice = file.get_tensor("fractional"), file.get_tensor("lattice")
             species, sizes = file.get_tensor("species").to(torch.int64), tuple(file.get_tensor("sizes").tolist())
             ids = tuple(json.loads(metadata["ids"]))
             skipped = tuple(Skipped(*one) for one in json.loads(metadata["skipped"]))
+            names = file.keys()
+            per_crystal, per_atom = (
+                {name.removeprefix(kind): file.get_tensor(name) for name in names if name.startswith(kind)}
+                for kind in ("per_crystal.", "per_atom.")
+            )
         atoms, crystals = sum(sizes), len(sizes)
         if not atoms == len(species) == len(fractional) or not crystals == len(lattice) == len(ids):
             raise ValueError("its arrays do not belong together")
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        store = CrystalStore(fractional, species, lattice, sizes, ids, per_crystal, per_atom)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, KldmError) as error:
         raise KldmError(f"cannot be read as crystals ({error})", place=str(path)) from None
-    return Parsed(CrystalStore(fractional, species, lattice, sizes, ids), skipped)
+    return Parsed(store, skipped)

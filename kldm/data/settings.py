@@ -8,11 +8,12 @@ import attrs
 from kldm.crystals import CrystalStore
 from kldm.data import cache, prototypes
 from kldm.data.parsing import Parsed
-from kldm.data.published import read_csv
+from kldm.data.published import no_column, read_columns, read_csv
 from kldm.data.sources import SOURCES, SPLITS, SUFFIXES, find, in_folder, present
 from kldm.data.splits import split_rows
 from kldm.errors import KldmError, nearest
 from kldm.runtime.distributed import world
+from kldm.validators import at_least
 
 KNOWN = (*SOURCES, prototypes.NAME)
 
@@ -29,11 +30,14 @@ class Data:
             by composition, the same on every machine.
         root: folder of a known data set's files, instead of ``$KLDM_DATA``, the cache and the download.
         max_atoms: leave out larger crystals; None keeps all (of aflow_prototypes, those with at most 20 atoms).
+        columns: further columns of the files that the crystals keep, such as ``formation_energy_per_atom``. Of a CSV
+            they are numbers per crystal, NaN where a cell is empty.
     """
 
     name: str
     root: str | None = None
-    max_atoms: int | None = None
+    max_atoms: int | None = attrs.field(default=None, validator=attrs.validators.optional(at_least(1)))
+    columns: tuple[str, ...] = ()
 
     def load(self, split: str) -> CrystalStore:
         """The crystals of ``train``, ``val`` or ``test``, in the order of their file.
@@ -42,7 +46,8 @@ class Data:
 
         Raises:
             KldmError: for an unknown name (with the nearest known one), a split that is not there (with the file
-                looked for), a download that fails, or a file of which more than 1 % cannot be read.
+                looked for), a download that fails, a file of which more than 1 % cannot be read, or a column that is
+                not there or holds text.
         """
         with world().writer_first():
             return self._load(split)
@@ -52,7 +57,8 @@ class Data:
         if file is None:
             return self._read(find(SOURCES[self.name], split))
         if self.name == prototypes.NAME:
-            everything = self._small(cache.cached(file, prototypes.read_prototypes), file, prototypes.MAX_ATOMS)
+            parsed = self._with_columns(cache.cached(file, prototypes.read_prototypes), file)
+            everything = self._small(parsed, file, prototypes.MAX_ATOMS)
         else:
             everything = self._read(file)
         one_file = self.name == prototypes.NAME or Path(self.name).expanduser() == file
@@ -91,7 +97,24 @@ class Data:
 
     def _read(self, path: Path) -> CrystalStore:
         parsed = cache.load(path) if path.suffix == ".safetensors" else cache.cached(path, read_csv)
-        return self._small(parsed, path)
+        return self._small(self._with_columns(parsed, path), path)
+
+    def _with_columns(self, parsed: Parsed, path: Path) -> Parsed:
+        """The crystals with the columns that are asked for, and no others. Those of a CSV are read from it each time,
+        so that its crystals are kept in the cache once, whatever is asked for."""
+        store = parsed.store
+        if self.columns and path.name.endswith((".csv", ".csv.gz")):
+            skipped = {one.row for one in parsed.skipped}
+            kept = [row for row in range(len(store) + len(skipped)) if row not in skipped]
+            columns = read_columns(path, self.columns)
+            store = attrs.evolve(store, per_crystal={name: values[kept] for name, values in columns.items()})
+        known = {**store.per_crystal, **store.per_atom}
+        for name in self.columns:
+            if name not in known:
+                raise no_column(name, known, path)
+        per_crystal = {name: values for name, values in store.per_crystal.items() if name in self.columns}
+        per_atom = {name: values for name, values in store.per_atom.items() if name in self.columns}
+        return attrs.evolve(parsed, store=attrs.evolve(store, per_crystal=per_crystal, per_atom=per_atom))
 
     def _small(self, parsed: Parsed, path: Path, largest: int | None = None) -> CrystalStore:
         """The crystals with few enough atoms, after a report of what could not be read."""

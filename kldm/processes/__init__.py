@@ -10,6 +10,7 @@ from kldm.processes.given import Given
 from kldm.processes.lattice_flow import LatticeFlow
 from kldm.processes.matrix import Matrix
 from kldm.processes.one_hot import OneHot
+from kldm.processes.property import Property
 from kldm.processes.schedules import Cosine, Linear
 from kldm.processes.torus_flow import TorusFlow
 from kldm.processes.trivialized_torus import TrivializedTorus
@@ -30,6 +31,7 @@ __all__ = [
     "LogTan",
     "Matrix",
     "OneHot",
+    "Property",
     "TorusFlow",
     "TrivializedTorus",
     "VPEuclidean",

@@ -86,7 +86,7 @@ class Experiment:
     """A recipe as objects.
 
     Args:
-        data: the data set.
+        data: the data set; it also loads the columns that the model's conditions need.
         model: processes and network.
         sampler: for evaluation and for ``kldm sample``.
         training: settings of ``fit``.
@@ -109,6 +109,8 @@ class Experiment:
         for name in self.metrics:
             if name in RESERVED:
                 raise KldmError("the report has another use for the name", place=f"metrics.{name}", remedy="rename it")
+        columns = dict.fromkeys((*self.data.columns, *self.model.columns))
+        object.__setattr__(self, "data", attrs.evolve(self.data, columns=tuple(columns)))
         self.sampler.check(self.model.processes)
         if self.validation is not None:
             self.validation.sampler.check(self.model.processes)
@@ -136,17 +138,22 @@ def assemble_fitted(tree: Tree, train: CrystalStore, start: Experiment | None = 
     fitted = experiment.model.fitted_statistics(train)
     if start is not None:
         kept = start.model.statistics()
-        for name in {*fitted, *kept}:
-            if fitted.get(name, {}).keys() != kept.get(name, {}).keys():
+        for place in {*fitted, *kept}:
+            if fitted.get(place, {}).keys() != kept.get(place, {}).keys():
                 problem = "it takes other statistics of the training split than in the model of training.start_from"
                 raise KldmError(
-                    problem, place=f"model.{name}", remedy="give it the process and the codec of that model"
+                    problem, place=f"model.{place}", remedy="give it the process and the codec of that model"
                 )
         fitted = kept
-    statistics: dict[str, Any] = {"model": fitted}
+    statistics: dict[str, Mapping[str, Any]] = {f"model.{place}": found for place, found in fitted.items()}
     if not takes_compositions(experiment.model):
         statistics["evaluation"] = {"histogram": histogram(train)}
-    return assemble(_merge(complete, statistics)) if any(statistics.values()) else (experiment, complete)
+    tree = complete
+    for place, found in statistics.items():
+        for section in reversed(place.split(".")):
+            found = {section: found}
+        tree = _merge(tree, found)
+    return assemble(tree) if statistics else (experiment, complete)
 
 
 def takes_compositions(model: JointModel) -> bool:
@@ -155,7 +162,11 @@ def takes_compositions(model: JointModel) -> bool:
 
 
 def prepare(experiment: Experiment) -> None:
-    """See that its metrics have what they need beside samples, before hours of work. Raises ``KldmError``."""
+    """See that its metrics have what they need beside samples, and that the splits to be judged have the columns of
+    the model, before hours of work. Raises ``KldmError``."""
+    if experiment.data.columns:
+        for split in experiment.evaluation.splits:
+            experiment.data.load(split)
     validation = experiment.validation.metrics if experiment.validation else {}
     for metric in (*experiment.metrics.values(), *validation.values()):
         if isinstance(metric, Prepares):

@@ -2,6 +2,8 @@
 
 import re
 import warnings
+from collections.abc import Mapping, Sequence
+from math import isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,7 +14,16 @@ from kldm.data.formulas import cells
 from kldm.errors import KldmError, nearest
 from kldm.runs.experiment import Experiment, takes_compositions
 from kldm.runs.splits import drawn_rows
-from kldm.sampling.targets import Part, Targets, atom_range, compositions, de_novo, drawn_sizes, given_species
+from kldm.sampling.targets import (
+    Part,
+    Targets,
+    atom_range,
+    compositions,
+    de_novo,
+    drawn_sizes,
+    given_species,
+    with_properties,
+)
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
@@ -35,6 +46,7 @@ class Wish:
         atoms: number of atoms in a cell, ``empirical``, ``8`` or ``4-20``.
         count: structures per composition, or in all.
         seed: of all draws.
+        properties: values that the crystals are to have, by the names of the columns that the model conditions on.
         select: which of the structures of a composition is selected, see ``kldm.metrics.matching.selection``;
             none by default.
     """
@@ -51,6 +63,7 @@ class Wish:
     atoms: str | None = None
     count: int = 1
     seed: int = 0
+    properties: Mapping[str, float] = attrs.field(factory=dict)
     select: Literal["consensus"] | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -79,6 +92,16 @@ class Wish:
         Raises:
             KldmError: the wish is not clear, contradicts itself, or is beyond the model.
         """
+        known = experiment.model.columns
+        for name in self.properties:
+            if name not in known:
+                remedy = nearest(name, known) or (f"it takes {', '.join(known)}" if known else "it takes none")
+                raise KldmError(f"the model takes no property {name!r}", place="--property", remedy=remedy)
+        targets, count = self._crystals(experiment)
+        return attrs.evolve(targets, store=with_properties(targets.store, self.properties)), count
+
+    def _crystals(self, experiment: Experiment) -> tuple[Targets, int]:
+        """The targets without the properties that are wished for, and the number of candidates."""
         compositional = takes_compositions(experiment.model)
         elements = None if self.elements is None else element_numbers(self.elements)
         if self.formulas:
@@ -129,6 +152,28 @@ class Wish:
             keeps_species="species" in self.keep,
         )
         return part, store.sizes[0]
+
+
+def property_values(texts: Sequence[str]) -> dict[str, float]:
+    """Numbers by name from texts ``NAME=VALUE``.
+
+    Raises:
+        KldmError: a text is not of that form, or a name is given twice.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.rpartition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = nan
+        if not name or not isfinite(number):
+            remedy = "write it like formation_energy_per_atom=-1.5"
+            raise KldmError(f"wants NAME=VALUE with a number, got {text!r}", place="--property", remedy=remedy)
+        if name in found:
+            raise KldmError(f"{name} is given twice", place="--property")
+        found[name] = number
+    return found
 
 
 def element_numbers(symbols: str) -> tuple[int, ...]:

@@ -197,7 +197,7 @@ def sample_run(
         numbered = [attrs.evolve(one, target=targets.number(one.target)) for one in made]
         write_samples(folder, numbered, {targets.number(row): name for row, name in enumerate(targets.store.ids)})
     broken = violations(made, [request.target for request in wanted], targets.store, targets.constraints)
-    asked = {name: value for name, value in attrs.asdict(wish).items() if value not in (None, ())}
+    asked = {name: value for name, value in attrs.asdict(wish).items() if value not in (None, (), {})}
     report: dict[str, Any] = {
         "checkpoint": str(file),
         "wish": {name: str(value) if isinstance(value, Path) else value for name, value in asked.items()},

@@ -132,11 +132,15 @@ class Reference:
 
 
 def requested(experiment: Experiment, reference: CrystalStore, count: int | None, seed: int) -> CrystalStore:
-    """What the model is asked for beside a reference: its compositions, or crystals with drawn numbers of atoms."""
+    """What the model is asked for beside a reference: its compositions, or crystals with drawn numbers of atoms. The
+    properties that the model conditions on are those of the reference, row by row and from the first row again."""
     if takes_compositions(experiment.model):
         return reference
     settings = experiment.evaluation
-    return de_novo(drawn_sizes(settings.atoms, settings.histogram, count or len(reference), seed)).store
+    targets = de_novo(drawn_sizes(settings.atoms, settings.histogram, count or len(reference), seed)).store
+    rows = torch.arange(len(targets)) % len(reference)
+    given = {name: values[rows] for name, values in reference.per_crystal.items()}
+    return attrs.evolve(targets, per_crystal=given)
 
 
 def _evaluate(

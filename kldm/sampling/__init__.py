@@ -2,7 +2,7 @@
 
 from kldm.sampling.constraints import Constraints, violations
 from kldm.sampling.generation import Request, candidates, generate, requests
-from kldm.sampling.targets import Targets, compositions, de_novo, drawn_sizes
+from kldm.sampling.targets import Targets, compositions, de_novo, drawn_sizes, with_properties
 
 __all__ = [
     "Constraints",
@@ -15,4 +15,5 @@ __all__ = [
     "generate",
     "requests",
     "violations",
+    "with_properties",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from kldm.crystals import Crystals, CrystalStore
+from kldm.crystals import CrystalStore, joined
 from kldm.interfaces import Candidate, GenerativeModel, Sampler
 from kldm.runtime.allocator import keep_memory
 from kldm.runtime.distributed import world
@@ -58,7 +58,8 @@ def generate(
     constraints: Constraints | None = None,
     description: str = "sample",
 ) -> CrystalStore:
-    """One generated crystal per request, in the order of the requests.
+    """One generated crystal per request, in the order of the requests, with the columns of its target: what was asked
+    for, which the crystal need not have.
 
     The processes of a run share the batches, which are the same for any number of processes,
     and all get all crystals.
@@ -79,7 +80,7 @@ def generate(
     groups = batches([targets.sizes[request.target] for request in wanted], max_pairs)
     here = world()
     own = range(here.rank, len(groups), here.size)  # the largest batches come first, so that the shares are about equal
-    done: list[tuple[int, Crystals]] = []
+    done: list[tuple[int, CrystalStore]] = []
     bar = tqdm(
         total=len(own) * sampler.steps,
         desc=description,
@@ -98,23 +99,11 @@ def generate(
             bound = constrained(model, rules, targets, rows)
             rng = seeded(targets.device, seed, "sample", number)
             crystals = bound.restored(sampler.sample(bound, targets.batch(rows), rng, advance)).to("cpu")
-            done.append((number, crystals))
-    made: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
-    for number, crystals in (one for share in here.gather(done) for one in share):
-        split = zip(
-            torch.split(crystals.fractional, list(crystals.layout.sizes)),
-            crystals.lattice,
-            torch.split(crystals.species, list(crystals.layout.sizes)),
-            strict=True,
-        )
-        made.update(zip(groups[number], split, strict=True))
-    ordered = [made[index] for index in range(len(wanted))]
-    return CrystalStore(
-        fractional=torch.cat([fractional for fractional, _, _ in ordered]),
-        species=torch.cat([species for _, _, species in ordered]),
-        lattice=torch.stack([lattice for _, lattice, _ in ordered]),
-        sizes=tuple(len(species) for _, _, species in ordered),
-        ids=tuple(targets.ids[request.target] for request in wanted),
+            done.append((number, CrystalStore.of(crystals, [targets.ids[row] for row in rows])))
+    made = dict(one for share in here.gather(done) for one in share)
+    answered = [index for group in groups for index in group]
+    return joined([made[number] for number in range(len(groups))]).subset(
+        sorted(range(len(answered)), key=answered.__getitem__)
     )
 
 

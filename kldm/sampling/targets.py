@@ -97,6 +97,12 @@ def de_novo(sizes: Sequence[int], part: Part | None = None, elements: tuple[int,
     return Targets(attrs.evolve(store, species=species, fractional=fractional, lattice=lattice), constraints)
 
 
+def with_properties(store: CrystalStore, values: Mapping[str, float]) -> CrystalStore:
+    """Targets of which each is to have these properties, by the names of the columns that a model conditions on."""
+    asked = {name: torch.full((len(store),), value, device=store.device) for name, value in values.items()}
+    return attrs.evolve(store, per_crystal={**store.per_crystal, **asked})
+
+
 def histogram(store: CrystalStore) -> dict[str, int]:
     """How many crystals have each number of atoms, smallest first."""
     counts = Counter(store.sizes)
@@ -156,4 +162,4 @@ def _blank(sizes: Sequence[int], names: Sequence[str]) -> CrystalStore:
         species=torch.ones(layout.total, dtype=torch.int64),
         layout=layout,
     )
-    return CrystalStore(blank.fractional, blank.species, blank.lattice, layout.sizes, tuple(names))
+    return CrystalStore.of(blank, names)

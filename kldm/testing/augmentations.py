@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -50,6 +51,19 @@ def keeps_the_crystals(augmentation: Augmentation) -> None:
         expect(torch.allclose(*volumes), "a crystal has another volume than before")
 
 
+def keeps_columns(augmentation: Augmentation) -> None:
+    """Columns stay with their crystals, and with their atoms, which may be numbered anew."""
+    before = random_crystals(SIZES, columns=("energy",))
+    before = attrs.evolve(before, per_atom={"species": before.species})
+    made = augmentation.augmented(before, seeded(0))
+    kept = made.per_crystal.keys() == {"energy"} and torch.allclose(
+        made.per_crystal["energy"], before.per_crystal["energy"], rtol=0, atol=0, equal_nan=True
+    )
+    expect(kept, "a column per crystal is lost or changed")
+    kept = made.per_atom.keys() == {"species"} and torch.equal(made.per_atom["species"], made.species)
+    expect(kept, "a column per atom is lost, or does not follow its atoms")
+
+
 def draws_from_its_generator_alone(augmentation: Augmentation) -> None:
     """The same generator gives the same description whatever torch's own has done, others give others."""
     given = random_crystals(SIZES)
@@ -76,6 +90,7 @@ AUGMENTATION_CHECKS: tuple[AugmentationCheck, ...] = (
     keeps_sizes_and_types,
     gives_numbers_of_a_crystal,
     keeps_the_crystals,
+    keeps_columns,
     draws_from_its_generator_alone,
     leaves_its_argument_alone,
 )

@@ -1,5 +1,7 @@
 """Random crystals and latents, and how closely two tensors must agree."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,15 +12,26 @@ SIZES = (4, 1, 2, 7, 1)
 """Numbers of atoms of the crystals in checks: several sizes, and crystals of one atom among them."""
 
 
-def random_crystals(sizes: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float64) -> Crystals:
-    """Crystals with uniform positions, sensible cells and random types."""
+def random_crystals(
+    sizes: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float64, columns: Sequence[str] = ()
+) -> Crystals:
+    """Crystals with uniform positions, sensible cells and random types.
+
+    Args:
+        sizes: the number of atoms of each.
+        seed: of the draws.
+        dtype: of all real numbers.
+        columns: names of columns with one number per crystal, of which every third is not known.
+    """
     rng = seeded(seed)
     layout = Layout.of(sizes)
     fractional = torch.rand(layout.total, 3, generator=rng, dtype=dtype)
     lengths = 3 + 5 * torch.rand(len(layout), 3, generator=rng, dtype=dtype)
     angles = 1.2 + 0.7 * torch.rand(len(layout), 3, generator=rng, dtype=dtype)
     species = torch.randint(1, 101, (layout.total,), generator=rng)
-    return Crystals(fractional, torch.cat([lengths, angles], -1), species, layout)
+    numbers = torch.arange(len(layout), dtype=dtype) - 2
+    numbers[::3] = torch.nan
+    return Crystals(fractional, torch.cat([lengths, angles], -1), species, layout, dict.fromkeys(columns, numbers))
 
 
 def random_latent(

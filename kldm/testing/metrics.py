@@ -105,10 +105,11 @@ def hopeless_samples() -> Samples:
 
 
 def _caesium_chloride(edge: float) -> "Structure":
+    import numpy as np
     from pymatgen.core.lattice import Lattice
     from pymatgen.core.structure import Structure
 
-    return Structure(Lattice.cubic(edge), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    return Structure(Lattice.cubic(edge), ["Cs", "Cl"], np.array([[0, 0, 0], [0.5, 0.5, 0.5]]))
 
 
 def _well_formed(found: Measurement, judged: Samples) -> None:

@@ -16,6 +16,7 @@ REQUIRED: Mapping[str, Mapping[str, object]] = {
     "vp_euclidean.v1": {"codec": RAW},
     "euclidean_flow.v1": {"codec": RAW},
     "lattice_flow.v1": {"codec": RAW, "fit": {"mean": [1.7, 1.8, 1.9], "std": [0.1, 0.2, 0.3]}},
+    "property.v1": {"column": "energy", "fit": {"mean": -0.5, "std": 2.0}},
     "wrapped_ve.v1": {"sigma_min": 1e-4, "step_lr": 4e-9},
     "com_free_ve.v1": {"sigma_min": 1e-4, "step_lr": 4e-9},
 }

@@ -1,9 +1,12 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from attrs import evolve
+from safetensors import safe_open
 
 from kldm.crystals import CrystalStore
 from kldm.data import Parsed, Skipped, cache, load_store, save_store
@@ -15,6 +18,8 @@ STORE = CrystalStore(
     lattice=torch.tensor([[3.0, 4, 5, 1.5, 1.6, 1.7], [6.0, 7, 8, 1.4, 1.3, 2.0]]),
     sizes=(2, 3),
     ids=("mp-1", 'a "quoted"\nid, Ω'),
+    per_crystal={"band gap, eV": torch.tensor([torch.nan, 1.5])},
+    per_atom={"spacegroup.number": torch.arange(15.0).view(5, 3)},
 )
 PARSED = Parsed(STORE, (Skipped(1, "mp-2", "it is disordered"),))
 
@@ -25,6 +30,10 @@ def assert_same(a: CrystalStore, b: CrystalStore) -> None:
     assert torch.equal(a.species, b.species)
     assert a.species.dtype == b.species.dtype
     assert (a.sizes, a.ids) == (b.sizes, b.ids)
+    for found, wanted in ((a.per_crystal, b.per_crystal), (a.per_atom, b.per_atom)):
+        assert found.keys() == wanted.keys()
+        for name in wanted:
+            torch.testing.assert_close(found[name], wanted[name], rtol=0, atol=0, equal_nan=True)
 
 
 class Parser:
@@ -95,9 +104,33 @@ def test_broken_cache_is_made_anew(source: Path, home: Path, damage: str) -> Non
     assert_same(load_store(path).store, STORE)
 
 
-def test_arrays_that_do_not_belong_together(tmp_path: Path) -> None:
-    from attrs import evolve
+def test_files_from_before_there_were_columns_are_read(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
 
+    tensors = {
+        "fractional": STORE.fractional,
+        "species": STORE.species.to(torch.uint8),
+        "lattice": STORE.lattice,
+        "sizes": torch.tensor(STORE.sizes, dtype=torch.int32),
+    }
+    metadata = {"format": "kldm.crystals.v1", "ids": json.dumps(STORE.ids), "skipped": "[]"}
+    save_file(tensors, tmp_path / "old.safetensors", metadata)
+    assert_same(load_store(tmp_path / "old.safetensors").store, evolve(STORE, per_crystal={}, per_atom={}))
+
+
+def test_a_column_that_does_not_belong_to_the_crystals(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_store(tmp_path / "good.safetensors", PARSED)
+    with safe_open(tmp_path / "good.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(tmp_path / "good.safetensors")
+    save_file({**tensors, "per_crystal.x": torch.zeros(5)}, tmp_path / "bad.safetensors", metadata)
+    with pytest.raises(KldmError, match=r"cannot be read as crystals \(per_crystal\['x'\]: wants one row"):
+        load_store(tmp_path / "bad.safetensors")
+
+
+def test_arrays_that_do_not_belong_together(tmp_path: Path) -> None:
     save_store(tmp_path / "x.safetensors", Parsed(evolve(STORE, sizes=(2, 2))))
     with pytest.raises(KldmError, match="do not belong together"):
         load_store(tmp_path / "x.safetensors")

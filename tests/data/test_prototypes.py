@@ -68,8 +68,8 @@ def test_max_atoms() -> None:
     assert max(size for store in small for size in store.sizes) == 4
     everything = [Data(name="aflow_prototypes", max_atoms=10_000).load(split) for split in ("train", "val", "test")]
     assert sum(len(store) for store in everything) == 288
-    with pytest.raises(KldmError, match="no crystal has at most 0 atoms"):
-        Data(name="aflow_prototypes", max_atoms=0).load("train")
+    with pytest.raises(KldmError, match="max_atoms: must be at least 1, got 0"):
+        Data(name="aflow_prototypes", max_atoms=0)
 
 
 def test_damaged_file(tmp_path: Path) -> None:

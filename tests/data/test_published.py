@@ -1,5 +1,7 @@
+import csv
 import gzip
 import logging
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from pymatgen.core.structure import Structure
 from kldm.data import read_csv
 from kldm.data.convert import to_structures
 from kldm.data.parsing import parse_cif, parse_cifs
-from kldm.data.published import read_rows
+from kldm.data.published import read_columns, read_rows
 from kldm.errors import KldmError
 
 SKEWED = Structure(
@@ -159,3 +161,46 @@ def test_first_rows_of_perov_5(real_data: Path, tmp_path: Path) -> None:
         assert structure.volume == pytest.approx(given.volume, rel=1e-5)
         assert structure.composition == given.composition
         assert np.sort(structure.distance_matrix, None) == pytest.approx(np.sort(given.distance_matrix, None), abs=1e-4)
+
+
+def table(path: Path, *columns: tuple[str, list[str]]) -> Path:
+    """A file of these columns, with a CIF text of several lines after each of the first."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([columns[0][0], "cif", *(name for name, _ in columns[1:])])
+        for first, *others in zip(*(cells for _, cells in columns), strict=True):
+            writer.writerow([first, "a cell\nof three\nlines", *others])
+    return path
+
+
+def test_columns_are_numbers_and_what_is_not_known_is_nan(tmp_path: Path) -> None:
+    energies, gaps = ["-1.5", "", "2e-3", "nan", " "], ["0", "1", "2", "3", "4"]
+    path = table(tmp_path / "x.csv", ("energy", energies), ("spacegroup.number", gaps))
+    found = read_columns(path, ["spacegroup.number", "energy"])
+    assert list(found) == ["spacegroup.number", "energy"]
+    assert found["spacegroup.number"].tolist() == [0, 1, 2, 3, 4]
+    assert found["energy"].dtype == torch.float32
+    assert found["energy"][[0, 2]].tolist() == pytest.approx([-1.5, 2e-3])
+    assert found["energy"].isnan().tolist() == [False, True, False, True, True]
+    short = tmp_path / "short.csv"
+    short.write_text("cif,energy\nx,1\ny\n")
+    assert read_columns(short, ["energy"])["energy"].isnan().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("text", ["high", "1,5", "inf", "-1e39", "1.5 eV"])
+def test_text_in_a_column_is_an_error_with_its_line(tmp_path: Path, text: str) -> None:
+    path = table(tmp_path / "x.csv", ("energy", ["1", "2"]), ("gap", ["0", text]))
+    with pytest.raises(
+        KldmError, match=rf"x.csv, row in line 5: gap is '{re.escape(text)}', which is no finite number"
+    ):
+        read_columns(path, ["gap"])
+
+
+def test_columns_that_are_not_there(tmp_path: Path) -> None:
+    path = table(tmp_path / "x.csv", ("formation_energy", ["1"]), ("gap", ["0"]), ("gap", ["1"]))
+    with pytest.raises(KldmError, match=r"there is no column 'formaton_energy'; did you mean 'formation_energy'\?"):
+        read_columns(path, ["formaton_energy"])
+    with pytest.raises(KldmError, match="there is no column 'xyz'; it has formation_energy, cif, gap, gap"):
+        read_columns(path, ["xyz"])
+    with pytest.raises(KldmError, match="2 columns are called 'gap'"):
+        read_columns(path, ["gap"])

@@ -1,11 +1,16 @@
+import csv
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from attrs import evolve
 from pymatgen.core.lattice import Lattice
+from pymatgen.core.periodic_table import Element
 from pymatgen.core.structure import Structure
 
-from kldm.data import SOURCES, Data, settings
+from kldm.data import SOURCES, Data, Parsed, save_store, settings
+from kldm.data.published import read_columns
 from kldm.data.sources import find
 from kldm.data.splits import compositions
 from kldm.errors import KldmError
@@ -46,6 +51,9 @@ def test_root_and_max_atoms(tmp_path: Path) -> None:
     assert Data(name="mp_20", root=str(tmp_path)).load("train").sizes == (1, 2)
     small = Data(name="mp_20", root=str(tmp_path), max_atoms=1).load("train")
     assert (small.sizes, small.ids) == ((1,), ("mp-0",))
+    write(tmp_path / "val.csv", [pair()])
+    with pytest.raises(KldmError, match="no crystal has at most 1 atoms; raise max_atoms"):
+        Data(name=str(tmp_path), max_atoms=1).load("val")
 
 
 def test_shared_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,3 +78,57 @@ def test_unknown_names() -> None:
         Data(name="/nowhere").load("train")
     with pytest.raises(KldmError, match="no split is called 'valid'; take one of train, val, test"):
         Data(name="mp_20").load("valid")
+
+
+def with_energies(path: Path, cifs: list[str], energies: list[str]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["cif", "energy"])
+        writer.writerows(zip(cifs, energies, strict=True))
+    return path
+
+
+def test_columns_go_with_their_crystals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that cannot be read and crystals that are too large are left out of the columns too, and crystals are
+    parsed once, with columns or without."""
+    monkeypatch.setattr("kldm.data.parsing.MOST_SKIPPED", 0.2)
+    cifs = [cubic("Po"), "broken", pair(), cubic("Na"), cubic("Li"), cubic("K")]
+    with_energies(tmp_path / "train.csv", cifs, ["-1", "-2", "-3", "", "-5", "-6"])
+    plain = Data(name=str(tmp_path)).load("train")
+    assert plain.per_crystal == plain.per_atom == {}
+    monkeypatch.setattr(settings, "read_csv", None)  # whatever is parsed from now on is an error
+    store = Data(name=str(tmp_path), columns=("energy",), max_atoms=1).load("train")
+    assert store.species.tolist() == [84, 11, 3, 19]
+    assert store.per_crystal["energy"].nan_to_num(9).tolist() == [-1, 9, -5, -6]
+    assert Data(name=str(tmp_path)).load("train").per_crystal == {}
+
+
+def test_columns_of_one_file_are_split_with_it(tmp_path: Path) -> None:
+    path = with_energies(tmp_path / "own.csv", [cubic(name) for name in ELEMENTS], [str(n) for n in range(10)])
+    for split in ("train", "val", "test"):
+        store = Data(name=str(path), columns=("energy",)).load(split)
+        numbers = [ELEMENTS.index(str(Element.from_Z(z))) for z in store.species.tolist()]
+        assert store.per_crystal["energy"].tolist() == numbers
+
+
+def test_columns_of_a_store(tmp_path: Path) -> None:
+    with_energies(tmp_path / "train.csv", [cubic("Po"), pair()], ["-1", ""])
+    store = Data(name=str(tmp_path), columns=("energy",)).load("train")
+    place = tmp_path / "stores"
+    save_store(place / "train.safetensors", Parsed(evolve(store, per_atom={"moment": torch.tensor([1.0, 2.0, 3.0])})))
+    both = Data(name=str(place), columns=("moment", "energy")).load("train")
+    assert both.per_crystal["energy"].nan_to_num(9).tolist() == [-1, 9]
+    assert both.per_atom["moment"].tolist() == [1, 2, 3]
+    assert Data(name=str(place), columns=("moment",)).load("train").per_crystal == {}
+    with pytest.raises(KldmError, match=r"there is no column 'momment'; did you mean 'moment'\?"):
+        Data(name=str(place), columns=("momment",)).load("train")
+    with pytest.raises(KldmError, match="there is no column 'energy'; it has none"):
+        Data(name="aflow_prototypes", columns=("energy",)).load("train")
+
+
+def test_the_published_property(real_data: Path) -> None:
+    """The first rows of MP-20's test split, as its CSV prints them."""
+    found = read_columns(real_data / "mp_20" / "test.csv.gz", ["formation_energy_per_atom", "spacegroup.number"])
+    assert len(found["formation_energy_per_atom"]) == 9046
+    assert float(found["formation_energy_per_atom"][0]) == pytest.approx(-0.57509235)
+    assert float(found["spacegroup.number"][0]) == 194

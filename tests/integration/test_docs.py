@@ -13,6 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from kldm.cli import main
+from kldm.crystals import lattice_matrix
+from kldm.data import SPLITS, Data, Parsed, save_store
 from kldm.recipe import read_recipe
 from kldm.recipe.signatures import parameters
 from kldm.registry import SHELVES
@@ -92,17 +94,30 @@ def test_the_components_of_the_pages_run_from_their_recipe(tmp_path: Path, cache
     assert complete["model"]["coordinates"] == {"@processes": "my_wrapped_ve.v1", "sigma_min": 0.005, "sigma_max": 0.4}
     assert complete["model"]["network"] == {"@networks": "small_gnn.v1", "hidden": 32, "layers": 3}
     assert len((tmp_path / "mine" / "samples" / "test" / "results.csv").read_text().splitlines()) == 3
+    for split in SPLITS:
+        store = Data(name="aflow_prototypes", max_atoms=8).load(split)
+        volume = lattice_matrix(store.lattice).det() / store.layout.num_atoms
+        store = attrs.evolve(store, per_crystal={"volume_per_atom": volume})
+        save_store(tmp_path / "volumes" / f"{split}.safetensors", Parsed(store))
+    condition = ("--code", "log_volume.py", "--model.conditions.volume.@processes", "log_volume.v1")
+    python(tmp_path, cache, "-m", "kldm", "run", "mine.cfg", *code, *condition, "--data.name", "volumes", *small)
+    asked = ("--formula", "NaCl", "--property", "volume_per_atom=20", "--out", "asked")
+    python(tmp_path, cache, "-m", "kldm", "sample", "runs/mine", *code, *condition[:2], *asked)
     own = ("--formula", "SrTiO3", "--code", "two_step.py", "--sampler.@samplers", "two_step.v1", "--out", "drawn")
     python(tmp_path, cache, "-m", "kldm", "sample", str(ROOT / "weights" / "perov5_small"), *own)
     assert len((tmp_path / "drawn" / "samples.jsonl").read_text().splitlines()) == 1
 
 
 def test_the_recipe_of_the_page_on_recipes_is_read(tmp_path: Path) -> None:
-    (text,) = (block.text for block in blocks(ROOT / "docs" / "recipes.md", "ini"))
+    text, condition = (block.text for block in blocks(ROOT / "docs" / "recipes.md", "ini"))
     (tmp_path / "parts").symlink_to(ROOT / "recipes" / "parts")
     (tmp_path / "example.cfg").write_text(text, encoding="utf-8")
     experiment, complete = assemble(read_recipe(tmp_path / "example.cfg", {"model.network.hidden": 8}))
     assert complete["validation"]["sampler"]["steps"] == experiment.sampler.steps == 500
+    (tmp_path / "example.cfg").write_text(f"{text}\n{condition}", encoding="utf-8")
+    experiment, complete = assemble(read_recipe(tmp_path / "example.cfg", {"model.network.hidden": 8}))
+    assert experiment.data.columns == ("formation_energy_per_atom",)
+    assert complete["data"]["columns"] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))

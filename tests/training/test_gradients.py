@@ -22,7 +22,7 @@ from kldm.runtime.pieces import pieces, shares
 from kldm.training import Training, fit
 from kldm.training.gradients import Gradients, _explained
 from tests.oracles import random_crystals
-from tests.small import losses, random_store, small_dng_model, small_model
+from tests.small import losses, random_store, small_conditional_model, small_dng_model, small_model
 
 SIZES = (3, 1, 5, 2, 4, 1)
 
@@ -66,7 +66,7 @@ def gradient(model: JointModel) -> Tensor:
 
 @pytest.mark.parametrize("sizes", [SIZES, (1, 1, 1)], ids=["of all sizes", "of one atom each"])
 @pytest.mark.parametrize("max_pairs", [1, 12, 30])
-@pytest.mark.parametrize("make", [small_model, small_dng_model])
+@pytest.mark.parametrize("make", [small_model, small_dng_model, small_conditional_model])
 def test_pieces_add_up_to_the_whole(make: Callable[[], JointModel], max_pairs: int, sizes: tuple[int, ...]) -> None:
     """Oracle: the losses of the whole batch, differentiated without any of this."""
     model = make().double()
