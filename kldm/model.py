@@ -176,18 +176,24 @@ class JointModel(nn.Module):
         terms = [weight[name] * loss for name, loss in losses.items()]
         return torch.stack(terms).sum() / sum(weight.values())
 
-    def fitted_statistics(self, train: CrystalStore) -> dict[str, Mapping[str, Json]]:
-        """By modality, the recipe's keys with the statistics of the training split that its parts ask for."""
-        return _statistics({n: p.fitted(train) for n, p in self._processes.items() if isinstance(p, Fits)})
+    def fitted(self, train: CrystalStore) -> dict[str, DiffusionProcess]:
+        """The processes by modality, those that ask for it (``Fits``) with their statistics of the training split."""
+        return {name: p.fitted(train) if isinstance(p, Fits) else p for name, p in self._processes.items()}
 
-    def statistics(self) -> dict[str, Mapping[str, Json]]:
-        """The same of a fitted model, as its recipe has them."""
-        return _statistics({name: process for name, process in self._processes.items() if isinstance(process, Fits)})
+    def replace(self, processes: Mapping[str, DiffusionProcess]) -> bool:
+        """Put other processes in the place of the model's; returns False, and leaves the model as it is, where the
+        network was built for other channels than theirs."""
+        new = _merged(processes)
+        if new != self.interface or new.log_noise != self.interface.log_noise:
+            return False
+        self._processes = dict(processes)
+        return True
 
 
-def _statistics(parts: Mapping[str, Fits]) -> dict[str, Mapping[str, Json]]:
-    found = {name: part.statistics() for name, part in parts.items()}
-    return {name: statistics for name, statistics in found.items() if statistics}
+def statistics(processes: Mapping[str, DiffusionProcess]) -> dict[str, Mapping[str, Json]]:
+    """By modality, the recipe's keys with the statistics of the training split that a fitted process holds."""
+    found = {name: process.statistics() for name, process in processes.items() if isinstance(process, Fits)}
+    return {name: held for name, held in found.items() if held}
 
 
 def _merged(processes: Mapping[str, DiffusionProcess]) -> Interface:

@@ -13,7 +13,7 @@ from kldm.errors import KldmError, nearest
 from kldm.evaluation.judging import RESERVED
 from kldm.execution import Execution
 from kldm.interfaces import Metric, Prepares, Sampler
-from kldm.model import JointModel
+from kldm.model import JointModel, statistics
 from kldm.recipe import Tree, build
 from kldm.sampling.targets import EMPIRICAL, atom_range, histogram
 from kldm.training import Training
@@ -126,27 +126,41 @@ def assemble(tree: Tree) -> tuple[Experiment, Tree]:
         return build(tree, Experiment)
 
 
-def assemble_fitted(tree: Tree, train: CrystalStore, start: Experiment | None = None) -> tuple[Experiment, Tree]:
-    """``assemble`` with the statistics of the training split measured and written into the complete tree.
+def fitted(
+    experiment: Experiment, tree: Tree, train: CrystalStore, start: Experiment | None = None
+) -> tuple[Experiment, Tree]:
+    """The experiment with the statistics of the training split, which are measured and written into its tree.
+
+    The model is fitted in place, and its network keeps its weights. It is built again only where a process has other
+    channels once it is fitted, or takes the statistics of ``start``.
 
     Args:
+        experiment, tree: of ``assemble``.
+        train: the training split.
         start: what training starts from, whose model keeps its own statistics: its weights know no others.
+
+    Raises:
+        KldmError: the model has other statistics than that of ``start``.
     """
-    experiment, complete = assemble(tree)
-    fitted = experiment.model.fitted_statistics(train)
+    model = experiment.model
+    processes = model.fitted(train)
+    held = statistics(processes)
     if start is not None:
-        kept = start.model.statistics()
-        for name in {*fitted, *kept}:
-            if fitted.get(name, {}).keys() != kept.get(name, {}).keys():
+        kept = statistics(start.model.processes)
+        for name in {*held, *kept}:
+            if held.get(name, {}).keys() != kept.get(name, {}).keys():
                 problem = "it takes other statistics of the training split than in the model of training.start_from"
                 raise KldmError(
                     problem, place=f"model.{name}", remedy="give it the process and the codec of that model"
                 )
-        fitted = kept
-    statistics: dict[str, Any] = {"model": fitted}
-    if not takes_compositions(experiment.model):
-        statistics["evaluation"] = {"histogram": histogram(train)}
-    return assemble(_merge(complete, statistics)) if any(statistics.values()) else (experiment, complete)
+        held = kept
+    tree = _merge(tree, {"model": held})
+    if not takes_compositions(model):
+        counts = histogram(train)
+        tree = _merge(tree, {"evaluation": {"histogram": counts}})
+        experiment = attrs.evolve(experiment, evaluation=attrs.evolve(experiment.evaluation, histogram=counts))
+    built_as_it_is = start is None and model.replace(processes)
+    return (experiment, tree) if built_as_it_is else assemble(tree)
 
 
 def takes_compositions(model: JointModel) -> bool:

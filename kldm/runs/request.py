@@ -3,7 +3,7 @@
 import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
@@ -21,7 +21,7 @@ KEPT = ("cell", "positions", "species")
 
 
 @attrs.frozen(kw_only=True)
-class Wish:
+class SamplingRequest:
     """Which crystals are wanted.
 
     Attributes:
@@ -73,11 +73,16 @@ class Wish:
         if self.atoms and (self.formulas or self.split):
             raise KldmError("--atoms has no meaning where compositions are given", remedy="leave it out")
 
+    def as_json(self) -> dict[str, Any]:
+        """What was asked for, for a report; what was not stays out."""
+        asked = {name: value for name, value in attrs.asdict(self).items() if value not in (None, ())}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asked.items()}
+
     def targets(self, experiment: Experiment) -> tuple[Targets, int]:
         """The targets, and how many candidates each of them wants.
 
         Raises:
-            KldmError: the wish is not clear, contradicts itself, or is beyond the model.
+            KldmError: the request is not clear, contradicts itself, or is beyond the model.
         """
         compositional = takes_compositions(experiment.model)
         elements = None if self.elements is None else element_numbers(self.elements)

@@ -26,7 +26,7 @@ from kldm.interfaces import Augmentation, LearningRate
 from kldm.memory import most_pairs
 from kldm.model import JointModel
 from kldm.runtime.allocator import keep_memory
-from kldm.runtime.distributed import Lost, world
+from kldm.runtime.distributed import world
 from kldm.runtime.files import atomic_write
 from kldm.runtime.interruption import Interruption
 from kldm.runtime.seeding import seeded
@@ -242,12 +242,12 @@ def fit(
     In several processes (``kldm.runtime.distributed``) all call this alike; the writer writes.
 
     Raises:
-        KldmError: loss not finite; interrupted, or a process was lost (a checkpoint was written, unless a process of
-            several with GPUs was lost; the same call resumes).
-        SystemExit: a process was lost, and another one says so.
+        KldmError: the folder's checkpoint, or the one to start from, does not fit; the loss is not finite; or training
+            was interrupted (a checkpoint was written; the same call resumes).
     """
     keep_memory()
-    trainer = _Trainer(model, train, settings, folder, recipe)
+    with world().writer_first():  # it makes the folder, and tells what is wrong
+        trainer = _Trainer(model, train, settings, folder, recipe)
     trainer.run(validate)
 
 
@@ -287,7 +287,9 @@ class _Trainer:
         self._resume()
         # By all processes in their last step: how many were asked to stop, and the seconds of the writer.
         self.told = torch.tensor([0.0, self.clock], device=self.device)
-        fitting = settings.max_pairs or most_pairs(model.network, self.device, training=True)
+        fitting = settings.max_pairs or most_pairs(
+            model.network, self.device, training=True, processes=self.world.neighbours
+        )
         self.gradients = Gradients(model, self.world, fitting)
 
     @property
@@ -320,24 +322,8 @@ class _Trainer:
             group["lr"] = value
 
     def run(self, validate: Callable[[JointModel], Mapping[str, float]] | None) -> None:
-        settings, done = self.settings, self.progress.step
-        if done > self.total:
-            raise KldmError(
-                f"the run is at step {done} already, past the {self.total} of training.epochs = {settings.epochs}",
-                place=str(self.folder),
-                remedy="ask for at least as many epochs, or choose another --out",
-            )
         with Interruption() as interruption:
-            try:
-                self._loop(validate, interruption)
-            except Lost as error:
-                if self.device.type != "cpu":
-                    raise  # what a device holds after a broken collective is not known
-                if not self.world.claims("checkpoint"):
-                    raise SystemExit(1) from error  # another process says what happened
-                self._check_finite()
-                self._save("last")
-                raise self._stopped("a process of the run was lost") from error
+            self._loop(validate, interruption)
         self._finish()
 
     def _loop(self, validate: Callable[[JointModel], Mapping[str, float]] | None, interruption: Interruption) -> None:
@@ -358,10 +344,7 @@ class _Trainer:
                         for name, value in row.items():
                             board.add_scalar(f"train/{name}", value, self.progress.step)
                 if self._asked(interruption) and not self.over:
-                    self._check_finite()
-                    self._write("last")
-                    self.world.wait()  # torchrun ends all processes as soon as one has ended
-                    raise self._stopped("interrupted")
+                    self.world.by_writer(self._stop)
 
     def _board(self) -> "AbstractContextManager[SummaryWriter | None]":
         """TensorBoard's log, which the writer alone has."""
@@ -399,12 +382,14 @@ class _Trainer:
         elif self.settings.minutes and self._looks:
             self.clock = self.told[1].item()
 
-    def _stopped(self, what: str) -> KldmError:
-        """Why training ends here."""
+    def _stop(self) -> None:
+        """End training before its time, with a checkpoint."""
+        self._check_finite()
+        self._write("last")
         spent, minutes = self.progress.seconds / 60, self.settings.minutes
         where = f", after {spent:.1f} of {minutes:g} minutes" if minutes else f" of {self.total}"
-        return KldmError(
-            f"{what} at step {self.progress.step}{where}; a checkpoint was written",
+        raise KldmError(
+            f"interrupted at step {self.progress.step}{where}; a checkpoint was written",
             place=str(self.folder),
             remedy="run the same command again to resume",
         )
@@ -427,7 +412,6 @@ class _Trainer:
             shared = self.world.sum(torch.stack([*losses.values(), *told]))
             self.told = shared[-2:]
             losses = dict(zip(losses, shared[:-2].unbind(), strict=True))
-        # Nothing is changed before this line, which all processes reach or none.
         if settings.clip_value is not None:
             torch.nn.utils.clip_grad_value_(self.model.parameters(), settings.clip_value)
         if settings.clip_norm is not None:
@@ -453,26 +437,16 @@ class _Trainer:
 
     def _end_epoch(self, validate: Callable[[JointModel], Mapping[str, float]] | None) -> dict[str, float]:
         settings, epoch = self.settings, self._epoch_begun
-        self._check_finite()
+        self.world.by_writer(self._check_finite)
         row = {name: (value / self.progress.summed).item() for name, value in self.sums.items()}
         if self.learning_rate_changes:
             row["learning_rate"] = self.learning_rate
         last = self.over
         if validate is not None and settings.validate_every and (epoch % settings.validate_every == 0 or last):
-            if self.world.size > 1:
-                self._write("last")  # while a process is at work on its own, the loss of another may end it untimely
-            values = self.world.writers(validate(self._evaluated()))
+            values = validate(self._evaluated())
             # A score with a minus before its name is under "validation", and without it among the values.
             row |= {f"validation_{name}": value for name, value in values.items() if not name.startswith("-")}
             row["validation"] = next(iter(values.values()))
-        # For each process either all of what follows is done or nothing; and for the others nothing before the writer's
-        # files are there, lest one of them save a state that says so.
-        with self.world.writer_first():
-            self._close_epoch(row, last)
-        return row
-
-    def _close_epoch(self, row: Mapping[str, float], last: bool) -> None:
-        epoch = self._epoch_begun
         self.progress.seconds = time.monotonic() - self.started  # validation included
         self.sums, self.progress.summed = {}, 0
         if self.plateau is not None:
@@ -484,6 +458,7 @@ class _Trainer:
             self._log({"epoch": epoch, "step": self.progress.step, "seconds": round(self.progress.seconds, 2), **row})
         if last or epoch % self.settings.checkpoint_every == 0:
             self._write("last")
+        return row
 
     def _log(self, entry: Mapping[str, float]) -> None:
         try:
@@ -564,6 +539,13 @@ class _Trainer:
         state.setdefault("summed", (state["step"] - 1) % self.steps_per_epoch + 1 if self.sums else 0)
         self.progress = _Progress(**{field.name: state[field.name] for field in attrs.fields(_Progress)})
         self.clock = self.progress.seconds
+        if self.progress.step > self.total:
+            epochs = self.settings.epochs
+            raise KldmError(
+                f"the run is at step {self.progress.step} already, past the {self.total} of training.epochs = {epochs}",
+                place=str(self.folder),
+                remedy="ask for at least as many epochs, or choose another --out",
+            )
 
     def _start(self, path: Path) -> None:
         record, remedy = checkpoints.load(path), "give training.start_from a model of the same network"
@@ -596,10 +578,10 @@ class _Trainer:
     def _finish(self) -> None:
         """Leave the best weights in the model and in best.safetensors."""
         path = self.folder / "checkpoints" / "best.safetensors"
-        if self.progress.best is None:
-            self._write("best")
-        self.world.wait()
-        checkpoints.load(path).load_weights(self.model)
+        with self.world.writer_first():
+            if self.progress.best is None:
+                self._write("best")
+            checkpoints.load(path).load_weights(self.model)
 
 
 def _truncate_log(path: Path, step: int) -> None:

@@ -14,7 +14,9 @@ import torch
 from kldm.errors import KldmError
 from kldm.reading import read_samples
 from kldm.runs import run as runs
-from kldm.runs.run import evaluate_run, fresh_folder, load_run
+from kldm.runs.run import evaluate_run
+from kldm.runs.trained import load_run
+from kldm.runtime.files import fresh_folder
 from kldm.training import checkpoint as checkpoints
 from tests.small import QUICK, RECIPES, kldm, losses, options, refused, rows
 

@@ -28,7 +28,6 @@ from kldm.networks import CSPVNet
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
 from kldm.recipe import build, read_recipe
 from kldm.runtime.distributed import Lost, world
-from kldm.runtime.interruption import Interruption
 from kldm.samplers import EulerMaruyama
 from kldm.sampling.generation import candidates, generate, requests
 from kldm.training import checkpoint as checkpoints
@@ -169,9 +168,10 @@ def test_death_leaves_no_row_twice(uninterrupted: Path, tmp_path: Path, call: in
     assert same_weights(tmp_path, uninterrupted)
 
 
-def in_two_processes(folder: Path, monkeypatch: pytest.MonkeyPatch, call: int = 0) -> list[BaseException | None]:
-    """Threads, each with its own share of a gradient; both end at the given call, if any, else the other's loss is
-    noticed. Returns what each ended with."""
+def test_what_ends_one_process_of_two_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads, each with its own share of a gradient; the writer dies in the third epoch, the other one is lost."""
     monkeypatch.setattr(Gradients, "_connected", lambda self, batch: self.model)
     models = [small_model(), small_model()]
 
@@ -179,60 +179,22 @@ def in_two_processes(folder: Path, monkeypatch: pytest.MonkeyPatch, call: int = 
         raise RuntimeError("as if killed")
 
     def play(here: Threaded) -> BaseException | None:
-        model = Acting(models[here.rank], call, die).install()
+        if here.is_writer:
+            Acting(models[0], 2 * STEPS + 1, die).install()
         try:
-            fit(model, STORE, attrs.evolve(SETTINGS, checkpoint_every=100), folder, {"a": 1}, zero)
+            fit(models[here.rank], STORE, SETTINGS, tmp_path, {"a": 1}, zero)
         except (RuntimeError, KldmError) as error:
-            if not call:
-                here.die()
+            here.die()
             return error
         return None
 
-    return together(2, play)
-
-
-def test_death_after_the_end_of_an_epoch_leaves_no_row_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two processes, which leave a checkpoint before they validate."""
-    in_two_processes(tmp_path, monkeypatch, call=2 * STEPS + 1)
+    writer, other = together(2, play)
+    assert isinstance(writer, RuntimeError)
+    assert isinstance(other, Lost)
     assert [row["epoch"] for row in rows(tmp_path)] == [1, 2]
-    assert checkpoints.load(tmp_path / "checkpoints" / "last.safetensors").part("sums")
+    assert checkpoints.load(tmp_path / "checkpoints" / "last.safetensors").state["epoch"] == 2
     trained(tmp_path, validate=zero)
     assert [row["epoch"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
-
-
-@pytest.mark.parametrize("file", ["best.safetensors", "train.jsonl"])
-def test_no_checkpoint_speaks_of_files_that_the_writer_did_not_write(
-    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save = _Trainer._save
-
-    def saving(self: _Trainer, name: str) -> None:
-        if self.world.is_writer and name == "best":
-            raise RuntimeError("as if killed")
-        save(self, name)
-
-    def logging(self: _Trainer, entry: Mapping[str, float]) -> None:
-        raise RuntimeError("as if killed")
-
-    monkeypatch.setattr(_Trainer, *(("_save", saving) if file == "best.safetensors" else ("_log", logging)))
-    killed_one, survivor = in_two_processes(tmp_path, monkeypatch)
-    assert isinstance(killed_one, RuntimeError)
-    assert "a process of the run was lost at step 3 of 18; a checkpoint was written" in str(survivor)
-    monkeypatch.undo()
-    trained(tmp_path, validate=zero)
-    assert [row["epoch"] for row in rows(tmp_path)] == [1, 2, 3, 4, 5, 6]
-    assert checkpoints.load(tmp_path / "checkpoints" / "best.safetensors").state["best_epoch"] == 1
-
-
-def test_what_a_gpu_holds_after_a_loss_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(self: _Trainer, interruption: Interruption) -> None:
-        self.device = torch.device("meta")
-        raise Lost
-
-    monkeypatch.setattr(_Trainer, "_step", lost)
-    with pytest.raises(Lost):
-        trained(tmp_path)
-    assert not (tmp_path / "checkpoints" / "last.safetensors").exists()
 
 
 MORTAL_RECIPE = """\
