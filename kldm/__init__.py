@@ -90,7 +90,7 @@ _HOME = {
     ),
     "kldm.runs.run": ("run",),
     "kldm.runs.trained": ("load_run",),
-    "kldm.training.loop": ("Training", "fit"),
+    "kldm.training": ("Training", "fit"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

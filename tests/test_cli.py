@@ -315,7 +315,7 @@ def test_mistakes_are_told_in_a_sentence(
         (["--formula", "NaCl", "--select", "consensus"], "--select: there is one structure per composition"),
         (
             ["--formula", "NaCl", "--select", "consensus", "--count", "2", "--workers", "0"],
-            "select: workers is 0",
+            "workers: must be a number of processes, or -1 for all cores, got 0",
         ),
     ],
     ids=str,

@@ -85,7 +85,7 @@ def relax_file(
         KldmError: the structures cannot be read, the potential cannot be used, or a file cannot be written.
     """
     started = time.monotonic()
-    check_work(workers, time_limit, "kldm relax")
+    check_work(workers, time_limit)
     if (out / "samples.jsonl").exists():
         raise KldmError("the folder holds structures already", place=str(out), remedy="choose another --out")
     given, names = _given(source)

@@ -5,11 +5,12 @@ from typing import Any
 
 import attrs
 import torch
+from attrs.validators import optional
 
 from kldm.crystals import CrystalStore
 from kldm.data import Data
 from kldm.data.sources import SPLITS
-from kldm.errors import KldmError, nearest
+from kldm.errors import KldmError
 from kldm.evaluation.judging import RESERVED
 from kldm.execution import Execution
 from kldm.interfaces import Metric, Prepares, Sampler
@@ -17,6 +18,7 @@ from kldm.model import JointModel, statistics
 from kldm.recipe import Tree, build
 from kldm.sampling.targets import EMPIRICAL, atom_range, histogram
 from kldm.training import Training
+from kldm.validators import at_least, each, one_of
 
 
 @attrs.frozen(kw_only=True)
@@ -38,21 +40,19 @@ class Evaluation:
         untrained: whether the untrained network is sampled and judged too, on the first split, as a baseline.
     """
 
-    splits: tuple[str, ...] = ("test",)
-    limit: int | None = None
-    candidates: int = 1
-    count: int | None = None
+    splits: tuple[str, ...] = attrs.field(default=("test",), validator=each(one_of(*SPLITS)))
+    limit: int | None = attrs.field(default=None, validator=optional(at_least(1)))
+    candidates: int = attrs.field(default=1, validator=at_least(1))
+    count: int | None = attrs.field(default=None, validator=optional(at_least(1)))
     atoms: int | str = EMPIRICAL
     histogram: Mapping[str, int] | None = None
     seed: int = 0
-    max_pairs: int | None = None
+    max_pairs: int | None = attrs.field(default=None, validator=optional(at_least(1)))
     untrained: bool = False
 
     def __attrs_post_init__(self) -> None:
-        _at_least_one(self, "limit", "candidates", "count", "max_pairs")
         if self.atoms != EMPIRICAL:
             atom_range(self.atoms)
-        _known_splits("splits", self.splits)
 
 
 @attrs.frozen(kw_only=True)
@@ -70,15 +70,11 @@ class Validation:
     """
 
     sampler: Sampler
-    size: int = 1024
-    split: str = "val"
+    size: int = attrs.field(default=1024, validator=at_least(1))
+    split: str = attrs.field(default="val", validator=one_of(*SPLITS))
     score: str = "structural.match_rate@1"
     seed: int = 0
     metrics: Mapping[str, Metric] = attrs.field(factory=dict)
-
-    def __attrs_post_init__(self) -> None:
-        _at_least_one(self, "size")
-        _known_splits("split", (self.split,))
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -174,19 +170,6 @@ def prepare(experiment: Experiment) -> None:
     for metric in (*experiment.metrics.values(), *validation.values()):
         if isinstance(metric, Prepares):
             metric.prepare()
-
-
-def _at_least_one(settings: Evaluation | Validation, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise KldmError(f"must be at least 1, got {value}", place=name)
-
-
-def _known_splits(place: str, splits: tuple[str, ...]) -> None:
-    for split in splits:
-        if split not in SPLITS:
-            raise KldmError(f"no split is called {split!r}", place=place, remedy=nearest(split, SPLITS))
 
 
 def _merge(tree: Tree, update: Mapping[str, Any]) -> Tree:

@@ -112,7 +112,7 @@ def sample_run(
     here, device = world(), device or default_device()
     with here.writer_first():  # it alone tells a mistake, and the data that it reads are there for the others
         if request.select:
-            check_work(workers, time_limit, "select")
+            check_work(workers, time_limit)
         experiment, _, file = load_run(path, overrides)
         targets, count = request.targets(experiment)
         targets.constraints.check(experiment.model.processes, targets.store)

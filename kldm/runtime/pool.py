@@ -27,14 +27,12 @@ class Failure:
     reason: str
 
 
-def check_work(workers: int, time_limit: float | None, place: str) -> None:
+def check_work(workers: int, time_limit: float | None) -> None:
     """Raises ``KldmError`` for numbers that ``each`` can do nothing with."""
     if workers < 1 and workers != -1:
-        remedy = "give a number of processes, or -1 for all cores"
-        raise KldmError(f"workers is {workers}", place=place, remedy=remedy)
+        raise KldmError(f"must be a number of processes, or -1 for all cores, got {workers}", place="workers")
     if time_limit is not None and not 0 < time_limit <= threading.TIMEOUT_MAX:
-        remedy = "give a positive number of seconds"
-        raise KldmError(f"time_limit is {time_limit}", place=place, remedy=remedy)
+        raise KldmError(f"must be a positive number of seconds, got {time_limit}", place="time_limit")
 
 
 def each(
