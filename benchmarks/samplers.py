@@ -23,14 +23,13 @@ from kldm import Data, KldmError, load_run
 from kldm.crystals import CrystalStore
 from kldm.evaluation.judging import reference_structures
 from kldm.evaluation.results import write_table
+from kldm.execution import default_device
 from kldm.interfaces import Json, Sampler, Samples
-from kldm.memory import sampling_pairs
 from kldm.metrics import MatchRate
 from kldm.registry import SHELVES
-from kldm.runs.run import default_device
 from kldm.runs.splits import drawn_rows
 from kldm.runtime.files import atomic_write, digest, make_writable
-from kldm.sampling.generation import candidates, generate, requests
+from kldm.sampling.generation import candidates, generate, requests, sampling_pairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -47,7 +47,8 @@ if TYPE_CHECKING:
         schedule,
     )
     from kldm.runs.experiment import Evaluation, Experiment, Validation
-    from kldm.runs.run import load_run, run
+    from kldm.runs.run import run
+    from kldm.runs.trained import load_run
     from kldm.training import Training, fit
 
 _HOME = {
@@ -89,8 +90,9 @@ _HOME = {
         "sampler",
         "schedule",
     ),
-    "kldm.runs.run": ("load_run", "run"),
-    "kldm.training.loop": ("Training", "fit"),
+    "kldm.runs.run": ("run",),
+    "kldm.runs.trained": ("load_run",),
+    "kldm.training": ("Training", "fit"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

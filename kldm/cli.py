@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from kldm.training.checkpoint import Rounding
 
+_SHARED = ("run", "train", "sample")
+"""Commands whose work the processes that torchrun starts share."""
+
 _EXTRA = {"ignore_unknown_options": True, "allow_extra_args": True, "max_content_width": 110}
 
 
@@ -63,12 +66,15 @@ class _WithKeys(click.Command):
 
 @click.group(cls=_Commands, context_settings={"max_content_width": 110})
 @click.version_option(__version__)
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Generate crystals with diffusion models: train, sample and evaluate what a recipe describes.
 
     Start with `kldm run recipes/quickstart.cfg`. Any key of a recipe can be overridden on the command line:
     `--training.epochs 100 --model.network.hidden 64`.
     """
+    if ctx.invoked_subcommand not in _SHARED and "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":
+        ctx.exit()  # of the processes that torchrun starts the first does what they do not share
 
 
 def _code(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -232,12 +238,12 @@ def sample(
     What is asked for is verified on the structures; report.json counts the violations. Keys of the sampler can be
     overridden: `--sampler.steps 500`.
     """
-    from kldm.runs import run as runs
-    from kldm.runs.request import Wish, property_values
+    from kldm.runs.request import SamplingRequest, property_values
+    from kldm.runs.trained import sample_run
 
     with _working(device) as own:
         _load(code)
-        wish = Wish(
+        request = SamplingRequest(
             formulas=formulas,
             units=units,
             split=split,
@@ -253,9 +259,9 @@ def sample(
             properties=property_values(properties),
             select=select,
         )
-        report, folder = runs.sample_run(
+        report, folder = sample_run(
             model,
-            wish,
+            request,
             out,
             overrides=_overrides(ctx),
             device=own,
@@ -291,11 +297,11 @@ def export(ctx: click.Context, model: Path, out: Path, precision: "Rounding", co
     `kldm sample` takes it like a run folder. It has no optimiser's state: training can start from it
     (training.start_from), but not go on. Overridden keys of the sampler go into the recipe of the file.
     """
-    from kldm.runs import run as runs
+    from kldm.runs import trained
 
     _load(code)
-    runs.export(model, out, precision, _overrides(ctx))
-    _say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+    trained.export(model, out, precision, _overrides(ctx))
+    click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
 @main.command(context_settings=_EXTRA)
@@ -330,19 +336,18 @@ def relax(
     for `kldm evaluate --task stability --hull`. Interrupted work goes on where it was.
     """
     from kldm.evaluation.relaxing import relax_file, relaxing_with
-    from kldm.runs import run as runs
+    from kldm.runtime.files import fresh_folder
 
-    with _working(None):
-        _load(code)
-        by = relaxing_with(potential, _overrides(ctx))
-        source = Path(structures).expanduser()
-        beside = (source if source.is_dir() else source.parent) if source.exists() else Path()
-        folder = out or runs.fresh_folder(beside, "relaxed")
-        report = relax_file(structures, by, folder, workers=workers, time_limit=time_limit, limit=limit)
-        _say(
-            f"{report['relaxed']} structures ({report['unconverged']} not converged), "
-            f"{sum(report['failures'].values())} failed: {folder}"
-        )
+    _load(code)
+    by = relaxing_with(potential, _overrides(ctx))
+    source = Path(structures).expanduser()
+    beside = (source if source.is_dir() else source.parent) if source.exists() else Path()
+    folder = out or fresh_folder(beside, "relaxed")
+    report = relax_file(structures, by, folder, workers=workers, time_limit=time_limit, limit=limit)
+    click.echo(
+        f"{report['relaxed']} structures ({report['unconverged']} not converged), "
+        f"{sum(report['failures'].values())} failed: {folder}"
+    )
 
 
 _OF_TASK: Mapping[str, Collection[str]] = {
@@ -449,45 +454,44 @@ def evaluate(
     from kldm.evaluation.relaxing import of_options
     from kldm.runs import run as runs
 
-    with _working("cpu"):
-        _load(code)
-        overrides = _overrides(ctx)
-        if len(samples) == 1 and (samples[0] / "recipe.cfg").exists():
-            foreign = {"reference", "task", "train", "workers", "time_limit"}.union(*_OF_TASK.values())
-            if asked_for := [*_given(foreign), *(f"--{key}" for key in overrides)]:
-                remedy = f"leave {' and '.join(asked_for)} out, or judge its file of samples"
-                raise KldmError("a run folder has its own reference and metrics", place=str(samples[0]), remedy=remedy)
-            folder = out or samples[0]
-            judged = runs.evaluate_run(samples[0], out)["evaluation"]
+    _load(code)
+    overrides = _overrides(ctx)
+    if len(samples) == 1 and (samples[0] / "recipe.cfg").exists():
+        foreign = {"reference", "task", "train", "workers", "time_limit"}.union(*_OF_TASK.values())
+        if asked_for := [*_given(foreign), *(f"--{key}" for key in overrides)]:
+            remedy = f"leave {' and '.join(asked_for)} out, or judge its file of samples"
+            raise KldmError("a run folder has its own reference and metrics", place=str(samples[0]), remedy=remedy)
+        folder = out or samples[0]
+        judged = runs.evaluate_run(samples[0], out)["evaluation"]
+    else:
+        if not reference:
+            raise KldmError(
+                "a file of samples needs a reference", place=str(samples[0]), remedy="add --reference mp_20/test"
+            )
+        folder = out or (samples[0] if samples[0].is_dir() else samples[0].parent)
+        asked = cast("Task", task or "csp")
+        for other, names in _OF_TASK.items():
+            if other != asked and (misplaced := _given(names)):
+                remedy = f"leave it out, or say --task {other}"
+                raise KldmError(f"says nothing with --task {asked}", place=misplaced[0], remedy=remedy)
+        options: dict[str, Any] = {"workers": workers}
+        if time_limit is not None:
+            options["time_limit"] = time_limit
+        options |= of_options(potential, overrides)
+        if asked == "csp":
+            named = [rule for rule in (word.strip() for word in rules.split(",")) if rule]
+            several = len(samples) > 1 if full_seeds is None else full_seeds
+            options |= {"rules": named, "select": select, "full_seeds": several, "longest_edge": longest_edge}
+        elif asked == "stability":
+            options |= {"hull": [str(path) for path in hull], "corrections": corrections, "matcher": matcher}
         else:
-            if not reference:
-                raise KldmError(
-                    "a file of samples needs a reference", place=str(samples[0]), remedy="add --reference mp_20/test"
-                )
-            folder = out or (samples[0] if samples[0].is_dir() else samples[0].parent)
-            asked = cast("Task", task or "csp")
-            for other, names in _OF_TASK.items():
-                if other != asked and (misplaced := _given(names)):
-                    remedy = f"leave it out, or say --task {other}"
-                    raise KldmError(f"says nothing with --task {asked}", place=misplaced[0], remedy=remedy)
-            options: dict[str, Any] = {"workers": workers}
-            if time_limit is not None:
-                options["time_limit"] = time_limit
-            options |= of_options(potential, overrides)
-            if asked == "csp":
-                named = [rule for rule in (word.strip() for word in rules.split(",")) if rule]
-                several = len(samples) > 1 if full_seeds is None else full_seeds
-                options |= {"rules": named, "select": select, "full_seeds": several, "longest_edge": longest_edge}
-            elif asked == "stability":
-                options |= {"hull": [str(path) for path in hull], "corrections": corrections, "matcher": matcher}
-            else:
-                options |= {"cutoffs": cutoffs or usual_cutoffs(reference), "draw": draw, "seed": seed}
-                options |= {"states": states, "legacy": legacy}
-            metric = metric_for(asked, options)
-            report = score_files(samples, reference, asked, metric, folder, k=k, train=train, requested=requested)
-            judged = {samples[0].stem if len(samples) == 1 else f"{len(samples)} files": report}
-        _say(table(judged))
-        _say(f"report: {folder / 'report.json'}")
+            options |= {"cutoffs": cutoffs or usual_cutoffs(reference), "draw": draw, "seed": seed}
+            options |= {"states": states, "legacy": legacy}
+        metric = metric_for(asked, options)
+        report = score_files(samples, reference, asked, metric, folder, k=k, train=train, requested=requested)
+        judged = {samples[0].stem if len(samples) == 1 else f"{len(samples)} files": report}
+    click.echo(table(judged))
+    click.echo(f"report: {folder / 'report.json'}")
 
 
 @main.command()
@@ -577,7 +581,7 @@ def _working(device: str | None) -> Iterator["torch.device"]:
     """The device to work on, of this process alone or of one of those that torchrun started."""
     import torch
 
-    from kldm.runs.run import default_device
+    from kldm.execution import default_device
     from kldm.runtime.distributed import joined
 
     try:

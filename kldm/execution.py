@@ -67,6 +67,16 @@ def set_execution(network: object, execution: Execution) -> None:
         network.execute(execution)
 
 
+def default_device() -> torch.device:
+    """The first GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """What a report calls a device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+
+
 def used_precision(precision: Precision, device: torch.device) -> Precision:
     """What a precision that is asked for comes to on a device; never ``auto``.
 

@@ -185,24 +185,30 @@ class JointModel(nn.Module):
         terms = [weight[name] * loss for name, loss in losses.items()]
         return torch.stack(terms).sum() / sum(weight.values())
 
-    def fitted_statistics(self, train: CrystalStore) -> dict[str, Mapping[str, Json]]:
-        """The statistics of the training split that its parts ask for, as keys of the recipe by the place of the
-        process within [model], such as ``lattice`` or ``conditions.energy``."""
-        return _statistics({n: p.fitted(train) for n, p in self._processes.items() if isinstance(p, Fits)})
+    def fitted(self, train: CrystalStore) -> dict[str, DiffusionProcess]:
+        """The processes by modality, those that ask for it (``Fits``) with their statistics of the training split."""
+        return {name: p.fitted(train) if isinstance(p, Fits) else p for name, p in self._processes.items()}
 
-    def statistics(self) -> dict[str, Mapping[str, Json]]:
-        """The same of a fitted model, as its recipe has them."""
-        return _statistics({name: process for name, process in self._processes.items() if isinstance(process, Fits)})
+    def replace(self, processes: Mapping[str, DiffusionProcess]) -> bool:
+        """Put other processes in the place of the model's; returns False, and leaves the model as it is, where the
+        network was built for other channels than theirs."""
+        new = _merged(processes)
+        if new != self.interface or new.log_noise != self.interface.log_noise:
+            return False
+        self._processes = dict(processes)
+        return True
+
+
+def statistics(processes: Mapping[str, DiffusionProcess]) -> dict[str, Mapping[str, Json]]:
+    """The recipe's keys with the statistics of the training split that fitted processes hold, by the place of the
+    process within [model], such as ``lattice`` or ``conditions.energy``."""
+    found = {_place(name): process.statistics() for name, process in processes.items() if isinstance(process, Fits)}
+    return {place: held for place, held in found.items() if held}
 
 
 def _place(name: str) -> str:
     """Where a process stands within [model]."""
     return name if name in _MODALITIES else f"conditions.{name}"
-
-
-def _statistics(parts: Mapping[str, Fits]) -> dict[str, Mapping[str, Json]]:
-    found = {_place(name): part.statistics() for name, part in parts.items()}
-    return {place: statistics for place, statistics in found.items() if statistics}
 
 
 def _merged(processes: Mapping[str, DiffusionProcess]) -> Interface:

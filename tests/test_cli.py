@@ -12,7 +12,7 @@ from kldm.processes import VPEuclidean
 from kldm.reading import read_samples
 from kldm.recipe import read_recipe
 from kldm.registry import SHELVES
-from kldm.runs.run import load_run
+from kldm.runs.trained import load_run
 from kldm.samplers import X0Flow
 from tests.small import OVERRIDES, QUICK, RECIPES, kldm, options, refused
 
@@ -96,7 +96,7 @@ def test_one_of_the_candidates_is_selected(finished: Path, tmp_path: Path) -> No
     marks = {(one.target, one.candidate): one.selected for one in made if one.structure is not None}
     assert {(one.target, one.candidate): one.selected for one in frames} == marks
     report = json.loads((tmp_path / "samples" / "report.json").read_text())
-    assert (report["selection"]["of"], report["wish"]["select"]) == (3, "consensus")
+    assert (report["selection"]["of"], report["request"]["select"]) == (3, "consensus")
     assert report["selection"]["rule"].startswith("consensus: of the structurally valid candidates")
     plain = ["--count", "3", *arguments[:4], "--device", "cpu"]
     assert kldm("sample", finished, *plain, "--out", tmp_path / "plain").exit_code == 0
@@ -300,7 +300,7 @@ def test_mistakes_are_told_in_a_sentence(
         (["--formula", "NaCl", "--sampler.step", "2"], "sampler.step: unknown key; did you mean 'steps'?"),
         (
             ["--formula", "NaCl", "--sampler.steps", "1000000000000"],
-            "must be from 1 to 1,000,000, got 1,000,000,000,000",
+            "must be from 1 to 1,000,000, got 1000000000000",
         ),
         (
             ["--formula", "NaCl", "--sampler.@samplers", "predictor_corrector.v1", "--sampler.tau", "Infinity"],
@@ -315,7 +315,7 @@ def test_mistakes_are_told_in_a_sentence(
         (["--formula", "NaCl", "--select", "consensus"], "--select: there is one structure per composition"),
         (
             ["--formula", "NaCl", "--select", "consensus", "--count", "2", "--workers", "0"],
-            "select: workers is 0",
+            "workers: must be a number of processes, or -1 for all cores, got 0",
         ),
     ],
     ids=str,

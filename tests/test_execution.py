@@ -11,7 +11,7 @@ from torch import nn
 
 from kldm.execution import Execution, set_execution
 from kldm.networks.pair_network import PairNetwork
-from kldm.runs import run as runs
+from kldm.runs.trained import load_run
 from kldm.samplers import graphs
 from kldm.training.checkpoint import load
 from tests.small import QUICK, RECIPES, kldm, losses, needs_gpu, options, refused
@@ -30,7 +30,7 @@ def test_a_recipe_reaches_the_network(tmp_path: Path) -> None:
     chosen = options({**QUICK, "execution.messages": "autograd", "execution.deterministic": True})
     assert kldm("train", QUICKSTART, *CPU, "--out", tmp_path / "run", *chosen).exit_code == 0
     assert torch.are_deterministic_algorithms_enabled()
-    network = runs.load_run(tmp_path / "run")[0].model.network
+    network = load_run(tmp_path / "run")[0].model.network
     assert isinstance(network, PairNetwork)
     assert network.execution == Execution(messages="autograd", deterministic=True)
 

@@ -14,11 +14,12 @@ from torch.utils._pytree import tree_iter
 from kldm import memory
 from kldm.execution import Execution, set_execution
 from kldm.interfaces import Sizes
-from kldm.memory import free_memory, most_pairs, sampling_pairs
+from kldm.memory import free_memory, most_pairs
 from kldm.model import JointModel, NoisedBatch
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
 from kldm.registry import networks
 from kldm.runtime.distributed import World
+from kldm.sampling.generation import sampling_pairs
 from kldm.training.gradients import Gradients
 from tests.oracles import random_crystals
 from tests.small import small_model
@@ -118,6 +119,7 @@ def test_half_of_what_is_free_is_taken_in_powers_of_two(tmp_path: Path, monkeypa
     assert free_memory(CPU) == 20_480_000
     assert most_pairs(Reckoning(), CPU, training=False) == 8192  # of 10,240
     assert most_pairs(Reckoning(), CPU, training=True) == 2048  # of 2,560
+    assert most_pairs(Reckoning(), CPU, training=True, processes=2) == 1024  # of which each has half
     assert most_pairs(Reckoning(10**9), CPU, training=True) == 1  # at least one crystal
     assert sampling_pairs(None, Reckoning(), CPU) == 8192
     assert sampling_pairs(None, Reckoning(10), CPU) == 64_000  # enough

@@ -47,7 +47,11 @@ def together(size: int, function: Callable[["Threaded"], T]) -> list[T]:
     def play(rank: int) -> T:
         here = Threaded(rank=rank, size=size, neighbours=size, board=board, barrier=barrier)
         _WORLD.set(here)  # of this thread
-        return function(here)
+        try:
+            return function(here)
+        except BaseException:
+            here.die()
+            raise
 
     with ThreadPoolExecutor(size) as threads:
         return list(threads.map(play, range(size)))

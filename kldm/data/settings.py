@@ -12,7 +12,6 @@ from kldm.data.published import no_column, read_columns, read_csv
 from kldm.data.sources import SOURCES, SPLITS, SUFFIXES, find, in_folder, present
 from kldm.data.splits import split_rows
 from kldm.errors import KldmError, nearest
-from kldm.runtime.distributed import world
 from kldm.validators import at_least
 
 KNOWN = (*SOURCES, prototypes.NAME)
@@ -42,17 +41,11 @@ class Data:
     def load(self, split: str) -> CrystalStore:
         """The crystals of ``train``, ``val`` or ``test``, in the order of their file.
 
-        Of several processes of a run one downloads and parses the file, and the others read what it keeps.
-
         Raises:
             KldmError: for an unknown name (with the nearest known one), a split that is not there (with the file
                 looked for), a download that fails, a file of which more than 1 % cannot be read, or a column that is
                 not there or holds text.
         """
-        with world().writer_first():
-            return self._load(split)
-
-    def _load(self, split: str) -> CrystalStore:
         file = self._present(split)
         if file is None:
             return self._read(find(SOURCES[self.name], split))

@@ -16,7 +16,6 @@ from kldm.interfaces import Candidate, Measurement, Metric, Samples
 from kldm.metrics.fingerprinting.coverage import CUTOFFS
 from kldm.reading import Alignment, Reference, SampleFile, align, read_file, read_reference, record_of
 from kldm.recipe import build
-from kldm.runtime.distributed import world
 from kldm.runtime.files import make_writable
 from kldm.version import __version__
 
@@ -109,8 +108,7 @@ def score_files(
         "libraries": library_versions(),
         "seconds": round(time.monotonic() - started, 1),
     }
-    if world().is_writer:
-        write_json(out / "report.json", report)
+    write_json(out / "report.json", report)
     return report
 
 
@@ -137,8 +135,7 @@ def _predicted(
     samples = Samples(kept, reference.structures)
     measured = _at_rows(measure({"csp": metric}, _of_rows(samples, rows)), rows)
     lost = [{"target": None, "candidate": one.candidate, "name": "", "reason": one.reason} for one in placed.unplaced]
-    if world().is_writer:
-        write_rows(out / "results.csv", measured, samples, reference.ids, lost)
+    write_rows(out / "results.csv", measured, samples, reference.ids, lost)
     judged = judgement(measured, samples)
     notes = [*placed.notes, *judged["notes"]]
     if len(rows) < len(reference):
@@ -182,8 +179,7 @@ def _generated(
     )
     samples = Samples(tuple(one for each in sets for one in each.candidates), reference.structures)
     measured: dict[str, Measurement] = {task: together}
-    if world().is_writer:
-        write_rows(out / "results.csv", measured, samples, [name for file in files for name in file.names])
+    write_rows(out / "results.csv", measured, samples, [name for file in files for name in file.names])
     judged = judgement(measured, samples)
     if len(found) > 1:
         judged["seeds"] = [nested(one.values) for one in found]

@@ -16,7 +16,6 @@ from kldm.interfaces import Candidate, Potential
 from kldm.metrics.relaxing.relaxation import TIME_LIMIT, Relaxation, Relaxed, relaxed, versions
 from kldm.reading import read_file, read_reference, record_of
 from kldm.recipe import build
-from kldm.runtime.distributed import world
 from kldm.runtime.files import atomic_write, make_writable
 from kldm.runtime.pool import check_work
 from kldm.version import __version__
@@ -86,7 +85,7 @@ def relax_file(
         KldmError: the structures cannot be read, the potential cannot be used, or a file cannot be written.
     """
     started = time.monotonic()
-    check_work(workers, time_limit, "kldm relax")
+    check_work(workers, time_limit)
     if (out / "samples.jsonl").exists():
         raise KldmError("the folder holds structures already", place=str(out), remedy="choose another --out")
     given, names = _given(source)
@@ -111,11 +110,10 @@ def relax_file(
         "libraries": library_versions() | versions(),
         "seconds": round(time.monotonic() - started, 1),
     }
-    if world().is_writer:
-        write_samples(out, made, names, [row["energy"] for row in rows])
-        write_table(out / "relaxation.csv", rows)
-        _write_entries(out / "entries.json.gz", made, done, by, names)
-        write_json(out / "relaxation.json", report)
+    write_samples(out, made, names, [row["energy"] for row in rows])
+    write_table(out / "relaxation.csv", rows)
+    _write_entries(out / "entries.json.gz", made, done, by, names)
+    write_json(out / "relaxation.json", report)
     return report
 
 

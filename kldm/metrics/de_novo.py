@@ -79,7 +79,7 @@ class DeNovo:
             raise KldmError(f"draw is {self.draw}", place=PLACE, remedy="give a positive number, or leave it out")
         if self.seed < 0:
             raise KldmError(f"seed is {self.seed}", place=PLACE, remedy="give a whole number from 0")
-        check_work(self.workers, self.time_limit, PLACE)
+        check_work(self.workers, self.time_limit)
 
     def measure(self, samples: Samples) -> Measurement:
         """The values; one row per candidate with target, candidate, formula, struct_valid, comp_valid, fingerprint and

@@ -117,7 +117,7 @@ class MatchRate:
     time_limit: float | None = 60.0
 
     def __attrs_post_init__(self) -> None:
-        check_work(self.workers, self.time_limit, "match_rate.v1")
+        check_work(self.workers, self.time_limit)
         limits = {name: getattr(self, name) for name in ("ltol", "stol", "angle_tol", "longest_edge")}
         for name, limit in limits.items():
             if limit is not None and not (limit > 0 and math.isfinite(limit)):

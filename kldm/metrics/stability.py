@@ -78,7 +78,7 @@ class Stability:
             )
         if not all(math.isfinite(threshold) for threshold in self.thresholds):
             raise KldmError("not finite", place=f"{PLACE}: thresholds", remedy="give numbers in eV/atom")
-        check_work(self.workers, self.time_limit, PLACE)
+        check_work(self.workers, self.time_limit)
 
     def prepare(self) -> None:
         """See that the potential can be used, that the hull fits it, and that what is known is there."""

@@ -1,22 +1,24 @@
 """What a recipe is: the settings of an experiment, and how one is assembled from a recipe's tree."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 import torch
+from attrs.validators import optional
 
 from kldm.crystals import CrystalStore
 from kldm.data import Data
 from kldm.data.sources import SPLITS
-from kldm.errors import KldmError, nearest
+from kldm.errors import KldmError
 from kldm.evaluation.judging import RESERVED
 from kldm.execution import Execution
 from kldm.interfaces import Metric, Prepares, Sampler
-from kldm.model import JointModel
+from kldm.model import JointModel, statistics
 from kldm.recipe import Tree, build
 from kldm.sampling.targets import EMPIRICAL, atom_range, histogram
 from kldm.training import Training
+from kldm.validators import at_least, each, one_of
 
 
 @attrs.frozen(kw_only=True)
@@ -38,21 +40,19 @@ class Evaluation:
         untrained: whether the untrained network is sampled and judged too, on the first split, as a baseline.
     """
 
-    splits: tuple[str, ...] = ("test",)
-    limit: int | None = None
-    candidates: int = 1
-    count: int | None = None
+    splits: tuple[str, ...] = attrs.field(default=("test",), validator=each(one_of(*SPLITS)))
+    limit: int | None = attrs.field(default=None, validator=optional(at_least(1)))
+    candidates: int = attrs.field(default=1, validator=at_least(1))
+    count: int | None = attrs.field(default=None, validator=optional(at_least(1)))
     atoms: int | str = EMPIRICAL
     histogram: Mapping[str, int] | None = None
     seed: int = 0
-    max_pairs: int | None = None
+    max_pairs: int | None = attrs.field(default=None, validator=optional(at_least(1)))
     untrained: bool = False
 
     def __attrs_post_init__(self) -> None:
-        _at_least_one(self, "limit", "candidates", "count", "max_pairs")
         if self.atoms != EMPIRICAL:
             atom_range(self.atoms)
-        _known_splits("splits", self.splits)
 
 
 @attrs.frozen(kw_only=True)
@@ -70,15 +70,11 @@ class Validation:
     """
 
     sampler: Sampler
-    size: int = 1024
-    split: str = "val"
+    size: int = attrs.field(default=1024, validator=at_least(1))
+    split: str = attrs.field(default="val", validator=one_of(*SPLITS))
     score: str = "structural.match_rate@1"
     seed: int = 0
     metrics: Mapping[str, Metric] = attrs.field(factory=dict)
-
-    def __attrs_post_init__(self) -> None:
-        _at_least_one(self, "size")
-        _known_splits("split", (self.split,))
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -128,32 +124,42 @@ def assemble(tree: Tree) -> tuple[Experiment, Tree]:
         return build(tree, Experiment)
 
 
-def assemble_fitted(tree: Tree, train: CrystalStore, start: Experiment | None = None) -> tuple[Experiment, Tree]:
-    """``assemble`` with the statistics of the training split measured and written into the complete tree.
+def fitted(
+    experiment: Experiment, tree: Tree, train: CrystalStore, start: Experiment | None = None
+) -> tuple[Experiment, Tree]:
+    """The experiment with the statistics of the training split, which are measured and written into its tree.
+
+    The model is fitted in place, and its network keeps its weights. It is built again only where a process has other
+    channels once it is fitted, or takes the statistics of ``start``.
 
     Args:
+        experiment, tree: of ``assemble``.
+        train: the training split.
         start: what training starts from, whose model keeps its own statistics: its weights know no others.
+
+    Raises:
+        KldmError: the model has other statistics than that of ``start``.
     """
-    experiment, complete = assemble(tree)
-    fitted = experiment.model.fitted_statistics(train)
+    model = experiment.model
+    processes = model.fitted(train)
+    held = statistics(processes)
     if start is not None:
-        kept = start.model.statistics()
-        for place in {*fitted, *kept}:
-            if fitted.get(place, {}).keys() != kept.get(place, {}).keys():
+        kept = statistics(start.model.processes)
+        for place in {*held, *kept}:
+            if held.get(place, {}).keys() != kept.get(place, {}).keys():
                 problem = "it takes other statistics of the training split than in the model of training.start_from"
                 raise KldmError(
                     problem, place=f"model.{place}", remedy="give it the process and the codec of that model"
                 )
-        fitted = kept
-    statistics: dict[str, Mapping[str, Any]] = {f"model.{place}": found for place, found in fitted.items()}
-    if not takes_compositions(experiment.model):
-        statistics["evaluation"] = {"histogram": histogram(train)}
-    tree = complete
-    for place, found in statistics.items():
-        for section in reversed(place.split(".")):
-            found = {section: found}
-        tree = _merge(tree, found)
-    return assemble(tree) if statistics else (experiment, complete)
+        held = kept
+    for place, found in held.items():
+        tree = _merge(tree, _nested(("model", *place.split(".")), found))
+    if not takes_compositions(model):
+        counts = histogram(train)
+        tree = _merge(tree, {"evaluation": {"histogram": counts}})
+        experiment = attrs.evolve(experiment, evaluation=attrs.evolve(experiment.evaluation, histogram=counts))
+    built_as_it_is = start is None and model.replace(processes)
+    return (experiment, tree) if built_as_it_is else assemble(tree)
 
 
 def takes_compositions(model: JointModel) -> bool:
@@ -173,17 +179,11 @@ def prepare(experiment: Experiment) -> None:
             metric.prepare()
 
 
-def _at_least_one(settings: Evaluation | Validation, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise KldmError(f"must be at least 1, got {value}", place=name)
-
-
-def _known_splits(place: str, splits: tuple[str, ...]) -> None:
-    for split in splits:
-        if split not in SPLITS:
-            raise KldmError(f"no split is called {split!r}", place=place, remedy=nearest(split, SPLITS))
+def _nested(sections: Sequence[str], values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Values in a section of a section."""
+    for section in reversed(sections):
+        values = {section: values}
+    return values
 
 
 def _merge(tree: Tree, update: Mapping[str, Any]) -> Tree:

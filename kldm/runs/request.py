@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from math import isfinite, nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
@@ -32,7 +32,7 @@ KEPT = ("cell", "positions", "species")
 
 
 @attrs.frozen(kw_only=True)
-class Wish:
+class SamplingRequest:
     """Which crystals are wanted.
 
     Attributes:
@@ -86,11 +86,16 @@ class Wish:
         if self.atoms and (self.formulas or self.split):
             raise KldmError("--atoms has no meaning where compositions are given", remedy="leave it out")
 
+    def as_json(self) -> dict[str, Any]:
+        """What was asked for, for a report; what was not stays out."""
+        asked = {name: value for name, value in attrs.asdict(self).items() if value not in (None, (), {})}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asked.items()}
+
     def targets(self, experiment: Experiment) -> tuple[Targets, int]:
         """The targets, and how many candidates each of them wants.
 
         Raises:
-            KldmError: the wish is not clear, contradicts itself, or is beyond the model.
+            KldmError: the request is not clear, contradicts itself, or is beyond the model.
         """
         known = experiment.model.columns
         for name in self.properties:

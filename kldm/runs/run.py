@@ -4,36 +4,27 @@ The folder holds ``recipe.cfg`` (complete), ``checkpoints/``, ``train.jsonl``, `
 ``samples/<split>/`` and ``report.json``; the same command resumes whatever was interrupted.
 """
 
+import copy
 import json
 import math
 import time
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
 
 from kldm.errors import KldmError
-from kldm.evaluation.results import library_versions, write_json, write_samples
-from kldm.execution import set_execution, used_precision
-from kldm.memory import sampling_pairs
-from kldm.metrics.matching.selection import CONSENSUS, consensus
+from kldm.evaluation.results import library_versions, write_json
+from kldm.execution import default_device, device_name, set_execution, used_precision
 from kldm.reading import read_samples
-from kldm.recipe import Tree, overridden, read_recipe, write_recipe
-from kldm.runs.experiment import Experiment, assemble, assemble_fitted, prepare
-from kldm.runs.request import Wish
+from kldm.recipe import Tree, read_recipe, write_recipe
+from kldm.runs.experiment import Experiment, assemble, fitted, prepare
 from kldm.runs.splits import Reference, Validator, evaluate_splits
 from kldm.runtime.distributed import world
-from kldm.runtime.files import make_writable
-from kldm.runtime.pool import check_work
 from kldm.samplers import replaying
-from kldm.sampling.constraints import violations
-from kldm.sampling.generation import candidates, generate, requests
 from kldm.training import checkpoint as checkpoints
-from kldm.training import fit, set_precision
-from kldm.training.checkpoint import Checkpoint, Rounding
+from kldm.training import fit
 
 # Keys that may differ when a run folder is used again: they change what is done with the model, not the model (but for
 # the score of validation).
@@ -48,172 +39,50 @@ def run(
     device: torch.device | None = None,
     evaluate: bool = True,
 ) -> dict[str, Any]:
-    """Train, sample, evaluate and report, resuming what ``folder`` holds already. Returns the report."""
+    """Train, sample, evaluate and report, resuming what ``folder`` holds already. Returns the report.
+
+    The processes of a run train and sample together; the writer alone judges and writes, while the others wait.
+    """
     started = time.monotonic()
-    device = device or default_device()
-    tree = read_recipe(recipe, overrides or {})
-    experiment, _ = assemble(tree)
-    prepare(experiment)
-    train = experiment.data.load("train").to(device)
-    experiment, tree = assemble_fitted(tree, train, _start(experiment, folder))
-    with world().writer_first():
-        _claim(folder, tree)
-    model = experiment.model.to(device)
+    here, device = world(), device or default_device()
+    with here.writer_first():  # it alone tells a mistake, and what it leaves on the disk is there for the others
+        experiment, tree = assemble(read_recipe(recipe, overrides or {}))
+        if here.is_writer:
+            prepare(experiment)
+        train = experiment.data.load("train")
+        experiment, tree = fitted(experiment, tree, train, _start(experiment, folder))
+        if here.is_writer:
+            _claim(folder, tree)
+    untrained = copy.deepcopy(experiment.model) if evaluate and experiment.evaluation.untrained else None
+    model, train = experiment.model.to(device), train.to(device)
     set_execution(model.network, experiment.execution)
     validate = Validator(experiment, device) if experiment.validation and experiment.training.validate_every else None
     with replaying(experiment.execution.graphs):
         fit(model, train, experiment.training, folder, tree, validate)
-    if world().is_writer:
-        write_recipe(tree, folder / "recipe.cfg")  # of a run that was prolonged or is sampled in another way
-    report: dict[str, Any] = {
-        "recipe": recipe.stem,
-        "device": _device_name(device),
-        "precision": used_precision(model.precision, device),
-        "processes": world().size,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "training": checkpoints.load(folder / "checkpoints" / "best.safetensors").state,
-        "seeds": {"training": experiment.training.seed, "evaluation": experiment.evaluation.seed},
-        "libraries": library_versions(),
-        "evaluation": {},
-    }
-    earlier = _report(folder)
-    if evaluate:
-        with replaying(experiment.execution.graphs):
-            report["evaluation"] = evaluate_splits(experiment, tree, folder, device)
-    elif earlier.get("training") == report["training"]:
-        report["evaluation"] = earlier.get("evaluation", {})
-    report["seconds"] = round(time.monotonic() - started, 1)
-    if world().is_writer:
+        if here.is_writer:
+            write_recipe(tree, folder / "recipe.cfg")  # of a run that was prolonged or is sampled in another way
+        judged = evaluate_splits(experiment, tree, folder, device, untrained) if evaluate else {}
+
+    def finish() -> dict[str, Any]:
+        report: dict[str, Any] = {
+            "recipe": recipe.stem,
+            "device": device_name(device),
+            "precision": used_precision(model.precision, device),
+            "processes": here.size,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "training": checkpoints.load(folder / "checkpoints" / "best.safetensors").state,
+            "seeds": {"training": experiment.training.seed, "evaluation": experiment.evaluation.seed},
+            "libraries": library_versions(),
+            "evaluation": judged,
+        }
+        earlier = _report(folder)
+        if not evaluate and earlier.get("training") == report["training"]:
+            report["evaluation"] = earlier.get("evaluation", {})
+        report["seconds"] = round(time.monotonic() - started, 1)
         write_json(folder / "report.json", report)
-    return report
+        return report
 
-
-def load_run(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[Experiment, Checkpoint, Path]:
-    """The experiment of a run folder, of a folder of weights, or of one checkpoint file, with its trained weights.
-
-    Args:
-        overrides: of keys of its recipe that say how it is sampled, by dotted key; see ``_resampled``.
-    """
-    file = checkpoints.locate(path)
-    record = checkpoints.load(file)
-    experiment, _ = _resampled(record, overrides or {})
-    record.load_weights(experiment.model)
-    set_precision(experiment.model, experiment.training.precision)
-    set_execution(experiment.model.network, experiment.execution)
-    return experiment, record, file
-
-
-def _resampled(record: Checkpoint, overrides: Mapping[str, Any]) -> tuple[Experiment, Tree]:
-    """The experiment and the complete recipe of trained weights that are sampled in another way.
-
-    Raises:
-        KldmError: a key is not the sampler's, of [execution], training.precision, or an option of a process that is
-            marked as one of sampling (``OF_SAMPLING``).
-    """
-    experiment, tree = assemble(overridden(record.recipe, overrides))
-    for key in overrides:
-        section, _, rest = key.partition(".")
-        modality, _, name = rest.partition(".")
-        process = experiment.model.processes.get(modality) if section == "model" else None
-        fields = getattr(type(process), "__attrs_attrs__", ())
-        of_process = any(field.name == name and field.metadata.get("of_sampling") for field in fields)
-        if section not in ("sampler", "execution") and key != "training.precision" and not of_process:
-            remedy = "keys of the sampler and of execution can be overridden, e.g. --sampler.steps 500"
-            raise KldmError("belongs to a model that is trained already", place=f"--{key}", remedy=remedy)
-    return experiment, tree
-
-
-def export(path: Path, out: Path, rounding: Rounding = "fp16", overrides: Mapping[str, Any] | None = None) -> None:
-    """Write the weights that a run folder or checkpoint samples with, and the recipe, to one file to be shared.
-
-    Args:
-        overrides: another way of sampling for the recipe of the file; see ``_resampled``.
-    """
-    if out.exists():
-        raise KldmError("there is such a file already", place=str(out), remedy="remove it, or choose another --out")
-    record = checkpoints.load(checkpoints.locate(path))
-    if overrides:
-        record = attrs.evolve(record, recipe=_resampled(record, overrides)[1])
-    checkpoints.save(out, record.to_share(rounding))
-
-
-def sample_run(
-    path: Path,
-    wish: Wish,
-    out: Path | None = None,
-    *,
-    overrides: Mapping[str, Any] | None = None,
-    device: torch.device | None = None,
-    max_pairs: int | None = None,
-    graphs: bool | None = None,
-    workers: int = 1,
-    time_limit: float | None = 60.0,
-) -> tuple[dict[str, Any], Path]:
-    """Generate what is wished for with the model of a run folder or checkpoint.
-
-    Writes the samples and ``report.json`` (what they depend on, how many could not be built and why, and by how many
-    structures each constraint is violated) to ``out``, by default a new folder beside the model. With ``wish.select``
-    the samples mark the selected candidate of each target.
-
-    Args:
-        overrides: see ``load_run``.
-        max_pairs: see ``Evaluation``.
-        graphs: see ``Execution``; by default as the model's recipe says.
-        workers, time_limit: of the selection, see ``kldm.metrics.matching.selection``.
-
-    Returns:
-        the report, and the folder.
-    """
-    if wish.select:
-        check_work(workers, time_limit, "select")
-    experiment, _, file = load_run(path, overrides)
-    # The writer's choice: the others may look when there is the folder already.
-    folder = world().writers(out or fresh_folder(file.parent if path.is_file() else path, "samples"))
-    if (folder / "samples.jsonl").exists():
-        raise KldmError("the folder holds samples already", place=str(folder), remedy="choose another --out")
-    targets, count = wish.targets(experiment)
-    targets.constraints.check(experiment.model.processes, targets.store)
-    with world().writer_first():
-        make_writable(folder)
-    place = device or default_device()
-    max_pairs = sampling_pairs(max_pairs, experiment.model.network, place)
-    wanted = requests(len(targets.store), count)
-    with replaying(experiment.execution.graphs if graphs is None else graphs):
-        generated = generate(
-            experiment.model.to(place),
-            experiment.sampler,
-            targets.store.to(place),
-            wanted,
-            seed=wish.seed,
-            max_pairs=max_pairs,
-            constraints=targets.constraints,
-        )
-    made = candidates(generated, wanted)
-    started = time.monotonic()
-    if wish.select:
-        made = consensus(made, workers=workers, time_limit=time_limit)
-    selection = {"rule": f"consensus: {CONSENSUS}", "of": count, "seconds": round(time.monotonic() - started, 1)}
-    if world().is_writer:
-        numbered = [attrs.evolve(one, target=targets.number(one.target)) for one in made]
-        write_samples(folder, numbered, {targets.number(row): name for row, name in enumerate(targets.store.ids)})
-    broken = violations(made, [request.target for request in wanted], targets.store, targets.constraints)
-    asked = {name: value for name, value in attrs.asdict(wish).items() if value not in (None, (), {})}
-    report: dict[str, Any] = {
-        "checkpoint": str(file),
-        "wish": {name: str(value) if isinstance(value, Path) else value for name, value in asked.items()},
-        "overrides": dict(overrides or {}),
-        "max_pairs": max_pairs,
-        "device": _device_name(place),
-        "precision": used_precision(experiment.model.precision, place),
-        "libraries": library_versions(),
-        "requests": len(wanted),
-        "not_built": dict(Counter(candidate.reason for candidate in made if candidate.structure is None)),
-        "violations": broken,
-        **({"selection": selection} if wish.select else {}),
-    }
-    if world().is_writer:
-        write_json(folder / "report.json", report)
-    return report, folder
+    return here.by_writer(finish)
 
 
 def evaluate_run(folder: Path, out: Path | None = None) -> dict[str, Any]:
@@ -231,8 +100,7 @@ def evaluate_run(folder: Path, out: Path | None = None) -> dict[str, Any]:
     if not results:
         raise KldmError("the run has no samples yet", place=str(folder), remedy="finish it with kldm run")
     report = _report(folder) | {"libraries": library_versions(), "evaluation": results}
-    if world().is_writer:
-        write_json((out or folder) / "report.json", report)
+    write_json((out or folder) / "report.json", report)
     return report
 
 
@@ -245,24 +113,14 @@ def _report(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def default_device() -> torch.device:
-    """The first GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def fresh_folder(parent: Path, stem: str) -> Path:
-    """A folder name that is not taken: stem-1, stem-2, ..."""
-    number = 1
-    while (parent / f"{stem}-{number}").exists():
-        number += 1
-    return parent / f"{stem}-{number}"
-
-
 def _claim(folder: Path, tree: Tree) -> None:
     """Take the folder for this recipe: a new one, or one that holds the same run."""
     path = folder / "recipe.cfg"
     if path.exists():
-        difference = _difference(_bound(_complete(read_recipe(path))), _bound(tree))
+        there = read_recipe(path)
+        difference = _difference(_bound(there), _bound(tree))
+        if difference:  # or it is but of defaults that are newer than the run
+            difference = _difference(_bound(_complete(there)), _bound(tree))
         if difference:
             raise KldmError(
                 f"the folder holds a run of another recipe ({difference} differs)",
@@ -328,7 +186,3 @@ def _same(old: Any, new: Any) -> bool:
     if isinstance(old, float) and isinstance(new, float):
         return math.isclose(old, new, rel_tol=1e-9)
     return bool(old == new)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,13 @@ from kldm.evaluation.overlap import of_store, overlap_note
 from kldm.evaluation.results import write_json, write_samples
 from kldm.execution import set_execution
 from kldm.interfaces import Candidate, Samples
-from kldm.memory import sampling_pairs
 from kldm.model import JointModel
 from kldm.reading import read_samples
 from kldm.recipe import Tree
-from kldm.runs.experiment import Experiment, assemble, takes_compositions
+from kldm.runs.experiment import Experiment, takes_compositions
 from kldm.runtime.distributed import world
 from kldm.runtime.seeding import seeded
-from kldm.sampling.generation import candidates, generate, requests
+from kldm.sampling.generation import candidates, generate, requests, sampling_pairs
 from kldm.sampling.targets import de_novo, drawn_sizes
 from kldm.training import set_precision
 
@@ -36,13 +36,14 @@ class Validator:
     def __init__(self, experiment: Experiment, device: torch.device) -> None:
         assert experiment.validation is not None
         self.experiment, self.settings = experiment, experiment.validation
-        store = draw(experiment.data.load(self.settings.split), self.settings.size, self.settings.seed)
+        split, size, seed = self.settings.split, self.settings.size, self.settings.seed
+        store = world().by_writer(lambda: draw(experiment.data.load(split), size, seed))
         self.reference = reference_structures(store)
         self.targets = requested(experiment, store, len(store), self.settings.seed).to(device)
         # Once, so that all validations of a run draw the same batches.
         self.max_pairs = sampling_pairs(experiment.evaluation.max_pairs, experiment.model.network, device)
         # A score that no metric gives is found before training rather than at the first validation.
-        self._values(Samples((), self.reference))
+        world().by_writer(lambda: self._values(Samples((), self.reference)))
 
     def __call__(self, model: JointModel) -> dict[str, float]:
         settings, wanted = self.settings, requests(len(self.targets), 1)
@@ -55,7 +56,7 @@ class Validator:
             max_pairs=self.max_pairs,
             description="validate",
         )
-        values = self._values(Samples(candidates(generated, wanted), self.reference))
+        values = world().by_writer(lambda: self._values(Samples(candidates(generated, wanted), self.reference)))
         score = values[settings.score.removeprefix("-")]
         if score is None:
             raise KldmError("has no value for these samples", place=f"validation.score = {settings.score}")
@@ -75,16 +76,19 @@ class Validator:
         return values
 
 
-def evaluate_splits(experiment: Experiment, tree: Tree, folder: Path, device: torch.device) -> dict[str, Any]:
-    """Sample and judge every split of ``[evaluation]`` with the model of ``experiment`` (on its device)."""
+def evaluate_splits(
+    experiment: Experiment, tree: Tree, folder: Path, device: torch.device, untrained: JointModel | None = None
+) -> dict[str, Any]:
+    """Sample and judge every split of ``[evaluation]`` with the model of ``experiment`` (on its device), and the first
+    with the ``untrained`` one too, where there is one."""
     settings = experiment.evaluation
     results: dict[str, Any] = {}
-    untrained = assemble(tree)[0].model.to(device) if settings.untrained else None
     if untrained is not None:
+        untrained.to(device)
         set_precision(untrained, experiment.training.precision)
         set_execution(untrained.network, experiment.execution)
     for number, split in enumerate(settings.splits):
-        reference = Reference.of(experiment, split)
+        reference = world().by_writer(partial(Reference.of, experiment, split))
         for name, model in (("trained", experiment.model), ("untrained", untrained)):
             if model is None or (name == "untrained" and number):
                 continue
@@ -124,8 +128,7 @@ class Reference:
         samples = Samples(found, reference_structures(self.store))
         measured = measure(experiment.metrics, samples)
         names = requested(experiment, self.store, experiment.evaluation.count, experiment.evaluation.seed).ids
-        if world().is_writer:
-            write_rows(rows, measured, samples, names)
+        write_rows(rows, measured, samples, names)
         described = {"name": self.name, "rows": len(self.store), "whole": self.whole}
         judged = judgement(measured, samples)
         return {"reference": described, **judged, "notes": [*self.notes, *judged["notes"]]}
@@ -166,8 +169,9 @@ def _evaluate(
         "seed": settings.seed,
         "max_pairs": max_pairs,
     }
-    found = _stored(place, origin, any_max_pairs=settings.max_pairs is None)
-    if not all(world().gather(found is not None)) or found is None:
+    here = world()
+    found = here.by_writer(lambda: _stored(place, origin, any_max_pairs=settings.max_pairs is None))
+    if found is None:
         generated = generate(
             model,
             experiment.sampler,
@@ -178,10 +182,10 @@ def _evaluate(
             description=f"sample {label}",
         )
         found = candidates(generated, wanted)
-        if world().is_writer:
+        if here.is_writer:
             write_samples(place, found, dict(enumerate(targets.ids)))
             write_json(place / "origin.json", origin)
-    judged = reference.judged(experiment, found, place / "results.csv")
+    judged = here.by_writer(lambda: reference.judged(experiment, found, place / "results.csv"))
     return {**judged, "seconds": round(time.monotonic() - started, 1)}
 
 

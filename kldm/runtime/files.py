@@ -31,6 +31,14 @@ def make_writable(folder: Path) -> None:
         raise KldmError("the folder is not writable", place=str(folder), remedy="choose another folder with --out")
 
 
+def fresh_folder(parent: Path, stem: str) -> Path:
+    """A folder name that is not taken: stem-1, stem-2, ..."""
+    number = 1
+    while (parent / f"{stem}-{number}").exists():
+        number += 1
+    return parent / f"{stem}-{number}"
+
+
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path`` to write to; it replaces ``path`` once the block has ended well.

@@ -9,7 +9,6 @@ from typing import Any, TypeVar, cast
 import attrs
 
 from kldm.errors import KldmError
-from kldm.runtime.distributed import World, alone, world
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -28,14 +27,12 @@ class Failure:
     reason: str
 
 
-def check_work(workers: int, time_limit: float | None, place: str) -> None:
+def check_work(workers: int, time_limit: float | None) -> None:
     """Raises ``KldmError`` for numbers that ``each`` can do nothing with."""
     if workers < 1 and workers != -1:
-        remedy = "give a number of processes, or -1 for all cores"
-        raise KldmError(f"workers is {workers}", place=place, remedy=remedy)
+        raise KldmError(f"must be a number of processes, or -1 for all cores, got {workers}", place="workers")
     if time_limit is not None and not 0 < time_limit <= threading.TIMEOUT_MAX:
-        remedy = "give a positive number of seconds"
-        raise KldmError(f"time_limit is {time_limit}", place=place, remedy=remedy)
+        raise KldmError(f"must be a positive number of seconds, got {time_limit}", place="time_limit")
 
 
 def each(
@@ -52,12 +49,11 @@ def each(
     An item that raises, runs longer than ``time_limit``, or whose value cannot be sent between processes is a
     ``Failure``; the others are not touched by it. One worker means this very process. Several are joblib's (loky
     processes with one BLAS thread each), unless a surrounding ``joblib.parallel_config`` names a backend, such as
-    dask: then that one does the work, also for one worker. The processes of a run share the
-    items, each with workers of its own, and all get all results: each must come here with the same items.
+    dask: then that one does the work, also for one worker.
 
     Args:
         function: of a module, so that other processes can import it; without side effects.
-        workers: processes; -1: as many as there are CPU cores, for all processes of a run on this machine together.
+        workers: processes; -1: as many as there are CPU cores.
         time_limit: seconds of wall time per item. It interrupts Python code; a single call into compiled code is
             interrupted when it returns.
         description: of the progress bar, which appears after two seconds.
@@ -65,31 +61,20 @@ def each(
     """
     from tqdm import tqdm
 
-    here = world()
-    own = items[here.rank :: here.size]
-    jobs = _jobs(workers, len(own), here) if own else 0
+    jobs = _jobs(workers, len(items)) if items else 0
     results: Iterable[R | Failure]
     if jobs == 0:
-        results = (_outcome(function, item, time_limit) for item in own)
+        results = (_outcome(function, item, time_limit) for item in items)
     else:
-        results = _parallel(function, own, jobs, time_limit)
-    results = tqdm(results, total=len(own), desc=description, unit=unit, delay=2, disable=not here.is_writer)
-    if here.size == 1:
-        yield from results
-        return
-    with alone():
-        found = [_packed(one) for one in results]
-    shares = here.gather(found)
-    yield from (_unpacked(shares[place % here.size][place // here.size]) for place in range(len(items)))
+        results = _parallel(function, items, jobs, time_limit)
+    yield from tqdm(results, total=len(items), desc=description, unit=unit, delay=2)
 
 
-def _jobs(workers: int, items: int, here: World) -> int:
+def _jobs(workers: int, items: int) -> int:
     """How many joblib workers share the items; 0: none, the work is done here."""
     from joblib import effective_n_jobs
 
     jobs = int(effective_n_jobs(None if workers == 1 else workers))  # None: what the surrounding context says
-    if workers == -1:
-        jobs = max(1, jobs // here.neighbours)
     return 0 if jobs == 1 and not _configured() else min(jobs, items)
 
 

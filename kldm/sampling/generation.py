@@ -10,10 +10,14 @@ from tqdm import tqdm
 
 from kldm.crystals import CrystalStore, joined
 from kldm.interfaces import Candidate, GenerativeModel, Sampler
+from kldm.memory import most_pairs
 from kldm.runtime.allocator import keep_memory
 from kldm.runtime.distributed import world
 from kldm.runtime.seeding import seeded
 from kldm.sampling.constraints import Constraints, constrained
+
+SAMPLING_PAIRS = 64_000
+"""Ordered pairs of atoms in a batch of samples where memory suffices: enough to keep a GPU busy."""
 
 
 @attrs.frozen
@@ -45,6 +49,18 @@ def batches(sizes: Sequence[int], max_pairs: int) -> list[list[int]]:
         groups[-1].append(index)
         room -= cost
     return groups
+
+
+def sampling_pairs(asked: int | None, network: object, device: torch.device) -> int:
+    """Ordered pairs of atoms in a batch of samples: what was asked for, or else 64,000 or as many as fit.
+
+    The same number for all processes of a run, which share the batches; each must come here.
+    """
+    if asked is not None:
+        return asked
+    here = world()
+    fitting = here.gather(most_pairs(network, device, training=False, processes=here.neighbours))
+    return min([SAMPLING_PAIRS, *(pairs for pairs in fitting if pairs is not None)])
 
 
 def generate(

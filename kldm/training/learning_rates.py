@@ -4,12 +4,12 @@ All begin with a linear warm-up, min(1, (step + 1) / warmup_steps), by which the
 """
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import attrs
 
-from kldm.errors import KldmError
 from kldm.registry import learning_rate
+from kldm.validators import at_least, one_of, within
 
 Shape = Literal["linear", "cosine", "sqrt"]
 """How a learning rate decays, u from 0 to 1: 1 - u, (1 + cos(pi u)) / 2, 1 - sqrt(u)."""
@@ -24,10 +24,7 @@ class Constant:
         warmup_steps: steps in which the learning rate rises linearly from nearly 0.
     """
 
-    warmup_steps: int = 0
-
-    def __attrs_post_init__(self) -> None:
-        _at_least_0(self.warmup_steps)
+    warmup_steps: int = attrs.field(default=0, validator=at_least(0))
 
     def factor(self, step: int, progress: float) -> float:
         return _warmed(step, self.warmup_steps)
@@ -44,12 +41,8 @@ class CosineDecay:
         floor: factor at the end.
     """
 
-    warmup_steps: int = 0
-    floor: float = 0.0
-
-    def __attrs_post_init__(self) -> None:
-        _at_least_0(self.warmup_steps)
-        _share("floor", self.floor)
+    warmup_steps: int = attrs.field(default=0, validator=at_least(0))
+    floor: float = attrs.field(default=0.0, validator=within(0, 1))
 
     def factor(self, step: int, progress: float) -> float:
         return _warmed(step, self.warmup_steps) * _decayed("cosine", progress, self.floor)
@@ -72,17 +65,10 @@ class WarmupStableDecay:
         floor: factor at the end.
     """
 
-    warmup_steps: int = 0
-    decay: float = 0.2
-    shape: Shape = "sqrt"
-    floor: float = 0.0
-
-    def __attrs_post_init__(self) -> None:
-        _at_least_0(self.warmup_steps)
-        _share("decay", self.decay)
-        _share("floor", self.floor)
-        if self.shape not in get_args(Shape):
-            raise KldmError(f"must be one of {', '.join(get_args(Shape))}, got {self.shape!r}", place="shape")
+    warmup_steps: int = attrs.field(default=0, validator=at_least(0))
+    decay: float = attrs.field(default=0.2, validator=within(0, 1))
+    shape: Shape = attrs.field(default="sqrt", validator=one_of())
+    floor: float = attrs.field(default=0.0, validator=within(0, 1))
 
     def factor(self, step: int, progress: float) -> float:
         done = max(0.0, 1 - (1 - progress) / self.decay) if self.decay else 0.0
@@ -96,13 +82,3 @@ def _warmed(step: int, warmup_steps: int) -> float:
 def _decayed(shape: Shape, u: float, floor: float) -> float:
     left = {"linear": 1 - u, "cosine": (1 + math.cos(math.pi * u)) / 2, "sqrt": 1 - math.sqrt(u)}[shape]
     return floor + (1 - floor) * left
-
-
-def _at_least_0(warmup_steps: int) -> None:
-    if not warmup_steps >= 0:
-        raise KldmError(f"must be at least 0, got {warmup_steps}", place="warmup_steps")
-
-
-def _share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise KldmError(f"must be between 0 and 1, got {value}", place=name)

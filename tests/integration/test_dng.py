@@ -13,8 +13,9 @@ from kldm.model import JointModel
 from kldm.processes import Absorbing, AnalogBits, OneHot
 from kldm.reading import read_samples
 from kldm.recipe import read_recipe
-from kldm.runs.experiment import assemble_fitted
-from kldm.runs.run import evaluate_run, load_run
+from kldm.runs.experiment import assemble, fitted
+from kldm.runs.run import evaluate_run
+from kldm.runs.trained import load_run
 from kldm.samplers import PredictorCorrector
 from kldm.sampling.generation import candidates, generate, requests
 from kldm.sampling.targets import de_novo, drawn_sizes
@@ -105,7 +106,7 @@ def test_every_modality_is_learnt_on_mp_20(name: str, tmp_path: Path, monkeypatc
         **{f"model.network.{key}": value for key, value in network.items()},
     }
     train = Data(name=data).load("train")
-    experiment, _ = assemble_fitted(read_recipe(RECIPES / f"kldm_x0_{name}_mp20_dng.cfg", overrides), train)
+    experiment, _ = fitted(*assemble(read_recipe(RECIPES / f"kldm_x0_{name}_mp20_dng.cfg", overrides)), train)
     before = measured(experiment.model, train)
     settings = Training(epochs=100, batch_size=34, learning_rate=3e-3, ema_start=999, validate_every=0)
     fit(experiment.model, train, settings, tmp_path / "run", {})

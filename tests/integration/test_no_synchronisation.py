@@ -22,7 +22,7 @@ from kldm.model import JointModel
 from kldm.processes import Absorbing
 from kldm.recipe import Tree, read_recipe
 from kldm.registry import samplers
-from kldm.runs.experiment import Experiment, assemble_fitted
+from kldm.runs.experiment import Experiment, assemble, fitted
 from kldm.samplers import EulerMaruyama, PredictorCorrector, X0Flow
 from kldm.sampling.constraints import Constraints, constrained
 from tests.small import OVERRIDES, RECIPES, needs_gpu, random_store, small_dng_model
@@ -81,7 +81,7 @@ each_family = pytest.mark.parametrize("family", FAMILIES)
 
 @cache
 def experiment(family: str) -> Experiment:
-    return assemble_fitted(read_recipe(RECIPES / f"{family}.cfg", OVERRIDES), STORE)[0]
+    return fitted(*assemble(read_recipe(RECIPES / f"{family}.cfg", OVERRIDES)), STORE)[0]
 
 
 def model_on(device: str, family: str) -> JointModel:

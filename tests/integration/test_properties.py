@@ -17,9 +17,9 @@ from kldm.interfaces import Latent
 from kldm.model import JointModel
 from kldm.recipe import read_recipe
 from kldm.runs.experiment import assemble
-from kldm.runs.request import Wish, property_values
-from kldm.runs.run import load_run
+from kldm.runs.request import SamplingRequest, property_values
 from kldm.runs.splits import requested
+from kldm.runs.trained import load_run
 from tests.small import QUICK, RECIPES, kldm, options, refused
 
 RECIPE = """
@@ -131,7 +131,7 @@ def test_the_sampler_is_asked_for_a_value_or_for_none(
         assert latent["formation_energy_per_atom"].tolist() == wanted
         assert latent["band_gap"].tolist() == [[0.0, 0.0]]
     report = json.loads((tmp_path / "s" / "report.json").read_text())
-    assert report["wish"].get("properties") == ({"formation_energy_per_atom": -1.5} if value else None)
+    assert report["request"].get("properties") == ({"formation_energy_per_atom": -1.5} if value else None)
 
 
 def test_another_value_gives_another_sample(trained: Path) -> None:
@@ -141,7 +141,7 @@ def test_another_value_gives_another_sample(trained: Path) -> None:
         torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(0))
 
     def sampled(**properties: float) -> Tensor:
-        targets, _ = Wish(formulas=("NaCl",), properties=properties).targets(experiment)
+        targets, _ = SamplingRequest(formulas=("NaCl",), properties=properties).targets(experiment)
         rng = torch.Generator().manual_seed(0)
         return experiment.sampler.sample(experiment.model, targets.store.batch([0]), rng).lattice
 

@@ -258,9 +258,9 @@ def test_time_limit_is_a_failure() -> None:
     [
         ({"cutoffs": "mp20"}, "no cutoffs 'mp20'"),
         ({"draw": 0}, "draw is 0"),
-        ({"workers": 0}, "workers is 0"),
-        ({"time_limit": 0.0}, "time_limit is 0"),
-        ({"time_limit": math.nan}, "time_limit is nan"),
+        ({"workers": 0}, "workers: must be"),
+        ({"time_limit": 0.0}, "time_limit: must be"),
+        ({"time_limit": math.nan}, "time_limit: must be"),
         ({"states": "pauling"}, "oxidation states"),
         ({"states": "icsd24", "legacy": True}, "legacy"),
     ],

@@ -506,11 +506,11 @@ def test_users_mistakes() -> None:
         measure([Candidate(0, 0, rock_salt()), Candidate(0, 0, rock_salt())], [rock_salt()])
     with pytest.raises(KldmError, match="stol is -1"):
         MatchRate(stol=-1)
-    with pytest.raises(KldmError, match="workers is 0"):
+    with pytest.raises(KldmError, match="workers: must be"):
         MatchRate(workers=0)
     with pytest.raises(KldmError, match="rules is"):
         MatchRate(rules=())
-    with pytest.raises(KldmError, match="time_limit is 0"):
+    with pytest.raises(KldmError, match="time_limit: must be"):
         MatchRate(time_limit=0)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kldm.crystals import Crystals
 from kldm.errors import KldmError
 from kldm.interfaces import Step
-from kldm.model import JointModel
+from kldm.model import JointModel, statistics
 from kldm.networks import CSPVNet
 from kldm.processes import Given, LogTan, Property, TrivializedTorus, VPEuclidean
 from tests.oracles import random_crystals
@@ -127,7 +127,7 @@ def test_several_properties_condition_one_model() -> None:
     store = attrs.evolve(
         random_store((1, 2)), per_crystal={"energy": torch.tensor([1.0, 3.0]), "gap": torch.tensor([0.0, 8.0])}
     )
-    assert model.fitted_statistics(store) == {
+    assert statistics(model.fitted(store)) == {
         "conditions.a": {"fit": {"mean": 2.0, "std": 1.0}},
         "conditions.b": {"fit": {"mean": 4.0, "std": 4.0}},
     }

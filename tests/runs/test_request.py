@@ -13,7 +13,7 @@ from pymatgen.core.structure import Structure
 from kldm.errors import KldmError
 from kldm.interfaces import Candidate
 from kldm.reading import read_samples
-from kldm.runs.request import Wish, element_numbers
+from kldm.runs.request import SamplingRequest, element_numbers
 from tests.small import kldm, refused
 
 HOST = Structure(
@@ -56,7 +56,7 @@ def test_a_chemical_system(finished_dng: Path, tmp_path: Path) -> None:
 
 def test_sizes_are_those_of_the_training_set(finished_dng: Path, tmp_path: Path) -> None:
     found, _ = sampled(finished_dng, tmp_path, "--count", "200")
-    from kldm.runs.run import load_run
+    from kldm.runs.trained import load_run
 
     train = Counter(load_run(finished_dng)[0].data.load("train").sizes)
     sizes = Counter(len(structure) for structure in structures(found))
@@ -165,6 +165,6 @@ def test_chemical_systems_are_read_as_they_are_written() -> None:
     assert element_numbers("Li-Mn-O") == element_numbers("O,Mn, Li,O") == (3, 8, 25)
 
 
-def test_a_wish_in_python_is_checked_too() -> None:
+def test_a_request_in_python_is_checked_too() -> None:
     with pytest.raises(KldmError, match="--z wants --formula"):
-        Wish(units="4")
+        SamplingRequest(units="4")

@@ -14,7 +14,9 @@ import torch
 from kldm.errors import KldmError
 from kldm.reading import read_samples
 from kldm.runs import run as runs
-from kldm.runs.run import evaluate_run, fresh_folder, load_run
+from kldm.runs.run import evaluate_run
+from kldm.runs.trained import load_run
+from kldm.runtime.files import fresh_folder
 from kldm.training import checkpoint as checkpoints
 from tests.small import QUICK, RECIPES, kldm, losses, options, refused, rows
 
@@ -196,12 +198,12 @@ def test_training_alone_keeps_what_was_evaluated(finished: Path, tmp_path: Path)
 
 def test_impossible_evaluations_are_refused_before_training(tmp_path: Path) -> None:
     for overrides, told in (
-        ({"evaluation.splits": ["tset"]}, "no split is called 'tset'"),
-        ({"evaluation.limit": 0}, "limit"),
-        ({"evaluation.candidates": 0}, "candidates"),
-        ({"evaluation.max_pairs": 0}, "max_pairs"),
-        ({"validation.split": "vall"}, "no split is called 'vall'"),
-        ({"validation.size": 0}, "size"),
+        ({"evaluation.splits": ["tset"]}, r"evaluation\.splits\.0: must be one of .* 'tset'; did you mean 'test'\?"),
+        ({"evaluation.limit": 0}, r"evaluation\.limit: must be at least 1, got 0"),
+        ({"evaluation.candidates": 0}, r"evaluation\.candidates: must be at least 1, got 0"),
+        ({"evaluation.max_pairs": 0}, r"evaluation\.max_pairs: must be at least 1, got 0"),
+        ({"validation.split": "vall"}, r"validation\.split: must be one of .* 'vall'; did you mean 'val'\?"),
+        ({"validation.size": 0}, r"validation\.size: must be at least 1, got 0"),
     ):
         with pytest.raises(KldmError, match=told):
             run(RECIPES / "quickstart.cfg", tmp_path / "run", overrides={**QUICK, **overrides})

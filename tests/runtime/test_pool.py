@@ -9,9 +9,7 @@ from functools import partial
 import joblib
 import pytest
 
-from kldm.runtime.distributed import World
 from kldm.runtime.pool import Failure, each
-from tests.worlds import together
 
 LIMIT = Failure("time limit of 0.2 s")
 
@@ -186,26 +184,3 @@ def test_dask() -> None:
         found = results([*range(9), 3], time_limit=0.2)
     assert name_of_process(0) not in names
     assert found == [0, 1, 4, Failure("ValueError"), 16, LIMIT, 36, Failure("TypeError"), 64, Failure("ValueError")]
-
-
-def nested(number: int) -> list[int | Failure]:
-    return list(each(square, range(number), description="within"))
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 8])
-def test_processes_of_a_run_share_the_items_and_all_get_all_results(count: int) -> None:
-    """More processes than items, fewer, and none; what one item does stays with it, and a pool within is its own."""
-    done: list[tuple[int, int]] = []
-
-    def work(here: World) -> list[object]:
-        def noted(number: int) -> object:
-            done.append((here.rank, number))
-            return awkward(number)
-
-        outer = list(each(noted, range(count), time_limit=0.2, description="shared"))
-        inner = list(each(nested, range(3), description="nested"))
-        return [*outer, *inner]
-
-    expected = [0, 1, 4, Failure("ValueError"), 16, LIMIT, 36, Failure("TypeError")][:count]
-    assert together(3, work) == [[*expected, [], [0], [0, 1]]] * 3
-    assert sorted(done) == sorted((number % 3, number) for number in range(count))

@@ -21,7 +21,6 @@ from kldm.data.cache import folder
 from kldm.errors import KldmError
 from kldm.metrics.fingerprinting.voronoi import surely_found
 from kldm.metrics.structure import structural_validity, structure_bytes, without_charges
-from kldm.runtime.distributed import world
 from kldm.runtime.files import atomic_write
 from kldm.runtime.pool import Failure, each
 
@@ -170,18 +169,12 @@ def cached_fingerprints(
     if len(structures) < SMALLEST_CACHED:
         return fingerprints(structures, workers=workers, time_limit=time_limit, description=description)
     path = folder() / "fingerprints" / f"{_key(structures, time_limit)}.safetensors"
-    kept: tuple[Fingerprint, ...] | None = None
     if path.exists():
         try:
-            kept = _load(path, len(structures))
+            return _load(path, len(structures))
         except KldmError as error:
             log.info("%s; it is made anew", error)
-    # Either all processes of a run have it or all make it together.
-    if all(world().gather(kept is not None)) and kept is not None:
-        return kept
     found = fingerprints(structures, workers=workers, time_limit=time_limit, description=description)
-    if not world().is_writer:
-        return found
     try:
         _save(path, found)
     except KldmError as error:

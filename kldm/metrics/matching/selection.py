@@ -45,7 +45,7 @@ def consensus(
     Raises:
         KldmError: there are no such workers, or no such time.
     """
-    check_work(workers, time_limit, "select")
+    check_work(workers, time_limit)
     structures = [one.structure for one in candidates]
     examined = examine(structures, validity=True, longest_edge=None, workers=workers, time_limit=time_limit)
     groups: dict[int, list[int]] = {}

@@ -17,7 +17,6 @@ from kldm.data.cache import folder
 from kldm.errors import KldmError
 from kldm.interfaces import Json, Potential
 from kldm.metrics.structure import structural_validity, structure_bytes
-from kldm.runtime.distributed import world
 from kldm.runtime.pool import Failure, each
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ def relaxed(
     calculator_of(potential)  # one sentence now, rather than a failure of every structure
     faults = [impossible(one) for one in structures]
     keys = ["" if one is None or fault else _key(one) for one, fault in zip(structures, faults, strict=True)]
-    known = world().gather(kept.read(set(keys)) if world().is_writer else {})[0]
+    known = kept.read(set(keys))
     missing = {
         key: one for key, one in zip(keys, structures, strict=True) if one is not None and key and key not in known
     }

@@ -22,7 +22,6 @@ from pymatgen.core.structure import Structure
 
 from kldm.data import Data
 from kldm.data.convert import to_structures
-from kldm.errors import KldmError
 from kldm.metrics.fingerprinting import fingerprints as module
 from kldm.metrics.fingerprinting.fingerprints import (
     Fingerprint,
@@ -34,8 +33,6 @@ from kldm.metrics.fingerprinting.fingerprints import (
     structure_fingerprint,
 )
 from kldm.metrics.structure import structural_validity
-from kldm.runtime.distributed import world
-from tests.worlds import together
 
 Vector = npt.NDArray[np.float64]
 
@@ -242,34 +239,6 @@ def test_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cached_fingerprints(structures, time_limit=1.0)
     assert counter.calls == 2 + len(others)
     assert len(list((tmp_path / "fingerprints").iterdir())) == 2 + len(others)
-
-
-def test_processes_of_a_run_that_do_not_all_have_it_make_it_together(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Or those without would wait for ever for the others' shares."""
-    counter = Counter(monkeypatch, tmp_path)
-    structures = [salt(), salt(first="K")]
-    first = cached_fingerprints(structures)
-    (path,) = (tmp_path / "fingerprints").iterdir()
-    written = path.stat().st_mtime_ns
-    load = module._load
-    away: set[int] = set()
-
-    def not_everywhere(path: Path, count: int) -> tuple[Fingerprint, ...]:
-        if world().rank in away:
-            raise KldmError("not on this machine")
-        return load(path, count)
-
-    monkeypatch.setattr(module, "_load", not_everywhere)
-    for missing, made in (([], 0), ([1], 3)):
-        away.update(missing)
-        counter.calls = 0
-        found = together(3, lambda here: cached_fingerprints(structures))
-        assert all(same(one, first) for one in found)
-        assert counter.calls == made
-    assert path.stat().st_mtime_ns != written  # by the writer
-    assert len(list((tmp_path / "fingerprints").iterdir())) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors", None])

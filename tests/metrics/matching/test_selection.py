@@ -84,7 +84,7 @@ def test_every_target_has_one_and_nothing_else_changes() -> None:
     assert [attrs.evolve(one, selected=False).structure for one in found] == [one.structure for one in shuffled]
     assert [one.selected for one in consensus(shuffled, workers=2)] == [one.selected for one in found]
     assert consensus([]) == ()
-    with pytest.raises(KldmError, match="workers is 0"):
+    with pytest.raises(KldmError, match="workers: must be"):
         consensus(made, workers=0)
 
 

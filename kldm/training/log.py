@@ -1,0 +1,92 @@
+"""What training tells while it goes on: ``train.jsonl``, TensorBoard's files and a progress bar."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from kldm.errors import KldmError
+from kldm.runtime.files import atomic_write
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class TrainingLog:
+    """One row per epoch in ``train.jsonl`` and TensorBoard, one tick of the progress bar per step.
+
+    Args:
+        folder: of the run.
+        step: steps done before.
+        next_row: the least step that the next row can be of. Rows from there on, of a run that was killed after its
+            last checkpoint, are dropped, since they are repeated.
+        total: steps in all, where they are known.
+        quiet: whether nothing is told or written, as by all processes of a run but one.
+    """
+
+    def __init__(self, folder: Path, *, step: int, next_row: int, total: int | None, quiet: bool) -> None:
+        self._folder = folder
+        if not quiet:
+            _truncate(folder / "train.jsonl", next_row)
+        self._board = None if quiet else _board(folder / "tensorboard", next_row)
+        self._bar = tqdm(
+            desc="train", unit="step", total=total, initial=step, smoothing=0.05, dynamic_ncols=True, disable=quiet
+        )
+
+    def __enter__(self) -> "TrainingLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        if self._board is not None:
+            self._board.close()
+
+    def advance(self) -> None:
+        """A step is done."""
+        self._bar.update()
+
+    def epoch(self, number: int, step: int, seconds: float, row: Mapping[str, float]) -> None:
+        """An epoch is done: its number from 1, the steps and seconds until then, and its values by name.
+
+        Raises:
+            KldmError: the row cannot be written.
+        """
+        if self._board is None:
+            return
+        try:
+            with (self._folder / "train.jsonl").open("a") as log:
+                entry = {"epoch": number, "step": step, "seconds": round(seconds, 2), **row}
+                log.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            problem = f"cannot write the log ({error.strerror}); the last checkpoint is whole"
+            remedy = "free some space and run the same command"
+            raise KldmError(problem, place=str(self._folder), remedy=remedy) from error
+        for name, value in row.items():
+            self._board.add_scalar(f"train/{name}", value, step)
+        self._bar.set_postfix({name: f"{row[name]:.4g}" for name in ("loss", "validation") if name in row})
+
+
+def _board(folder: Path, next_row: int) -> "SummaryWriter":
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=next_row)
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Drop the rows from a step on, and a line cut off by a kill."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] < step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(kept))

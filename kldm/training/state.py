@@ -1,0 +1,162 @@
+"""The state of a training: all that changes from step to step, which a checkpoint holds and a resumed run takes up."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from kldm.errors import KldmError
+from kldm.model import JointModel
+from kldm.training import checkpoint as checkpoints
+from kldm.training.averaging import MovingAverage
+from kldm.training.checkpoint import Checkpoint
+from kldm.training.settings import Training
+
+_PLATEAU_STATE = ("best", "num_bad_epochs", "last_epoch")  # what ReduceLROnPlateau changes; the rest is settings
+
+
+@attrs.define
+class Progress:
+    """Where training stands: numbers that every checkpoint has.
+
+    Attributes:
+        step: steps done.
+        best: the highest score of a validation, and the epoch that it is of; None before the first.
+        seconds: of training so far, on the clock.
+        summed: steps whose losses are in the sums.
+    """
+
+    step: int = 0
+    best: float | None = None
+    best_epoch: int | None = None
+    seconds: float = 0.0
+    summed: int = 0
+
+
+class TrainingState:
+    """A model in training, with its optimiser and its moving average.
+
+    Args:
+        model: on its device.
+        settings: of the training.
+
+    Attributes:
+        progress: counters.
+        sums: by name, the losses of the steps since the last row of the log, added up.
+        plateau: what watches the training loss, if anything does.
+    """
+
+    def __init__(self, model: JointModel, settings: Training) -> None:
+        self.model, self._settings = model, settings
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            amsgrad=settings.amsgrad,
+            fused=all(parameter.device.type in ("cuda", "cpu") for parameter in model.parameters()),
+        )
+        self.plateau: ReduceLROnPlateau | None = None
+        if (plateau := settings.plateau) is not None:
+            self.plateau = ReduceLROnPlateau(
+                self.optimizer, factor=plateau.factor, patience=plateau.patience, min_lr=plateau.minimum
+            )
+        self.average = MovingAverage(model, settings.ema_decay, warmup=settings.ema_warmup)
+        self.progress = Progress()
+        self.sums: dict[str, Tensor] = {}
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = value
+
+    @property
+    def learning_rate_changes(self) -> bool:
+        return self._settings.plateau is not None or self._settings.learning_rate_schedule is not None
+
+    @property
+    def evaluated(self) -> JointModel:
+        """The model that is judged: with the averaged weights, once there are any."""
+        averaged = self.average.module
+        averaged.precision = self.model.precision
+        return averaged if self.average.updates else self.model
+
+    def checkpoint(self, recipe: dict[str, Any], counters: Mapping[str, Any], *, resumable: bool) -> Checkpoint:
+        """The record of this moment.
+
+        Args:
+            recipe: the complete recipe.
+            counters: further numbers for its state.
+            resumable: whether training can go on from it: with the optimiser's moments and the sums of losses.
+        """
+        tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
+        if self.average.updates:
+            tensors |= {f"average.{key}": value for key, value in self.average.module.state_dict().items()}
+        if resumable:
+            tensors |= checkpoints.optimizer_tensors(self.optimizer)
+            tensors |= {f"sums.{key}": value for key, value in self.sums.items()}
+        state = {**attrs.asdict(self.progress), "averaged": self.average.updates, **counters}
+        if self.plateau is not None and self.plateau.last_epoch:  # before it has seen one, JSON cannot say its best
+            state["plateau"] = {name: getattr(self.plateau, name) for name in _PLATEAU_STATE}
+        if self.learning_rate_changes:
+            state["learning_rate"] = self.learning_rate
+        return Checkpoint(recipe, tensors, state)
+
+    def resume(self, record: Checkpoint, path: Path, steps_per_epoch: int) -> None:
+        """Take up the training that left this checkpoint, exactly.
+
+        Raises:
+            KldmError: it is of another model.
+        """
+        self._take(record, path, remedy="choose another --out")
+        if self.plateau is not None and "plateau" in record.state:
+            self.plateau.load_state_dict(record.state["plateau"])
+        if self.learning_rate_changes and "learning_rate" in record.state:
+            self.learning_rate = record.state["learning_rate"]
+        device = next(self.model.parameters()).device
+        self.sums = {name: value.to(device) for name, value in record.part("sums").items()}
+        state = dict(record.state)
+        # Of a run older than the key, which ended epochs at their last step alone.
+        state.setdefault("summed", (state["step"] - 1) % steps_per_epoch + 1 if self.sums else 0)
+        self.progress = Progress(**{field.name: state[field.name] for field in attrs.fields(Progress)})
+
+    def start_from(self, path: Path) -> None:
+        """Begin a training of one's own from another's checkpoint, with its weights or its whole state; see
+        ``Training.start_with``.
+
+        Raises:
+            KldmError: it is of another model, or has no state.
+        """
+        record, remedy = checkpoints.load(path), "give training.start_from a model of the same network"
+        if self._settings.start_with == "weights":
+            self._load(record.weights, path, remedy)
+            return
+        moments = record.part("optimizer")
+        if not moments:
+            problem, remedy = "it holds weights alone, no state of training", 'set training.start_with = "weights"'
+            raise KldmError(problem, place=str(path), remedy=f"name a run folder, or {remedy}")
+        if self._settings.amsgrad and not any(name.endswith(".max_exp_avg_sq") for name in moments):
+            problem = "its optimiser has not kept what amsgrad needs"
+            raise KldmError(problem, place=str(path), remedy="set training.amsgrad = false")
+        self._take(record, path, remedy)
+
+    def _take(self, record: Checkpoint, path: Path, remedy: str) -> None:
+        """The weights in training, their average, and the optimiser's moments."""
+        self._load(record.part("model"), path, remedy)
+        if record.state["averaged"]:
+            self.average.module.load_state_dict(record.part("average"))
+            self.average.updates = record.state["averaged"]
+        checkpoints.load_optimizer(self.optimizer, record.part("optimizer"))
+
+    def _load(self, weights: Mapping[str, Tensor], path: Path, remedy: str) -> None:
+        try:
+            self.model.load_state_dict({name: weight.to(torch.float32) for name, weight in weights.items()})
+        except RuntimeError as error:
+            raise KldmError("the weights do not fit the model", place=str(path), remedy=remedy) from error
