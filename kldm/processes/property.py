@@ -71,8 +71,9 @@ class Property(Conditioning):
         values = values[~values.isnan()]
         if not len(values):
             raise KldmError(f"no crystal of the training split has a value in the column {self.column!r}")
-        std = float(values.std(correction=0))
-        return attrs.evolve(self, fit={"mean": float(values.mean()), "std": std if std > 0 else 1.0})
+        alike = bool((values == values[0]).all())  # their mean may differ in the last digit, so that the std is not 0
+        std = 1.0 if alike else float(values.std(correction=0))
+        return attrs.evolve(self, fit={"mean": float(values.mean()), "std": std})
 
     def statistics(self) -> Mapping[str, Json]:
         return {} if self.fit is None else {"fit": dict(self.fit)}

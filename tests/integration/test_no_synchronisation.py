@@ -25,7 +25,7 @@ from kldm.registry import samplers
 from kldm.runs.experiment import Experiment, assemble, fitted
 from kldm.samplers import EulerMaruyama, PredictorCorrector, X0Flow
 from kldm.sampling.constraints import Constraints, constrained
-from tests.small import OVERRIDES, RECIPES, needs_gpu, random_store, small_dng_model
+from tests.small import OVERRIDES, RECIPES, needs_gpu, random_store, small_conditional_model, small_dng_model
 from tests.synchronisation import DEVICES, META, generator, unsynchronised, watched
 
 STORE = random_store((4, 1, 2, 7, 1))
@@ -151,6 +151,16 @@ def test_sampling(name: str, family: str, device: str) -> None:
     except KldmError:
         pytest.skip("not a sampler for these processes")
     sample_watched(SAMPLERS[name], model, STORE.batch(range(5)).to(device), device)
+
+
+@each_device
+def test_a_property_as_condition(device: str) -> None:
+    model, clean = small_conditional_model().to(device), STORE.batch(range(5)).to(device)
+    sample_watched(SAMPLERS["euler_maruyama.v1"], model, clean, device)
+    s, rng = torch.rand(5, device=device), generator(device)
+    model.losses(clean, s, rng)
+    with unsynchronised(device):
+        model.losses(clean, s, rng)
 
 
 @each_device
