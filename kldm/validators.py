@@ -67,6 +67,6 @@ def each(validator: Validator) -> Validator:
 def _such(good: Callable[[Any], bool], wanted: str) -> Validator:
     def check(_instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
         if not good(value):
-            raise KldmError(f"must be {wanted}, got {value}", place=attribute.name)
+            raise KldmError(f"must be {wanted}, got {value:,}", place=attribute.name)
 
     return check
