@@ -16,9 +16,7 @@ from tests.networks.cases import INTERFACES, MIXED, case
 
 # Options that make a network small enough for tests; a network that is not here is built with its defaults.
 OVER_PAIRS = {"hidden": 24, "layers": 2, "time_features": 8, "frequencies": 6}
-SMALL: dict[str, dict[str, Any]] = {
-    f"{name}.v1": OVER_PAIRS for name in ("cspvnet", "cspvnet_plain", "cspnet", "cspnet_plain")
-}
+SMALL: dict[str, dict[str, Any]] = {"cspvnet.v1": OVER_PAIRS, "cspnet.v1": OVER_PAIRS}
 OURS = [name for name in networks.names() if networks.get(name).__module__.startswith("kldm.")]
 
 
