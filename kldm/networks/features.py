@@ -61,9 +61,9 @@ class TimeFeatures(nn.Module):
             raise KldmError(f"must be even, got {features}", place="time_features")
         if embedding == "log_noise" and log_noise is None:
             raise KldmError(
-                "must be fourier or sinusoidal, got log_noise: the process of the coordinates does not say what its noise is",
+                "cannot be log_noise, as the process of the coordinates does not say what its noise is",
                 place="time_embedding",
-                remedy="or take a process with a method log_noise",
+                remedy="take fourier, or a process with a method log_noise",
             )
         self.log_noise = log_noise if embedding == "log_noise" else None
         half = features // 2
