@@ -7,7 +7,7 @@ from torch import Tensor
 from benchmarks.timing import Work
 from kldm.crystals import Layout
 from kldm.execution import Precision
-from kldm.networks.pair_network import PairNetwork
+from kldm.networks import CSPVNet
 
 
 @attrs.frozen
@@ -27,7 +27,7 @@ class Product:
         return attrs.evolve(self, inner=self.columns, columns=self.inner)
 
 
-def unavoidable(network: PairNetwork, layout: Layout, backward: bool) -> list[Product]:
+def unavoidable(network: CSPVNet, layout: Layout, backward: bool) -> list[Product]:
     """The products of all layers, as the fast form has them.
 
     Forward, per layer: sin and cos of every pair, the second linear map of every edge, and five blocks of hidden x

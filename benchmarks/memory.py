@@ -10,6 +10,7 @@ on a GPU).
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from typing import Literal, get_args
 
 import attrs
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from benchmarks.network import FAST, NETWORKS, SIZES, batch_for, of_form, training_step
 from benchmarks.options import add_network, common, described, parsed
 from benchmarks.timing import device_name, peak_memory, write_json
+from kldm.execution import Messages
 
 
 @attrs.frozen
@@ -52,7 +54,15 @@ def kept(work: Callable[[], Tensor], network: nn.Module) -> int:
     return sum(storages.values())
 
 
-def measured(name: str, form: str, sizes: str, batch: int, hidden: int, device: torch.device, threads: int) -> Memory:
+def measured(
+    name: str,
+    form: Messages | Literal["compiled"],
+    sizes: str,
+    batch: int,
+    hidden: int,
+    device: torch.device,
+    threads: int,
+) -> Memory:
     """For a process of its own: a process never gives its peak back."""
     torch.set_num_threads(threads)
     layout, latent, s = batch_for(name, batch, device, SIZES[sizes])
@@ -66,7 +76,8 @@ def main() -> None:
     parser = common("memory of a training step")
     add_network(parser, precision=False)
     parser.add_argument("--network", choices=tuple(NETWORKS), default="cspvnet")
-    parser.add_argument("--forms", nargs="+", default=["plain", *FAST], help="triton and compiled too")
+    forms = (*get_args(Messages), "compiled")
+    parser.add_argument("--forms", nargs="+", choices=forms, default=["plain", *FAST])
     parser.add_argument("--sizes", choices=tuple(SIZES), default="mp_20", help="whose numbers of atoms")
     options = parsed(parser)
     print(f"{options.network}, {options.batch} crystals of {options.sizes}, {device_name(options.device)}")

@@ -1,4 +1,4 @@
-"""How much faster CSPVNet and CSPNet are than their readable forms, and how near to the products they cannot avoid.
+"""How much faster CSPVNet and CSPNet are than in their plain form, and how near to the products they cannot avoid.
 
     python -m benchmarks.network --batch 64 --hidden 512 --repeats 5 --threads 1 --json network.json
 
@@ -9,8 +9,8 @@ Arithmetic is counted by torch; memory is in benchmarks.memory.
 """
 
 import argparse
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import attrs
 import torch
@@ -21,10 +21,9 @@ from benchmarks.floor import alone, flops, unavoidable
 from benchmarks.options import add_network, common, described, parsed
 from benchmarks.timing import Timing, Work, device_name, interleaved, write_json
 from kldm.crystals import Layout
-from kldm.execution import Execution, Precision
+from kldm.execution import Execution, Messages, Precision
 from kldm.interfaces import Channel, Interface
-from kldm.networks import CSPNet, CSPNetPlain, CSPVNet, CSPVNetPlain
-from kldm.networks.pair_network import PairNetwork
+from kldm.networks import CSPNet, CSPVNet
 
 # Crystals with 1, 2, ... atoms: of the MP-20 training split (10.4 on average), and of 12,751 crystals drawn from that
 # of MPTS-52 (18.2).
@@ -49,14 +48,11 @@ SCORE = Channel("score", 3, "atom", "tangent")
 KLDM = Interface(reads=(SPECIES, FRACTIONAL, VELOCITY, LATTICE), predicts=(VELOCITY, LATTICE))
 DIFFCSP = Interface(reads=(SPECIES, FRACTIONAL, MATRIX), predicts=(SCORE, MATRIX))
 
-# Fast and readable form, on the interface that their paper gives them.
-NETWORKS: dict[str, tuple[Callable[..., PairNetwork], Callable[..., PairNetwork], Interface]] = {
-    "cspvnet": (CSPVNet, CSPVNetPlain, KLDM),
-    "cspnet": (CSPNet, CSPNetPlain, DIFFCSP),
-}
+# On the interface that their paper gives them.
+NETWORKS: dict[str, tuple[type[CSPVNet], Interface]] = {"cspvnet": (CSPVNet, KLDM), "cspnet": (CSPNet, DIFFCSP)}
 
-# The least that CSPVNet must be faster by than its readable form in float32, at batch 64, width 512 and one thread; in
-# bf16 on a processor that multiplies it natively. CSPNet has no bar: without velocities its readable form has fewer
+# The least that CSPVNet must be faster by than its plain form in float32, at batch 64, width 512 and one thread; in
+# bf16 on a processor that multiplies it natively. CSPNet has no bar: without velocities its plain form has fewer
 # columns to lose.
 BARS: dict[tuple[str, Precision], dict[str, float]] = {
     ("cspvnet", "fp32"): {"forward": 3, "training step": 4},
@@ -65,10 +61,10 @@ BARS: dict[tuple[str, Precision], dict[str, float]] = {
 OVER_FLOOR = 1.6
 """The most that a training step of CSPVNet may take, in times of its products."""
 
-FAST = ("autograd", "manual")
+FAST: tuple[Messages, ...] = ("autograd", "manual")
 
 
-def forward(network: PairNetwork, latent: Mapping[str, Tensor], s: Tensor, layout: Layout, bf16: bool) -> Work:
+def forward(network: CSPVNet, latent: Mapping[str, Tensor], s: Tensor, layout: Layout, bf16: bool) -> Work:
     def work() -> None:
         with torch.no_grad(), torch.autocast(s.device.type, torch.bfloat16, enabled=bf16):
             network(latent, s, layout)
@@ -76,7 +72,7 @@ def forward(network: PairNetwork, latent: Mapping[str, Tensor], s: Tensor, layou
     return work
 
 
-def training_step(network: PairNetwork, latent: Mapping[str, Tensor], s: Tensor, layout: Layout, bf16: bool) -> Work:
+def training_step(network: CSPVNet, latent: Mapping[str, Tensor], s: Tensor, layout: Layout, bf16: bool) -> Work:
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, amsgrad=True, fused=s.device.type in ("cuda", "cpu"))
 
     def work() -> None:
@@ -96,7 +92,7 @@ def batch_for(
     rng = torch.Generator().manual_seed(0)
     sizes = 1 + torch.multinomial(numbers.double(), count, True, generator=rng)
     layout = Layout.of(sizes.tolist(), device)
-    width = next(channel.width for channel in NETWORKS[name][2].reads if channel.name == "lattice")
+    width = next(channel.width for channel in NETWORKS[name][1].reads if channel.name == "lattice")
     latent = {
         "species": torch.randint(100, (layout.total,), generator=rng),
         "fractional": torch.rand(layout.total, 3, generator=rng),
@@ -107,17 +103,12 @@ def batch_for(
     return layout, {channel: value.to(device) for channel, value in latent.items()}, times
 
 
-def of_form(name: str, form: str, hidden: int, device: torch.device) -> PairNetwork:
+def of_form(name: str, form: Messages | Literal["compiled"], hidden: int, device: torch.device) -> CSPVNet:
     """A network of ``NETWORKS`` in one form, always with the same weights."""
     torch.manual_seed(0)
-    fast, plain, interface = NETWORKS[name]
-    made = (plain if form == "plain" else fast)(interface, hidden=hidden).to(device)
-    if form == "compiled":
-        made.execute(Execution(compile=True))
-    elif form == "triton":
-        made.execute(Execution(messages="triton"))
-    elif form == "autograd":
-        made.execute(Execution(messages="autograd"))
+    build, interface = NETWORKS[name]
+    made = build(interface, hidden=hidden).to(device)
+    made.execute(Execution(compile=True) if form == "compiled" else Execution(messages=form))
     return made
 
 
@@ -148,9 +139,10 @@ def compare(
 ) -> dict[str, dict[str, Row]]:
     """Rows by the kind of work and the form."""
     layout, latent, s = batch_for(name, batch, device)
-    networks = {"plain": of_form(name, "plain", hidden, device)}
-    for form in (*FAST, *["triton"] * (device.type == "cuda"), *["compiled"] * compiled):
-        networks[form] = of_form(name, form, hidden, device)
+    forms: list[Messages | Literal["compiled"]] = ["plain", *FAST]
+    forms += ["triton"] if device.type == "cuda" else []
+    forms += ["compiled"] if compiled else []
+    networks: dict[str, CSPVNet] = {form: of_form(name, form, hidden, device) for form in forms}
     found: dict[str, dict[str, Row]] = {}
     for kind, make in (("forward", forward), ("training step", training_step)):
         products = unavoidable(networks["manual"], layout, kind == "training step")
@@ -177,7 +169,7 @@ def operations(work: Work) -> int:
 
 
 def main() -> None:
-    parser = common("CSPVNet and CSPNet against their readable forms")
+    parser = common("CSPVNet and CSPNet against their plain forms")
     add_network(parser)
     parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--compiled", action="store_true", help="torch.compile too; takes minutes")

@@ -4,9 +4,9 @@
 
 KLDM-x0 for crystal structure prediction on made-up crystals with the numbers of atoms of MP-20. Ours: a batch from the
 store, noise and targets, the network, AdamW, the moving average. Plain: a batch from torch-geometric's loader, targets
-by sums over 27 images, the readable network, AdamW and the same average. Both take turns; reported are medians of the
-CPU time of the process (of the GPU's own clock on a GPU, where the plain form pays for its input as well). The parts of
-our step are timed in the same turns.
+by sums over 27 images, the network computed as it is written, AdamW and the same average. Both take turns; reported are
+medians of the CPU time of the process (of the GPU's own clock on a GPU, where the plain form pays for its input as
+well). The parts of our step are timed in the same turns.
 """
 
 import argparse
@@ -28,8 +28,7 @@ from kldm.crystals import Crystals, CrystalStore, Layout
 from kldm.execution import Execution, Precision, set_execution
 from kldm.interfaces import Noised
 from kldm.model import JointModel
-from kldm.networks import CSPVNet, CSPVNetPlain
-from kldm.networks.pair_network import PairNetwork
+from kldm.networks import CSPVNet
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
 from kldm.training import set_precision
 from kldm.training.averaging import MovingAverage
@@ -72,14 +71,15 @@ class Learner:
     rng: torch.Generator
 
     @classmethod
-    def of(cls, coordinates: TrivializedTorus, network: type[CSPVNet], hidden: int, device: torch.device) -> "Learner":
+    def of(cls, coordinates: TrivializedTorus, execution: Execution, hidden: int, device: torch.device) -> "Learner":
         torch.manual_seed(0)
         model = JointModel(
             coordinates=coordinates,
             lattice=VPEuclidean(codec=LogTan(standardise=False)),
             species=Given(),
-            network=partial(network, hidden=hidden),
+            network=partial(CSPVNet, hidden=hidden),
         ).to(device)
+        set_execution(model.network, execution)
         optimizer = torch.optim.AdamW(model.parameters(), amsgrad=True, fused=device.type in ("cuda", "cpu"))
         return cls(model, optimizer, MovingAverage(model, 0.999), torch.Generator(device).manual_seed(0))
 
@@ -144,10 +144,9 @@ def of_precision(chosen: Precision, options: argparse.Namespace) -> dict[str, An
     order = torch.randperm(len(store), generator=torch.Generator().manual_seed(0)).tolist()
     rows = itertools.cycle([order[at : at + batch] for at in range(0, len(order) - batch, batch)])
     loader = loaders(host, batch)["plain"]
-    ours = Learner.of(TrivializedTorus(), CSPVNet, hidden, device)
-    plain = Learner.of(PlainTorus(size=plain_targets.sizes().float().to(device)), CSPVNetPlain, hidden, device)
-    plain.model.load_state_dict(ours.model.state_dict())
-    set_execution(ours.model.network, Execution(compile=options.compile))
+    by_definition = PlainTorus(size=plain_targets.sizes().float().to(device))
+    plain = Learner.of(by_definition, Execution(messages="plain"), hidden, device)
+    ours = Learner.of(TrivializedTorus(), Execution(compile=options.compile), hidden, device)
 
     def in_precision(work: Work, precision: Precision) -> Work:
         def done() -> object:
@@ -157,7 +156,7 @@ def of_precision(chosen: Precision, options: argparse.Namespace) -> dict[str, An
         return done
 
     network, layout = ours.model.network, store.batch(order[:batch]).layout
-    assert isinstance(network, PairNetwork)
+    assert isinstance(network, CSPVNet)
     products = unavoidable(network, layout, backward=True)
     works = {
         "plain": in_precision(lambda: plain.learn(crystals_of(loader(), device)), "fp32"),

@@ -111,7 +111,11 @@ class JointModel(nn.Module):
         if not all(weight >= 0 for weight in self.weights.values()) or not sum(learnt) > 0:
             raise KldmError("wants numbers of at least 0, not all of them 0 for what is learnt", place="weights")
         self.interface = _merged(self._processes)
-        built = network(self.interface)
+        try:
+            built = network(self.interface)
+        except KldmError as error:
+            place = f"network.{error.place}" if error.place else "network"
+            raise KldmError(error.problem, place=place, remedy=error.remedy) from None
         if not isinstance(built, nn.Module):
             raise KldmError(f"{type(built).__name__} is not a torch.nn.Module", place="network")
         self.network = built

@@ -5,7 +5,8 @@ An option that may be None takes ``attrs.validators.optional`` around them. Not-
 
 from collections.abc import Callable, Mapping
 from math import inf
-from typing import Any, Literal, get_args
+from types import SimpleNamespace
+from typing import Any, Literal, cast, get_args
 
 import attrs
 
@@ -62,6 +63,11 @@ def each(validator: Validator) -> Validator:
                 raise KldmError(error.problem, place=f"{attribute.name}.{key}", remedy=error.remedy) from None
 
     return check
+
+
+def check(name: str, value: Any, validator: Validator) -> None:
+    """Validate an argument of a function, or of a class that attrs does not make."""
+    validator(None, cast("attrs.Attribute[Any]", SimpleNamespace(name=name)), value)
 
 
 def _such(good: Callable[[Any], bool], wanted: str) -> Validator:

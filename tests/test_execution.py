@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kldm.execution import Execution, set_execution
-from kldm.networks.pair_network import PairNetwork
+from kldm.networks import CSPVNet
 from kldm.runs.trained import load_run
 from kldm.samplers import graphs
 from kldm.training.checkpoint import load
@@ -31,7 +31,7 @@ def test_a_recipe_reaches_the_network(tmp_path: Path) -> None:
     assert kldm("train", QUICKSTART, *CPU, "--out", tmp_path / "run", *chosen).exit_code == 0
     assert torch.are_deterministic_algorithms_enabled()
     network = load_run(tmp_path / "run")[0].model.network
-    assert isinstance(network, PairNetwork)
+    assert isinstance(network, CSPVNet)
     assert network.execution == Execution(messages="autograd", deterministic=True)
 
 

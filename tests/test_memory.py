@@ -94,7 +94,7 @@ def test_a_network_reckons_with_more_than_it_takes_but_not_with_far_more(name: s
         network=partial(networks.get(name), time_features=8, **sizes),
     )
     assert isinstance(model.network, Sizes)
-    for messages in ("manual", "autograd"):
+    for messages in ("manual", "autograd", "plain"):
         set_execution(model.network, Execution(messages=messages))
         for training in (True, False):
             taken = peak(model, training) / PAIRS

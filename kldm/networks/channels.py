@@ -1,10 +1,28 @@
 """Which channel plays which part in a network over pairs of atoms: found by kind, never by name."""
 
+from typing import NamedTuple
+
 import attrs
+import torch
 from torch import Tensor
 
+from kldm.crystals import Layout
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, Interface, Latent
+
+
+class Geometry(NamedTuple):
+    """What the messages are made from beside the atoms themselves. Compilers know named tuples, but no other records.
+
+    Attributes:
+        fractional: [N, 3], at least float32: phases reach 2 pi * 127, below float32 they would be noise.
+        velocity: [N, 3], or [N, 0] where none is read.
+        crystal: [B, C], the invariants of all channels per crystal.
+    """
+
+    fractional: Tensor
+    velocity: Tensor
+    crystal: Tensor
 
 
 @attrs.frozen
@@ -59,6 +77,19 @@ class Roles:
             crystals=tuple(c for c in reads if c.per == "crystal"),
             predicts=interface.predicts,
         )
+
+    @property
+    def crystal_width(self) -> int:
+        """How many numbers of each crystal there are."""
+        return sum(channel.width for channel in self.crystals)
+
+    def geometry(self, latent: Latent, layout: Layout, dtype: torch.dtype) -> Geometry:
+        """The channels of positions, velocities and crystals, of the type of the weights."""
+        fractional = latent[self.fractional.name].to(torch.promote_types(dtype, torch.float32))
+        none = torch.zeros(0, dtype=dtype, device=layout.device)
+        velocity = none.view(layout.total, 0) if self.velocity is None else latent[self.velocity.name].to(dtype)
+        numbers = [invariants(channel, latent[channel.name]) for channel in self.crystals]
+        return Geometry(fractional, velocity, torch.cat([none.view(len(layout), 0), *numbers], -1).to(dtype))
 
 
 def invariants(channel: Channel, values: Tensor) -> Tensor:

@@ -1,26 +1,19 @@
 """CSPNet, the network of DiffCSP."""
 
 from kldm.interfaces import Interface
+from kldm.networks.cspvnet import CSPVNet, TangentHead
 from kldm.networks.features import TimeEmbedding
-from kldm.networks.pair_network import PairNetwork
-from kldm.networks.plain import PlainEvaluation
 from kldm.registry import network
 
 
 @network("cspnet.v1")
-class CSPNet(PairNetwork):
-    """The network of DiffCSP (Jiao et al., 2023, section 4.2): messages over all pairs, of an atom to itself as well.
+class CSPNet(CSPVNet):
+    """The network of DiffCSP (Jiao et al., 2023, section 4.2): ``CSPVNet`` with other defaults.
 
-    A linear map predicts scores; a lattice that is diffused as a matrix L enters as L L^T and is answered as a
-    matrix times L. A velocity is not needed; one that is read enters the messages as in ``CSPVNet``.
-
-    Args:
-        interface, hidden, layers, time_features, frequencies, time_embedding: see ``PairNetwork``; the defaults are
-            the paper's.
+    An atom sends a message to itself too, the time is sinusoidal as in transformers, and a linear map predicts scores.
+    A lattice that is diffused as a matrix L enters as L L^T and is answered as a matrix times L. A velocity is not
+    needed; one that is read enters the messages as in ``CSPVNet``.
     """
-
-    self_edges = True
-    tangent_head = "linear"
 
     def __init__(
         self,
@@ -32,10 +25,16 @@ class CSPNet(PairNetwork):
         time_features: int = 256,
         frequencies: int = 128,
         time_embedding: TimeEmbedding = "sinusoidal",
+        self_edges: bool = True,
+        tangent_head: TangentHead = "linear",
     ) -> None:
-        super().__init__(interface, hidden, layers, time_features, frequencies, time_embedding)
-
-
-@network("cspnet_plain.v1")
-class CSPNetPlain(PlainEvaluation, CSPNet):
-    """The network of DiffCSP in torch-geometric: the same function as ``CSPNet``, to be read."""
+        super().__init__(
+            interface,
+            hidden=hidden,
+            layers=layers,
+            time_features=time_features,
+            frequencies=frequencies,
+            time_embedding=time_embedding,
+            self_edges=self_edges,
+            tangent_head=tangent_head,
+        )

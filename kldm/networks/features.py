@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from kldm.errors import KldmError
+from kldm.validators import at_least, check, one_of
 
 TimeEmbedding = Literal["fourier", "sinusoidal", "log_noise"]
 
@@ -44,7 +45,8 @@ class TimeFeatures(nn.Module):
         log_noise: log(sigma) at times s; see ``Interface``.
 
     Raises:
-        KldmError: an odd number of features, or ``log_noise`` for coordinates whose process does not know its noise.
+        KldmError: the number of features is odd, or ``log_noise`` is asked of coordinates whose process does not know
+            its noise.
     """
 
     frequencies: Tensor
@@ -53,11 +55,14 @@ class TimeFeatures(nn.Module):
         self, features: int, embedding: TimeEmbedding, log_noise: Callable[[Tensor], Tensor] | None = None
     ) -> None:
         super().__init__()
-        if features < 2 or features % 2:
-            raise KldmError(f"time_features is {features}", remedy="give an even number, at least 2")
+        check("time_embedding", embedding, one_of(*get_args(TimeEmbedding)))
+        check("time_features", features, at_least(2))
+        if features % 2:
+            raise KldmError(f"must be even, got {features}", place="time_features")
         if embedding == "log_noise" and log_noise is None:
             raise KldmError(
-                "time_embedding is log_noise, and the process of the coordinates does not say what its noise is",
+                "cannot be log_noise, as the process of the coordinates does not say what its noise is",
+                place="time_embedding",
                 remedy="take fourier, or a process with a method log_noise",
             )
         self.log_noise = log_noise if embedding == "log_noise" else None
@@ -75,11 +80,3 @@ class TimeFeatures(nn.Module):
             clock = self.log_noise(clock) / 4
         angle = clock.unsqueeze(-1) * frequencies
         return torch.cat([angle.sin(), angle.cos()], -1).to(self.frequencies.dtype)
-
-
-def distinct(s: Tensor) -> Tensor:
-    """The first of the times [B] alone where they are one number expanded, as all crystals have it in a sampling step.
-
-    The stride tells it, so that no value is looked at.
-    """
-    return s[:1] if s.stride(0) == 0 else s

@@ -1,9 +1,10 @@
-"""CSPNet: what sets it apart from CSPVNet. Its two forms: ``test_twins``."""
+"""CSPNet: what sets it apart from CSPVNet. It is computed as it is written: ``test_twins``."""
 
-import pytest
+from typing import Any
+
 import torch
 
-from kldm.networks import CSPNet, CSPNetPlain, CSPVNet
+from kldm.networks import CSPNet, CSPVNet
 from kldm.recipe.signatures import parameters
 from tests.networks.cases import FRACTIONAL, INTERFACES, MIXED, SCORE, case
 from tests.networks.twins import twins
@@ -13,26 +14,32 @@ DIFFCSP = INTERFACES["diffcsp"]
 
 def test_diffcsp_settings() -> None:
     with torch.device("meta"):
-        fast, plain = CSPNet(DIFFCSP), CSPNetPlain(DIFFCSP)
-    shapes = {name: value.shape for name, value in fast.state_dict().items()}
-    assert shapes == {name: value.shape for name, value in plain.state_dict().items()}
+        network = CSPNet(DIFFCSP)
     # 100 x 512 species, (512 + 256) -> 512 input, six layers, final norm, score and lattice heads.
     layer = 2 * 512 + (2 * 512 + 9 + 2 * 384 + 1) * 512 + 513 * 512 + 1025 * 512 + 513 * 512
     expected = 100 * 512 + 769 * 512 + 6 * layer + 2 * 512 + 512 * 3 + 512 * 9
-    assert sum(parameter.numel() for parameter in fast.parameters()) == expected
+    assert sum(parameter.numel() for parameter in network.parameters()) == expected
 
 
-@pytest.mark.parametrize("network", [CSPNet, CSPNetPlain])
-def test_a_recipe_sees_the_typed_defaults(network: type[CSPNet]) -> None:
-    found = {name: parameter.default for name, parameter in parameters(network).items()}
-    assert found == {
-        "hidden": 512,
-        "layers": 6,
-        "time_features": 256,
-        "frequencies": 128,
-        "time_embedding": "sinusoidal",
-    }
-    assert parameters(CSPVNet)["time_embedding"].default == "fourier"
+def test_what_a_recipe_may_set_and_how_the_defaults_differ() -> None:
+    ours, theirs = (
+        {name: parameter.default for name, parameter in parameters(network).items()} for network in (CSPNet, CSPVNet)
+    )
+    common = {"hidden": 512, "layers": 6, "time_features": 256, "frequencies": 128}
+    assert ours == {**common, "time_embedding": "sinusoidal", "self_edges": True, "tangent_head": "linear"}
+    assert theirs == {**common, "time_embedding": "fourier", "self_edges": False, "tangent_head": "mlp"}
+
+
+def test_one_network_is_the_other_with_its_options() -> None:
+    """The same names and numbers of weights, from the same draws, and so the same predictions."""
+    torch.manual_seed(0)
+    ours = CSPNet(DIFFCSP, hidden=8, layers=2)
+    torch.manual_seed(0)
+    differences: dict[str, Any] = {"time_embedding": "sinusoidal", "self_edges": True, "tangent_head": "linear"}
+    other = CSPVNet(DIFFCSP, hidden=8, layers=2, **differences)
+    latent, s, layout = case(DIFFCSP, MIXED, torch.float32)
+    for name, value in ours(latent, s, layout).items():
+        assert torch.equal(value, other(latent, s, layout)[name])
 
 
 def test_heads_are_linear_and_without_bias_but_for_types() -> None:

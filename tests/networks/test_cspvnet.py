@@ -1,4 +1,5 @@
-"""CSPVNet: its inputs and settings, and how it fares in low precision. Its two forms: ``test_twins``."""
+"""CSPVNet: inputs, settings and refusals, and how it fares in low precision. It is computed as it is written:
+``test_twins``."""
 
 import math
 from typing import Any
@@ -9,23 +10,26 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.memory import kept
+from kldm.errors import KldmError
 from kldm.execution import Execution, Messages
 from kldm.interfaces import Channel, Interface
-from kldm.networks import CSPVNet, CSPVNetPlain
+from kldm.networks import CSPVNet
 from kldm.networks.features import TimeFeatures, sinusoids
-from tests.networks.cases import CHARGE, FRACTIONAL, INTERFACES, MIXED, SCORE, SPECIES, case, generator
+from tests.networks.cases import (
+    FRACTIONAL,
+    INTERFACES,
+    LATTICE,
+    MATRIX,
+    MIXED,
+    SCORE,
+    SPECIES,
+    VELOCITY,
+    case,
+    generator,
+)
 from tests.networks.twins import relative, twins
 
 PREDICTION = INTERFACES["structure prediction"]
-
-
-def test_node_input_is_a_linear_map_of_the_concatenation() -> None:
-    interface = Interface((SPECIES, CHARGE, Channel("bits", 7, "atom", "real"), FRACTIONAL), (SCORE,))
-    nodes = twins("cspvnet", interface, hidden=8, layers=1)[0].double().nodes
-    latent, s, layout = case(interface, (2, 1, 4))
-    parts = [embedding(latent[c.name]) for c, embedding in zip(nodes.channels, nodes.embeddings, strict=True)]
-    whole = nodes.combine(torch.cat([*parts, layout.per_atom(nodes.time(s))], -1))
-    torch.testing.assert_close(nodes(latent, s, layout), whole, atol=1e-12, rtol=1e-10)
 
 
 def test_sinusoids() -> None:
@@ -90,11 +94,12 @@ def test_autocast_rounds_the_products_of_the_layers_alone(messages: Messages) ->
     assert all(value.dtype == torch.float32 for value in prediction.values())
 
 
+@pytest.mark.parametrize("messages", ["plain", "autograd"])
 @pytest.mark.parametrize("hidden", [4, 40])
-def test_a_network_can_be_differentiated_twice(hidden: int) -> None:
+def test_a_network_can_be_differentiated_twice(hidden: int, messages: Messages) -> None:
     """By its coordinates and its lattice; the means over the atoms of 4 and of 40 numbers are computed in two ways."""
     network = CSPVNet(PREDICTION, hidden=hidden, layers=1, time_features=4, frequencies=2).double()
-    network.execute(Execution(messages="autograd"))
+    network.execute(Execution(messages=messages))
     latent, s, layout = case(PREDICTION, (2, 1))
     names = ("fractional", "lattice")
 
@@ -146,13 +151,11 @@ def test_velocities_count_through_differences_alone() -> None:
 
 def test_paper_settings() -> None:
     with torch.device("meta"):
-        fast, plain = CSPVNet(PREDICTION), CSPVNetPlain(PREDICTION)
-    shapes = {name: value.shape for name, value in fast.state_dict().items()}
-    assert shapes == {name: value.shape for name, value in plain.state_dict().items()}
+        network = CSPVNet(PREDICTION)
     # 100 x 512 species, (512 + 256) -> 512 input, six layers, final norm, velocity and lattice heads.
     layer = 2 * 512 + 4 * 768 + (2 * 512 + 6 + 2 * 768 + 1) * 512 + 513 * 512 + 1025 * 512 + 513 * 512
     expected = 100 * 512 + 769 * 512 + 6 * layer + 2 * 512 + 513 * 512 + 512 * 3 + 512 * 6
-    assert sum(parameter.numel() for parameter in fast.parameters()) == expected == 14_924_288
+    assert sum(parameter.numel() for parameter in network.parameters()) == expected == 14_924_288
 
 
 def test_heads_without_bias() -> None:
@@ -178,3 +181,43 @@ def test_mpts52_at_batch_256_fits_into_10_gb() -> None:
     weights = 4 * sum(parameter.numel() for parameter in network.parameters())
     # Weights, gradients, three moments, the average; in the backward pass of a layer five more arrays of all edges.
     assert per_edge * largest + 6 * weights + 5 * width * largest < 10e9
+
+
+@pytest.mark.parametrize(
+    ("reads", "predicts", "words"),
+    [
+        ((SPECIES, LATTICE), (LATTICE,), "exactly one periodic channel and got 0"),
+        ((FRACTIONAL, Channel("f2", 3, "atom", "periodic")), (SCORE,), "exactly one periodic channel and got 2"),
+        ((FRACTIONAL, VELOCITY, SCORE), (VELOCITY,), "at most one tangent channel and got 'velocity', 'score'"),
+        ((Channel("f", 2, "atom", "periodic"),), (SCORE,), "'f' has width 2 per atom"),
+        ((FRACTIONAL, Channel("v", 3, "crystal", "tangent")), (SCORE,), "'v' has width 3 per crystal"),
+        ((FRACTIONAL, Channel("m", 9, "atom", "matrix")), (SCORE,), "'m' has width 9 per atom"),
+        ((FRACTIONAL, Channel("m", 6, "crystal", "matrix")), (SCORE,), "'m' has width 6 per crystal"),
+        ((FRACTIONAL,), (MATRIX,), "predicts the matrix channel 'lattice' as a multiple .* it reads none; let the"),
+        ((FRACTIONAL, LATTICE), (MATRIX,), "predicts the matrix channel 'lattice'"),
+        ((FRACTIONAL, Channel("group", 230, "crystal", "token")), (SCORE,), "'group' per crystal is not supported"),
+        ((FRACTIONAL,), (Channel("group", 230, "crystal", "token"),), "'group' per crystal is not supported"),
+        ((FRACTIONAL,), (FRACTIONAL,), "cannot predict the periodic channel 'fractional'"),
+    ],
+)
+def test_refused_interfaces(reads: tuple[Channel, ...], predicts: tuple[Channel, ...], words: str) -> None:
+    with pytest.raises(KldmError, match=words):
+        CSPVNet(Interface(reads, predicts), hidden=8, layers=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden": 0}, "hidden: must be at least 1, got 0"),
+        ({"layers": -1}, "layers: must be at least 1, got -1"),
+        ({"frequencies": 0}, "frequencies: must be at least 1, got 0"),
+        ({"time_features": 0}, "time_features: must be at least 2, got 0"),
+        ({"time_features": 7}, "time_features: must be even, got 7"),
+        ({"time_embedding": "furier"}, "time_embedding: must be one of .*, got 'furier'; did you mean 'fourier'"),
+        ({"tangent_head": "two"}, "tangent_head: must be one of mlp, linear, got 'two'"),
+    ],
+    ids=str,
+)
+def test_refused_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(KldmError, match=f"^{message}"):
+        CSPVNet(PREDICTION, **options)

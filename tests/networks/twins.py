@@ -1,25 +1,25 @@
-"""The fast and the readable form of a network, with the same weights."""
+"""A network as it is computed by default and as its file writes it, with the same weights."""
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from kldm.execution import Execution
 from kldm.interfaces import Interface
-from kldm.networks import CSPNet, CSPNetPlain, CSPVNet, CSPVNetPlain
-from kldm.networks.pair_network import PairNetwork
+from kldm.networks import CSPNet, CSPVNet
 
-Build = Callable[..., PairNetwork]
-FAMILIES: Mapping[str, tuple[Build, Build]] = {"cspvnet": (CSPVNet, CSPVNetPlain), "cspnet": (CSPNet, CSPNetPlain)}
+FAMILIES: Mapping[str, type[CSPVNet]] = {"cspvnet": CSPVNet, "cspnet": CSPNet}
+PLAIN = Execution(messages="plain")
 
 
-def twins(family: str, interface: Interface, hidden: int = 48, layers: int = 3) -> tuple[PairNetwork, PairNetwork]:
+def twins(family: str, interface: Interface, hidden: int = 48, layers: int = 3) -> tuple[CSPVNet, CSPVNet]:
     """Fast and plain."""
     torch.manual_seed(0)
-    fast, plain = (
-        build(interface, hidden=hidden, layers=layers, time_features=16, frequencies=128) for build in FAMILIES[family]
-    )
-    plain.load_state_dict(fast.state_dict())
+    fast = FAMILIES[family](interface, hidden=hidden, layers=layers, time_features=16, frequencies=128)
+    plain = copy.deepcopy(fast)
+    plain.execute(PLAIN)
     return fast, plain
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from kldm.crystals import Layout
 from kldm.errors import KldmError
 from kldm.execution import Messages
-from kldm.networks import message
-from kldm.networks.message import MESSAGE_BLOCKS
-from kldm.networks.sums import Ends, sum_at, sum_by_segments
+from kldm.networks.fast.encoding import MESSAGE_BLOCKS
+from kldm.networks.fast.messages import message
+from kldm.networks.fast.sums import Ends, sum_at, sum_by_segments
 from tests.networks.cases import MIXED, generator
 from tests.networks.twins import relative
 
@@ -166,7 +166,7 @@ def test_deterministic_algorithms_on_a_gpu_sum_by_segments(monkeypatch: pytest.M
 
     values, layout = torch.ones(2, 3).as_subclass(OnGpu), Layout.of([2])
     asked: list[Ends] = []
-    monkeypatch.setattr("kldm.networks.sums.sum_by_segments", lambda end, *_: asked.append(end))
+    monkeypatch.setattr("kldm.networks.fast.sums.sum_by_segments", lambda end, *_: asked.append(end))
     sum_at(Ends.SENDER, values, layout.pairs, 2)
     assert not asked
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
@@ -176,6 +176,6 @@ def test_deterministic_algorithms_on_a_gpu_sum_by_segments(monkeypatch: pytest.M
 
 def test_message_of_an_edge() -> None:
     weight, bias = torch.tensor([[2.0, 0.0], [0.0, -1.0]]), torch.tensor([0.5, 0.0])
-    found = message.message(torch.tensor([[1.0, -2.0]]), weight, bias)
+    found = message(torch.tensor([[1.0, -2.0]]), weight, bias)
     expected = [[silu(2 * silu(1.0) + 0.5), silu(-silu(-2.0))]]
     torch.testing.assert_close(found, torch.tensor(expected))

@@ -17,9 +17,9 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from kldm.crystals import Layout
-from kldm.networks.manual import first_activation
-from kldm.networks.triton_messages import _Blocks, _fault, _fused, _Kind, _launch
-from tests.networks.test_message import block, inputs
+from kldm.networks.fast.messages import first_activation
+from kldm.networks.fast.triton_messages import _Blocks, _fault, _fused, _Kind, _launch
+from tests.networks.fast.test_messages import block, inputs
 from tests.networks.twins import relative
 
 

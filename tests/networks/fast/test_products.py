@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import linear, silu
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kldm.networks import products
-from kldm.networks.products import affine
+from kldm.networks.fast import products
+from kldm.networks.fast.products import affine
 from tests.networks.cases import generator
 from tests.networks.twins import relative
 

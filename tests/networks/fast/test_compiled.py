@@ -11,8 +11,8 @@ from torch import Tensor
 from benchmarks.network import MP20_SIZES
 from kldm.crystals import Layout
 from kldm.execution import Execution
-from kldm.networks import rounds
-from kldm.networks.pair_network import PairNetwork
+from kldm.networks import CSPVNet
+from kldm.networks.fast.compiled import PAIRS, _compiled
 from tests.networks.cases import INTERFACES, MIXED, case, generator, random_latent
 from tests.networks.twins import FAMILIES, loss, relative
 from tests.small import needs_gpu
@@ -34,16 +34,16 @@ def shapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
 
     compile_: Compile = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend=note, **options))
-    rounds._compiled.cache_clear()
+    _compiled.cache_clear()
     yield compiled
-    rounds._compiled.cache_clear()
+    _compiled.cache_clear()
     torch._dynamo.reset()
 
 
-def pair(family: str) -> tuple[PairNetwork, PairNetwork]:
+def pair(family: str) -> tuple[CSPVNet, CSPVNet]:
     """Compiled and not, with the same weights."""
     torch.manual_seed(0)
-    plain = FAMILIES[family][0](OF_FAMILY[family], hidden=8, layers=1, frequencies=6, time_features=8)
+    plain = FAMILIES[family](OF_FAMILY[family], hidden=8, layers=1, frequencies=6, time_features=8)
     compiled = copy.deepcopy(plain)
     compiled.execute(Execution(compile=True))
     return compiled, plain
@@ -99,7 +99,7 @@ def test_few_shapes_and_none_anew_for_a_copy(shapes: list[tuple[int, ...]]) -> N
                 latent = random_latent(OF_FAMILY["cspvnet"], layout, rng, torch.float32)
                 module(latent, torch.rand(256, generator=rng), layout)
     assert 2 <= len(shapes) <= 9, "batches of MP-20 have 14,000 to 19,000 pairs: six multiples of 1024"
-    assert all(size % rounds.PAIRS == 0 for (size,) in shapes)
+    assert all(size % PAIRS == 0 for (size,) in shapes)
 
 
 def test_a_copy_has_weights_of_its_own(shapes: list[tuple[int, ...]]) -> None:
@@ -129,7 +129,7 @@ def test_a_copy_has_weights_of_its_own(shapes: list[tuple[int, ...]]) -> None:
 )
 def test_with_the_real_compiler(family: str, sizes: tuple[int, ...], device: str) -> None:
     torch._dynamo.reset()
-    rounds._compiled.cache_clear()
+    _compiled.cache_clear()
     compiled, plain = (network.to(device) for network in pair(family))
     latent, s, layout = case(OF_FAMILY[family], sizes, torch.float32)
     latent, s, layout = {name: value.to(device) for name, value in latent.items()}, s.to(device), layout.to(device)

@@ -17,18 +17,19 @@ from torch.nn.functional import silu
 
 from kldm.crystals import Layout, Pairs
 from kldm.execution import Execution
-from kldm.networks import CSPVNet, triton_messages
-from kldm.networks.manual import first_activation
-from kldm.networks.sums import Ends, sum_at
-from kldm.networks.triton_messages import WIDEST, _Blocks, _fault, _Kind, _launch, _obstacle, _warn
+from kldm.networks import CSPVNet
+from kldm.networks.fast import triton_messages
+from kldm.networks.fast.messages import first_activation
+from kldm.networks.fast.sums import Ends, sum_at
+from kldm.networks.fast.triton_messages import WIDEST, _Blocks, _fault, _Kind, _launch, _obstacle, _warn
 from tests.networks.cases import INTERFACES, MIXED, case
-from tests.networks.test_message import block, inputs
+from tests.networks.fast.test_messages import block, inputs
 from tests.networks.twins import relative
 from tests.small import needs_gpu
 from tests.synchronisation import unsynchronised
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
-KERNEL = "kldm.networks.triton_kernel"
+KERNEL = "kldm.networks.fast.triton_kernel"
 
 
 @pytest.fixture(autouse=True)
@@ -230,7 +231,7 @@ def test_blocks(major: int, hidden: int, precision: str, monkeypatch: pytest.Mon
 
 
 def test_triton_is_not_imported_unasked() -> None:
-    program = "import sys; import kldm.networks.message; assert 'kldm.networks.triton_kernel' not in sys.modules"
+    program = "import sys; import kldm.networks; assert 'kldm.networks.fast.triton_kernel' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
@@ -277,7 +278,7 @@ def test_compiles_for_gpus_that_are_not_here(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from kldm.networks.triton_kernel import messages
+    from kldm.networks.fast.triton_kernel import messages
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: divmod(capability, 10))

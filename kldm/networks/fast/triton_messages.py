@@ -2,7 +2,6 @@
 
 import logging
 from functools import cache
-from typing import Any
 
 import attrs
 import torch
@@ -10,9 +9,9 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from kldm.crystals import Layout, Pairs
-from kldm.networks.manual import ManualMessageBlock, first_activation, manual_messages
-from kldm.networks.products import differentiated
-from kldm.networks.sums import Ends, sum_at
+from kldm.networks.fast.messages import differentiated_by_hand, first_activation, manual_messages
+from kldm.networks.fast.products import differentiated
+from kldm.networks.fast.sums import Ends, sum_at
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -31,7 +30,7 @@ def triton_messages(
     """``MessageBlock`` in one kernel: gathers, both linear maps' activations, the product between and the sums.
 
     Without gradients nothing of the size of the edges, [2 P, H], is written. With them the two pre-activations are kept
-    and the backward pass is the one of ``ManualMessageBlock``. Both directions of a pair are computed together, so that
+    and the backward pass is the one that is written by hand. Both directions of a pair are computed together, so that
     even and odd are read once for every 128 output units; gathers and the first activation are repeated for each of
     these blocks, from the cache. Products of float32 are in TF32 unless torch's float32_matmul_precision is "highest":
     then they are exact, but without tensor cores, for which torch's own products are as good or better.
@@ -61,31 +60,7 @@ def _fused(
     receiver: Tensor, sender: Tensor, even: Tensor, odd: Tensor, weight: Tensor, bias: Tensor, pairs: Pairs
 ) -> Tensor:
     """By the kernel, whatever the device: in Triton's interpreter, that is the CPU too."""
-    tensors = (receiver, sender, even, odd, weight, bias)
-    if not differentiated(*tensors):
-        return _launch(*tensors, pairs, keep=False)[0]
-    result: Tensor = FusedMessageBlock.apply(*tensors, pairs)  # type: ignore[no-untyped-call]
-    return result
-
-
-class FusedMessageBlock(ManualMessageBlock):
-    """``ManualMessageBlock`` with the forward pass in one kernel."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        receiver: Tensor,
-        sender: Tensor,
-        even: Tensor,
-        odd: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        pairs: Pairs,
-    ) -> Tensor:
-        total, first, second = _launch(receiver, sender, even, odd, weight, bias, pairs, keep=True)
-        ctx.pairs, ctx.node_dtype = pairs, receiver.dtype
-        ctx.save_for_backward(first, second, weight)
-        return total
+    return differentiated_by_hand(_launch, (receiver, sender, even, odd, weight, bias), pairs)
 
 
 def _launch(
@@ -98,8 +73,8 @@ def _launch(
     pairs: Pairs,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sums [N, H], and the pre-activations a and z, [2 P, H] if they are to be kept, else empty."""
-    from kldm.networks.triton_kernel import messages
+    """``Summed`` by the kernel; pre-activations that are not to be kept are empty."""
+    from kldm.networks.fast.triton_kernel import messages
 
     count, hidden = len(pairs.i), receiver.shape[1]
     total = receiver.new_zeros(receiver.shape, dtype=torch.float32)
@@ -192,7 +167,7 @@ def _obstacle(receiver: Tensor, weight: Tensor) -> str | None:
 def _fault(kind: _Kind, keep: bool) -> str | None:
     """Why the kernel is of no use for this kind of call; None if it is. Found by trying it, which is done once."""
     try:
-        from kldm.networks.triton_kernel import INTERPRETED
+        from kldm.networks.fast.triton_kernel import INTERPRETED
 
         if INTERPRETED:
             return "Triton is in its interpreter"

@@ -1,34 +1,96 @@
-"""The message block with a hand-written backward pass."""
+"""The message part of a layer over unordered pairs of atoms: one function, interchangeable ways to compute it."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
 
 from kldm.crystals import Pairs
 from kldm.errors import KldmError
-from kldm.networks.products import affine, differentiated
-from kldm.networks.sums import Ends, sum_at, sum_of_bags
+from kldm.networks.fast.products import affine, differentiated
+from kldm.networks.fast.sums import Ends, sum_at, sum_of_bags
+from kldm.runtime.rows import add_rows, take_rows
+
+
+class MessageBlock(Protocol):
+    """Sum of the messages that an atom gets from the other atoms of its crystal.
+
+    The message that atom i gets from atom j is silu(W silu(a_ij) + b) with a_ij = receiver_i + sender_j + even_ij +
+    odd_ij. For a pair i < j the message from i to j has the same even part and the opposite odd one. Each a_ij is
+    rounded to the type of ``weight``, which the factors of the product have; messages are summed in at least float32,
+    and so are the gradients that an atom gets.
+    """
+
+    def __call__(
+        self,
+        receiver: Tensor,
+        sender: Tensor,
+        even: Tensor,
+        odd: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        pairs: Pairs,
+    ) -> Tensor:
+        """[N, H]; zero for an atom alone in its crystal.
+
+        Args:
+            receiver, sender: [N, H], what the two ends of an edge contribute; of the type of ``weight``.
+            even, odd: [P, H], what the pair contributes; of the same type.
+            weight, bias: [H, H] and [H] of the second linear map; of bfloat16 to round the products.
+            pairs: of the batch; may be empty.
+        """
+        ...
+
+
+def message(first: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """silu(W silu(a) + b) of what the first linear map gave, a [..., H]."""
+    return silu(linear(silu(first), weight, bias))
+
+
+def autograd_messages(
+    receiver: Tensor, sender: Tensor, even: Tensor, odd: Tensor, weight: Tensor, bias: Tensor, pairs: Pairs
+) -> Tensor:
+    """The block by torch's own operators, which can be differentiated twice."""
+    return messages_of_tensors(receiver, sender, even, odd, weight, bias, pairs.i, pairs.j)
+
+
+def messages_of_tensors(
+    receiver: Tensor, sender: Tensor, even: Tensor, odd: Tensor, weight: Tensor, bias: Tensor, i: Tensor, j: Tensor
+) -> Tensor:
+    """``autograd_messages`` of the pairs i, j: to be fused by a compiler, which knows no record of them."""
+    wide = torch.promote_types(receiver.dtype, torch.float32)
+    receiver, sender = receiver.to(wide), sender.to(wide)
+    to_i = take_rows(receiver, i) + take_rows(sender, j) + even + odd
+    to_j = take_rows(receiver, j) + take_rows(sender, i) + even - odd
+    to_i, to_j = (message(first.to(weight.dtype), weight, bias) for first in (to_i, to_j))
+    return add_rows(to_i.to(wide), i, len(receiver)) + add_rows(to_j.to(wide), j, len(receiver))
 
 
 def manual_messages(
     receiver: Tensor, sender: Tensor, even: Tensor, odd: Tensor, weight: Tensor, bias: Tensor, pairs: Pairs
 ) -> Tensor:
-    """``MessageBlock`` with a backward pass written by hand, which keeps the two pre-activations of an edge alone.
+    """The block with a backward pass written by hand."""
+    return differentiated_by_hand(summed_messages, (receiver, sender, even, odd, weight, bias), pairs)
 
-    Without gradients they are overwritten by the activations.
-    """
-    tensors = (receiver, sender, even, odd, weight, bias)
+
+Summed = Callable[..., tuple[Tensor, Tensor, Tensor]]
+"""A ``MessageBlock`` with a further argument ``keep``: whether it gives, beside the sums, the pre-activations a and z
+[2 P, H] of all edges, which the backward pass needs."""
+
+
+def differentiated_by_hand(summed: Summed, tensors: tuple[Tensor, ...], pairs: Pairs) -> Tensor:
+    """The sums of a block; nothing is kept where nobody will ask for gradients."""
     if not differentiated(*tensors):
-        return summed_messages(*tensors, pairs, keep=False)[0]
-    result: Tensor = ManualMessageBlock.apply(*tensors, pairs)  # type: ignore[no-untyped-call]
+        return summed(*tensors, pairs, keep=False)[0]
+    result: Tensor = _ByHand.apply(summed, *tensors, pairs)  # type: ignore[no-untyped-call]
     return result
 
 
-class ManualMessageBlock(Function):
-    """``MessageBlock`` that keeps, for the backward pass, the two pre-activations of every edge and nothing else of it.
+class _ByHand(Function):
+    """Keeps, for the backward pass, the two pre-activations of every edge and nothing else of it.
 
     With a = receiver_i + sender_j + even +- odd, z = W silu(a) + b and the gradient g of the sums: dz = g_i silu'(z),
     da = (W^T dz) silu'(a), dW = sum dz silu(a)^T, db = sum dz. An edge's da goes to its receiver and its sender; the
@@ -39,6 +101,7 @@ class ManualMessageBlock(Function):
     @staticmethod
     def forward(
         ctx: Any,
+        summed: Summed,
         receiver: Tensor,
         sender: Tensor,
         even: Tensor,
@@ -47,7 +110,7 @@ class ManualMessageBlock(Function):
         bias: Tensor,
         pairs: Pairs,
     ) -> Tensor:
-        total, first, second = summed_messages(receiver, sender, even, odd, weight, bias, pairs, keep=True)
+        total, first, second = summed(receiver, sender, even, odd, weight, bias, pairs, keep=True)
         ctx.pairs, ctx.node_dtype = pairs, receiver.dtype
         ctx.save_for_backward(first, second, weight)
         return total
@@ -60,7 +123,7 @@ class ManualMessageBlock(Function):
                 remedy='set execution.messages = "autograd"',
             )
         first, second, weight = ctx.saved_tensors
-        return (*message_gradients(gradient, first, second, weight, ctx.pairs, ctx.node_dtype), None)
+        return (None, *message_gradients(gradient, first, second, weight, ctx.pairs, ctx.node_dtype), None)
 
 
 def summed_messages(
@@ -73,7 +136,7 @@ def summed_messages(
     pairs: Pairs,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sums of the messages [N, H], and the pre-activations a and z [2 P, H]; if not to be kept, their silu."""
+    """``Summed`` in a few passes over the edges; pre-activations that are not to be kept are overwritten."""
     first = first_activation(receiver, sender, even, odd, pairs).to(weight.dtype)
     second = affine(silu(first, inplace=not keep), weight, bias, activated=not keep)
     return sum_at(Ends.RECEIVER, silu(second) if keep else second, pairs, len(receiver)), first, second
