@@ -208,5 +208,5 @@ def test_a_recipe_sets_its_options_and_no_codec() -> None:
     assert again == built
     with pytest.raises(KldmError, match="unknown key"):
         build({**section, "codec": {"@codecs": "identity.v1"}}, DiffusionProcess)
-    with pytest.raises(KldmError, match="eta: must be from 0 to 1, got -0.1"):
+    with pytest.raises(KldmError, match=r"eta: must be from 0 to 1, got -0.1"):
         one_hot(eta=-0.1)
