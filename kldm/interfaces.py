@@ -251,10 +251,14 @@ class ReadsColumns(Protocol):
 
 @runtime_checkable
 class Restricts(Protocol):
-    """A species process whose samples can be held to some elements."""
+    """A species process, or its codec, whose samples can be held to some elements."""
 
     def restricted(self, elements: Sequence[int]) -> Self:
-        """The same process; none of its samples holds an atomic number outside ``elements``."""
+        """The same; none of its samples holds an atomic number outside ``elements``.
+
+        Raises:
+            KldmError: there is no element left, or it is not of species after all.
+        """
         ...
 
 
@@ -283,6 +287,15 @@ class Codec(Protocol):
 
     def decode(self, values: Tensor, into: Crystals) -> Crystals:
         """``into`` with the modality replaced."""
+        ...
+
+
+@runtime_checkable
+class Cleans(Protocol):
+    """A codec that knows something of the numbers of all crystals."""
+
+    def clean(self, values: Tensor) -> Tensor:
+        """Estimates of encoded crystals, [B, C] or [N, C], with what is known put in."""
         ...
 
 

@@ -17,15 +17,15 @@ from kldm.crystals import Crystals
 from kldm.errors import KldmError
 from kldm.interfaces import DiffusionProcess, Noised
 from kldm.processes import (
-    AnalogBits,
-    BitsFlow,
     Given,
     LogTan,
     Matrix,
-    OneHot,
     TrivializedTorus,
     VPEuclidean,
     WrappedVE,
+    analog_bits,
+    bits_flow,
+    one_hot,
 )
 from kldm.registry import processes
 from tests.conformance.test_processes import build
@@ -39,7 +39,7 @@ PROCESSES: dict[str, DiffusionProcess] = {
     "matrix": VPEuclidean(codec=Matrix(), parameterization="eps"),
     "direct": TrivializedTorus(parameterization="direct", initial_velocity_std=0.3),
     "translating": TrivializedTorus(zero_net_translation=False),
-    "velocities of bits": BitsFlow(parameterization="velocity"),
+    "velocities of bits": bits_flow(parameterization="velocity"),
 }
 
 
@@ -132,8 +132,8 @@ def test_noise_with_the_real_compiler(name: str, device: str) -> None:
 @pytest.mark.parametrize(
     ("parts", "most"),
     [
-        ((TrivializedTorus(), CELL, OneHot()), 26),
-        ((TrivializedTorus(), CELL, AnalogBits()), 23),
+        ((TrivializedTorus(), CELL, one_hot()), 26),
+        ((TrivializedTorus(), CELL, analog_bits()), 23),
         ((WrappedVE(), PROCESSES["matrix"], Given()), 23),
     ],
     ids=["one-hot", "bits", "diffcsp"],

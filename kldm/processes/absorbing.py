@@ -1,7 +1,7 @@
 """Masked (absorbing) diffusion of atom types in continuous time."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self, get_args
+from typing import Literal, Self
 
 import attrs
 import torch
@@ -10,11 +10,11 @@ from torch.nn.functional import cross_entropy
 
 from kldm.compiling import fused, table
 from kldm.crystals import Crystals, Layout
-from kldm.errors import KldmError
 from kldm.interfaces import OF_SAMPLING, Channel, Latent, Move, Noised, Prediction, Step
 from kldm.processes.masking import Masking, masked, rate
 from kldm.processes.vocabulary import VOCABULARY, check_elements, narrowed
 from kldm.registry import process
+from kldm.validators import one_of
 
 _MASK = VOCABULARY  # the token after the last type
 
@@ -43,16 +43,12 @@ class Absorbing:
         KldmError: an option that is not one of those named, no element, or an atomic number outside 1..100.
     """
 
-    schedule: Masking = "linear"
-    loss_weight: Literal["weighted", "simple"] = "weighted"
+    schedule: Masking = attrs.field(default="linear", validator=one_of())
+    loss_weight: Literal["weighted", "simple"] = attrs.field(default="weighted", validator=one_of())
     elements: tuple[int, ...] | None = None
     remask: bool = attrs.field(default=False, metadata=OF_SAMPLING)
 
     def __attrs_post_init__(self) -> None:
-        if self.schedule not in get_args(Masking):
-            raise KldmError(f"must be one of {', '.join(get_args(Masking))}, not {self.schedule!r}", place="schedule")
-        if self.loss_weight not in ("weighted", "simple"):
-            raise KldmError(f"must be 'weighted' or 'simple', not {self.loss_weight!r}", place="loss_weight")
         if self.elements is not None:
             check_elements(self.elements)
 

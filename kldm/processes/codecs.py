@@ -138,7 +138,7 @@ def _rows_of(fit: Mapping[str, Json]) -> tuple[tuple[float, ...], ...]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise KldmError(
             "fit wants means and positive standard deviations of three log lengths by number of atoms and 'pooled'",
-            place="log_tan",
+            place="fit",
             remedy="leave it out to have it measured on the training split",
         ) from error
     return tuple(rows.get(str(count), pooled) for count in range(max(counts, default=0) + 2))

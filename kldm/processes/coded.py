@@ -1,6 +1,6 @@
 """What processes over a codec's numbers share, whether they diffuse them or let them flow."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import attrs
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kldm.crystals import Crystals, CrystalStore, Layout
 from kldm.errors import KldmError
-from kldm.interfaces import Channel, Codec, Fits, Json, Latent, Noised, Prediction
+from kldm.interfaces import Channel, Cleans, Codec, Fits, Json, Latent, Noised, Prediction, Restricts
 
 
 @attrs.frozen(kw_only=True)
@@ -55,12 +55,23 @@ class CodedProcess:
         found = self.codec.statistics() if isinstance(self.codec, Fits) else {}
         return {"codec": found} if found else {}
 
+    def restricted(self, elements: Sequence[int]) -> Self:
+        """The same process, whose codec is held to ``elements``, and to those that it is held to already.
+
+        Raises:
+            KldmError: the codec is not of species.
+        """
+        if not isinstance(self.codec, Restricts):
+            problem = f"the channel {self._name!r} holds no elements that samples could be held to"
+            raise KldmError(problem, place="codec", remedy="ask a process of the species")
+        return attrs.evolve(self, codec=self.codec.restricted(elements))
+
     @property
     def _name(self) -> str:
         return self.codec.channel.name
 
     def _draw(self, like: Crystals, rng: torch.Generator) -> Tensor:
-        """z for crystals of this layout, [B, C] or [N, C]: N(0, I). A subclass may draw from another law."""
+        """z for crystals of this layout, [B, C] or [N, C]: N(0, I). A process may draw from another law."""
         rows = len(like) if self.codec.channel.per == "crystal" else like.layout.total
         shape, values = (rows, self.codec.channel.width), like.lattice
         return torch.randn(shape, generator=rng, dtype=values.dtype, device=values.device)
@@ -76,5 +87,5 @@ class CodedProcess:
         return layout.columns(*values)
 
     def _clean(self, start: Tensor) -> Tensor:
-        """The estimate of x_0 as all moves take it: as it is. A subclass puts in what it knows of the data."""
-        return start
+        """The estimate of x_0 as all moves take it: with what the codec knows of all data."""
+        return self.codec.clean(start) if isinstance(self.codec, Cleans) else start

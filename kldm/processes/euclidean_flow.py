@@ -1,19 +1,27 @@
 """Flow matching of real numbers: straight lines from noise to a codec's numbers."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Protocol, Self
 
 import attrs
 import torch
 from torch import Tensor
 
 from kldm.compiling import fused
-from kldm.crystals import Crystals, Layout
-from kldm.errors import KldmError
-from kldm.interfaces import OF_SAMPLING, Latent, Move, Noised, Prediction, Step
+from kldm.crystals import Crystals, CrystalStore, Layout
+from kldm.interfaces import OF_SAMPLING, Codec, Fits, Json, Latent, Move, Noised, Prediction, Step
 from kldm.processes.coded import CodedProcess
-from kldm.processes.euler import not_negative, stride
+from kldm.processes.euler import stride
 from kldm.registry import process
+from kldm.validators import at_least, one_of
+
+
+class Source(Protocol):
+    """A law of the noise at s = 1."""
+
+    def draw(self, like: Crystals, codec: Codec, rng: torch.Generator) -> Tensor:
+        """The codec's numbers, [B, C] or [N, C], for crystals of the layout of ``like``."""
+        ...
 
 
 @process("euclidean_flow.v1")
@@ -21,7 +29,7 @@ from kldm.registry import process
 class EuclideanFlow(CodedProcess):
     """Conditional flow matching along straight lines (Lipman et al., 2023) on a codec's numbers.
 
-    With the flow time t = 1 - s and noise z, here N(0, I), x_s = s z + (1 - s) x_0. The velocity is dx/dt = x_0 - z,
+    With the flow time t = 1 - s and noise z, x_s = s z + (1 - s) x_0. The velocity is dx/dt = x_0 - z,
     which is (x_0 - x_s) / s as well: a network that predicts x_0 gives it too, with a loss that weighs late times
     (small s) less. The answer goes by the name of the channel that the network reads.
 
@@ -32,19 +40,15 @@ class EuclideanFlow(CodedProcess):
         codec: which numbers of a crystal, and how they become real ones.
         parameterization: what the network predicts.
         anti_annealing: a of the step x <- x + (s - r) (1 + a t) v; 0 is Euler's method. See ``stride``.
+        source: the law of the noise z; None: N(0, I). In a recipe ``lattice_flow.v1`` has another.
 
     Raises:
         KldmError: an option out of range.
     """
 
-    parameterization: Literal["velocity", "x0"] = "velocity"
-    anti_annealing: float = attrs.field(default=0.0, validator=not_negative, metadata=OF_SAMPLING)
-
-    def __attrs_post_init__(self) -> None:
-        if self.parameterization not in ("velocity", "x0"):
-            problem = f"parameterization must be 'velocity' or 'x0', not {self.parameterization!r}"
-            raise KldmError(problem, place="parameterization")
-        super().__attrs_post_init__()
+    parameterization: Literal["velocity", "x0"] = attrs.field(default="velocity", validator=one_of())
+    anti_annealing: float = attrs.field(default=0.0, validator=at_least(0), metadata=OF_SAMPLING)
+    source: Source | None = None
 
     @property
     def moves(self) -> Mapping[str, Move]:
@@ -81,6 +85,16 @@ class EuclideanFlow(CodedProcess):
         start = clean[self._name]
         share = self._rows(step.r / step.s, step.layout, start)
         return {self._name: torch.lerp(start, latent[self._name], share)}
+
+    def fitted(self, train: CrystalStore) -> Self:
+        source = self.source.fitted(train) if isinstance(self.source, Fits) else self.source
+        return attrs.evolve(super().fitted(train), source=source)
+
+    def statistics(self) -> Mapping[str, Json]:
+        return {**super().statistics(), **(self.source.statistics() if isinstance(self.source, Fits) else {})}
+
+    def _draw(self, like: Crystals, rng: torch.Generator) -> Tensor:
+        return super()._draw(like, rng) if self.source is None else self.source.draw(like, self.codec, rng)
 
     def _velocity(self, x: Tensor, output: Tensor, s: Tensor) -> Tensor:
         """The velocity from the network's output at time s > 0, towards an x_0 that ``_clean`` has seen."""

@@ -1,12 +1,7 @@
 """The step of flow matching: forward Euler along the predicted velocity, with FlowMM's inference anti-annealing."""
 
-from math import isfinite
-from typing import Any
-
-import attrs
 from torch import Tensor
 
-from kldm.errors import KldmError
 from kldm.interfaces import Step
 
 
@@ -19,9 +14,3 @@ def stride(step: Step, anti_annealing: float) -> Tensor:
     predicts near t = 1. With not many more steps than a, the last ones overshoot.
     """
     return (step.s - step.r) * (1 + anti_annealing * (1 - step.s))
-
-
-def not_negative(_instance: Any, attribute: "attrs.Attribute[Any]", value: float) -> None:
-    """An option that must be a number from 0."""
-    if not (value >= 0 and isfinite(value)):
-        raise KldmError(f"must be a number from 0, not {value!r}", place=attribute.name)

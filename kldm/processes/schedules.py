@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kldm.errors import KldmError
 from kldm.registry import schedule
+from kldm.validators import above, within
 
 _SPAN = 0.999  # share of the cosine's quarter period that is used
 
@@ -24,12 +25,12 @@ class Linear:
         beta_max: rate at s = 1, at least ``beta_min``.
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
+    beta_min: float = attrs.field(default=0.1, validator=above(0))
+    beta_max: float = attrs.field(default=20.0, validator=above(0))
 
     def __attrs_post_init__(self) -> None:
-        if not 0 < self.beta_min <= self.beta_max:
-            raise KldmError(f"wants 0 < beta_min <= beta_max, not {self.beta_min} and {self.beta_max}", place="linear")
+        if self.beta_max < self.beta_min:
+            raise KldmError(f"must be at least beta_min = {self.beta_min}, got {self.beta_max}", place="beta_max")
 
     def alpha(self, s: Tensor) -> Tensor:
         return (self._exponent(s) / 2).exp()
@@ -58,11 +59,7 @@ class Cosine:
         offset: keeps the noise of the first steps from vanishing, > 0.
     """
 
-    offset: float = 0.008
-
-    def __attrs_post_init__(self) -> None:
-        if not 0 < self.offset < 1:
-            raise KldmError(f"offset must lie between 0 and 1, not {self.offset}", place="cosine")
+    offset: float = attrs.field(default=0.008, validator=within(0, 1, ends="neither"))
 
     def alpha(self, s: Tensor) -> Tensor:
         return torch.cos(self._rate * s + self._start) / cos(self._start)

@@ -9,9 +9,10 @@ from torch import Tensor
 from kldm.compiling import fused
 from kldm.crystals import Crystals, Layout
 from kldm.interfaces import OF_SAMPLING, Channel, Latent, Move, Noised, Prediction, Step
-from kldm.processes.euler import not_negative, stride
+from kldm.processes.euler import stride
 from kldm.registry import process
 from kldm.torus import towards, unit, wrap
+from kldm.validators import at_least
 
 
 @process("torus_flow.v1")
@@ -36,7 +37,7 @@ class TorusFlow:
     """
 
     zero_net_translation: bool = True
-    anti_annealing: float = attrs.field(default=0.0, validator=not_negative, metadata=OF_SAMPLING)
+    anti_annealing: float = attrs.field(default=0.0, validator=at_least(0), metadata=OF_SAMPLING)
 
     @property
     def reads(self) -> tuple[Channel, ...]:

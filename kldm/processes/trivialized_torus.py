@@ -1,7 +1,7 @@
 """KLDM's diffusion of fractional coordinates: noise enters velocities, which carry the coordinates along the torus."""
 
 from collections.abc import Mapping
-from math import isfinite, pi
+from math import pi
 from typing import Literal
 
 import attrs
@@ -16,6 +16,7 @@ from kldm.processes.kinetic import Joint, Kernel, flow, posterior, velocity_scor
 from kldm.processes.langevin import langevin_size
 from kldm.registry import process
 from kldm.torus import score_root_mean_square, unit, wrap, wrapped_normal_score
+from kldm.validators import above, one_of, within
 
 _TURN = 2 * pi  # inside: angles and radians per time; in the latent: fractions of a turn, v / (2 pi)
 
@@ -54,40 +55,24 @@ class TrivializedTorus:
         KldmError: an option out of range, or one that the parameterisation does not have.
     """
 
-    parameterization: Literal["simplified", "direct"] = "simplified"
-    initial_velocity_std: float = 0.0
+    parameterization: Literal["simplified", "direct"] = attrs.field(default="simplified", validator=one_of())
+    initial_velocity_std: float = attrs.field(default=0.0, validator=within(0, 1e6, ends="low"))
     zero_net_translation: bool = True
-    horizon: float = 2.0
-    variance_floor: float = 1e-6
-    loss_weight: Literal["uniform", "inverse_square_target"] = "uniform"
-    shows: Literal["state", "displacement_free"] = "state"
-    displacement_noise: Literal["projected", "free"] = "projected"
+    horizon: float = attrs.field(default=2.0, validator=above(0))
+    variance_floor: float = attrs.field(default=1e-6, validator=within(0, 1, ends="low"))
+    loss_weight: Literal["uniform", "inverse_square_target"] = attrs.field(default="uniform", validator=one_of())
+    shows: Literal["state", "displacement_free"] = attrs.field(default="state", validator=one_of())
+    displacement_noise: Literal["projected", "free"] = attrs.field(default="projected", validator=one_of())
 
     def __attrs_post_init__(self) -> None:
-        for name, good, wanted in (
-            ("horizon", self.horizon > 0 and isfinite(self.horizon), "a positive number"),
-            ("variance_floor", 0 <= self.variance_floor < 1, "a number in [0, 1)"),
-            ("initial_velocity_std", 0 <= self.initial_velocity_std < 1e6, "a number from 0"),
-            ("parameterization", self.parameterization in ("simplified", "direct"), "'simplified' or 'direct'"),
-            ("loss_weight", self.loss_weight in ("uniform", "inverse_square_target"), "a known weight"),
-            ("shows", self.shows in ("state", "displacement_free"), "'state' or 'displacement_free'"),
-            ("displacement_noise", self.displacement_noise in ("projected", "free"), "'projected' or 'free'"),
-        ):
-            if not good:
-                raise KldmError(f"{name} must be {wanted}, not {getattr(self, name)!r}", place="trivialized_torus")
-        for name, used in (
-            ("initial_velocity_std", self.initial_velocity_std > 0),
-            ("loss_weight", self.loss_weight != "uniform"),
-        ):
-            if used and self.parameterization == "simplified":
-                raise KldmError(
-                    f"{name} = {getattr(self, name)!r} needs the direct parameterization",
-                    place="trivialized_torus",
-                    remedy='set parameterization = "direct" or leave the option out',
-                )
-        if self.shows == "displacement_free" and self.parameterization == "direct":
-            problem = 'shows = "displacement_free" hides the velocity, which the direct parameterization predicts from'
-            raise KldmError(problem, place="trivialized_torus", remedy='set shows = "state"')
+        if self.parameterization == "simplified":
+            for name, usual in (("initial_velocity_std", 0.0), ("loss_weight", "uniform")):
+                if (value := getattr(self, name)) != usual:
+                    problem = f"must be {usual} with the simplified parameterization, got {value}"
+                    raise KldmError(problem, place=name, remedy='set parameterization = "direct"')
+        elif self.shows == "displacement_free":
+            problem = "must be state with the direct parameterization, which predicts from the velocity too"
+            raise KldmError(problem, place="shows", remedy='set parameterization = "simplified"')
 
     @property
     def reads(self) -> tuple[Channel, ...]:

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from kldm.compiling import fused
 from kldm.crystals import Crystals, Layout
-from kldm.errors import KldmError
 from kldm.interfaces import OF_SAMPLING, Latent, Move, Noised, Prediction, Schedule, Step
 from kldm.processes.coded import CodedProcess
 from kldm.processes.langevin import langevin_size
 from kldm.processes.schedules import Linear
 from kldm.registry import process
+from kldm.validators import one_of, within
 
 _LINEAR = Linear()
 _SMALLEST_SIGMA = 1e-5  # divides instead of the sigma that vanishes at s = 0
@@ -39,16 +39,8 @@ class VPEuclidean(CodedProcess):
     """
 
     schedule: Schedule = _LINEAR
-    parameterization: Literal["x0", "eps"] = "x0"
-    eta: float = attrs.field(default=1.0, metadata=OF_SAMPLING)
-
-    def __attrs_post_init__(self) -> None:
-        if self.parameterization not in ("x0", "eps"):
-            problem = f"parameterization must be 'x0' or 'eps', not {self.parameterization!r}"
-            raise KldmError(problem, place="parameterization")
-        if not 0 <= self.eta <= 1:
-            raise KldmError(f"eta must lie in [0, 1], not {self.eta}", place="eta")
-        super().__attrs_post_init__()
+    parameterization: Literal["x0", "eps"] = attrs.field(default="x0", validator=one_of())
+    eta: float = attrs.field(default=1.0, validator=within(0, 1), metadata=OF_SAMPLING)
 
     @property
     def moves(self) -> Mapping[str, Move]:

@@ -51,11 +51,13 @@ class Constraints:
         """Raises ``KldmError`` where a model with these processes cannot obey, or the constraints contradict."""
         if self.elements is None:
             return
-        if not isinstance(processes["species"], Restricts):
+        species = processes["species"]
+        if not isinstance(species, Restricts):
             raise KldmError(
                 "the model takes its atom types from the composition, so elements cannot be chosen",
                 remedy="give formulas, or take a model for de-novo generation",
             )
+        species.restricted(self.elements)
         if self.species is not None:
             kept = set(targets.species[self.species.to(targets.device)].tolist())
             if outside := kept - set(self.elements):

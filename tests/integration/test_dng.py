@@ -10,7 +10,7 @@ from kldm.crystals import CrystalStore
 from kldm.data import Data
 from kldm.interfaces import DiffusionProcess
 from kldm.model import JointModel
-from kldm.processes import Absorbing, AnalogBits, OneHot
+from kldm.processes import Absorbing, analog_bits, one_hot
 from kldm.reading import read_samples
 from kldm.recipe import read_recipe
 from kldm.runs.experiment import assemble, fitted
@@ -22,7 +22,7 @@ from kldm.sampling.targets import de_novo, drawn_sizes
 from kldm.training import Training, fit
 from tests.small import BRIEF, RECIPES, kldm, options, real, refused, small_dng_model
 
-SPECIES: list[DiffusionProcess] = [OneHot(), OneHot(parameterization="eps"), AnalogBits(), Absorbing()]
+SPECIES: list[DiffusionProcess] = [one_hot(), one_hot(parameterization="eps"), analog_bits(), Absorbing()]
 RECIPES_DNG = sorted(path.stem for path in RECIPES.glob("kldm_*_dng.cfg"))
 
 

@@ -352,9 +352,9 @@ def test_senseless_elements_are_refused(elements: tuple[int, ...]) -> None:
 
 def test_unknown_options_are_refused() -> None:
     unknown: str = "quartic"
-    with pytest.raises(KldmError, match=r"schedule: must be one of linear, cosine, poly2, not 'quartic'"):
+    with pytest.raises(KldmError, match=r"schedule: must be one of linear, cosine, poly2, got 'quartic'"):
         Absorbing(schedule=unknown)  # type: ignore[arg-type]
-    with pytest.raises(KldmError, match="loss_weight: must be 'weighted' or 'simple', not 'quartic'"):
+    with pytest.raises(KldmError, match="loss_weight: must be one of weighted, simple, got 'quartic'"):
         Absorbing(loss_weight=unknown)  # type: ignore[arg-type]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, DiffusionProcess, Restricts, Step
-from kldm.processes import AnalogBits, Linear
+from kldm.processes import Linear, VPEuclidean, analog_bits
 from kldm.recipe.building import build
 from tests.oracles import random_crystals
 
@@ -40,19 +40,19 @@ def decoded(values: Tensor, elements: tuple[int, ...] | None = None) -> list[int
     into = Crystals(
         torch.zeros(len(values), 3), torch.ones(1, 6), torch.ones(len(values)).long(), Layout.of((len(values),))
     )
-    species = AnalogBits(elements=elements).decode({"species": values}, into).species
+    species = analog_bits(elements=elements).decode({"species": values}, into).species
     assert species.dtype == torch.int64
     return [int(number) for number in species]
 
 
 def test_reads_and_predicts_seven_real_numbers_per_atom() -> None:
     channel = Channel("species", 7, "atom", "real")
-    assert AnalogBits().reads == AnalogBits().predicts == (channel,)
-    assert isinstance(AnalogBits(), Restricts)
+    assert analog_bits().reads == analog_bits().predicts == (channel,)
+    assert isinstance(analog_bits(), Restricts)
 
 
 def test_codes_are_the_binary_digits_of_the_number_less_one() -> None:
-    codes = AnalogBits().codec.encode(of(EVERY))
+    codes = analog_bits().codec.encode(of(EVERY))
     assert codes.dtype == torch.float64
     assert torch.equal(codes, patterns()[:100])
     assert codes[[0, 5]].tolist() == [[-1] * 7, [-1, -1, -1, -1, 1, -1, 1]]
@@ -71,7 +71,7 @@ def test_every_pattern_of_signs_decodes_to_the_nearest_element() -> None:
 def test_noise_has_the_mean_and_spread_of_the_schedule() -> None:
     crystals = of([6] * 20_000)
     s = times(0.4, crystals)
-    noised = AnalogBits().noise(crystals, s, torch.Generator().manual_seed(0))
+    noised = analog_bits().noise(crystals, s, torch.Generator().manual_seed(0))
     x, alpha, sigma = noised.latent["species"], float(Linear().alpha(s)[0]), float(Linear().sigma(s)[0])
     torch.testing.assert_close(x.mean(0), alpha * patterns()[5], rtol=0.0, atol=5 * sigma / 20_000**0.5)
     torch.testing.assert_close(x.std(0), torch.full((7,), sigma, dtype=torch.float64), rtol=0.03, atol=0.0)
@@ -79,14 +79,14 @@ def test_noise_has_the_mean_and_spread_of_the_schedule() -> None:
 
 def test_the_loss_compares_the_answer_as_it_is_with_the_clean_bits() -> None:
     crystals = random_crystals((2, 5), 1)
-    process, s = AnalogBits(), times(0.3, crystals)
+    process, s = analog_bits(), times(0.3, crystals)
     noised = process.noise(crystals, s, torch.Generator().manual_seed(0))
     clean = patterns()[crystals.species - 1]
     assert process.loss({"species": clean}, noised, s, crystals.layout) == 0
     assert process.loss({"species": 3 * clean}, noised, s, crystals.layout) == 4  # not clamped
 
 
-def moved(process: AnalogBits, latent: Tensor, output: Tensor, crystals: Crystals) -> dict[str, Tensor]:
+def moved(process: VPEuclidean, latent: Tensor, output: Tensor, crystals: Crystals) -> dict[str, Tensor]:
     """Where every move leads to, from the same noise."""
     arguments = {"species": latent}, {"species": output}
     now = (0.6, 0.3, crystals)
@@ -102,7 +102,7 @@ def moved(process: AnalogBits, latent: Tensor, output: Tensor, crystals: Crystal
 
 def test_every_move_takes_answers_beyond_the_bits_as_the_bits() -> None:
     crystals = random_crystals((3, 2), 0)
-    process = AnalogBits()
+    process = analog_bits()
     latent = process.prior(crystals, torch.Generator().manual_seed(0))["species"]
     output = 3 * torch.randn(5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     beyond, within = (moved(process, latent, answer, crystals) for answer in (output, output.clamp(-1, 1)))
@@ -115,7 +115,7 @@ def test_every_move_takes_answers_beyond_the_bits_as_the_bits() -> None:
 def test_bits_that_all_allowed_elements_share_are_known() -> None:
     """Z - 1 is 0000010 for Li, 0000111 for O, 0000011 for Be: five bits of all three agree, the last two do not."""
     crystals = random_crystals((3, 2), 0)
-    free = AnalogBits()
+    free = analog_bits()
     latent = free.prior(crystals, torch.Generator().manual_seed(0))["species"]
     output = torch.rand(5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 - 1
     for elements, shared in (((3, 8, 4), [-1, -1, -1, -1, None, 1, None]), ((26,), [-1, -1, 1, 1, -1, -1, 1])):
@@ -170,14 +170,14 @@ def test_numbers_beyond_any_sum_decode_by_their_signs() -> None:
 @pytest.mark.parametrize("elements", [(), (0,), (3, 101)])
 def test_bad_elements_are_refused(elements: tuple[int, ...]) -> None:
     with pytest.raises(KldmError, match=r"^elements: wants"):
-        AnalogBits(elements=elements)
+        analog_bits(elements=elements)
     with pytest.raises(KldmError, match=r"^elements: wants"):
-        AnalogBits().restricted(elements)
+        analog_bits().restricted(elements)
 
 
 def test_restrictions_add_up() -> None:
-    process = AnalogBits(eta=0.5, elements=(26, 3, 8))
-    assert process.restricted([8, 26, 79]) == AnalogBits(eta=0.5, elements=(8, 26))
+    process = analog_bits(eta=0.5, elements=(26, 3, 8))
+    assert process.restricted([8, 26, 79]) == analog_bits(eta=0.5, elements=(8, 26))
     with pytest.raises(KldmError, match="none of the elements asked for"):
         process.restricted([79])
 
@@ -185,7 +185,7 @@ def test_restrictions_add_up() -> None:
 def test_a_recipe_sets_its_options_and_neither_codec_nor_parameterization() -> None:
     section = {"@processes": "analog_bits.v1", "eta": 0.5, "elements": None}
     built, complete = build(section, DiffusionProcess)
-    assert built == AnalogBits(eta=0.5)
+    assert built == analog_bits(eta=0.5)
     assert complete == {**section, "schedule": {"@schedules": "linear.v1", "beta_min": 0.1, "beta_max": 20.0}}
     for key, value in (("parameterization", "eps"), ("codec", {"@codecs": "identity.v1"})):
         with pytest.raises(KldmError, match="unknown key"):

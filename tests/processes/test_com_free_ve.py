@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from kldm.crystals import Layout
-from kldm.processes import ComFreeVE, WrappedVE
+from kldm.errors import KldmError
+from kldm.processes import WrappedVE, com_free_ve
 from tests.oracles import TURN, random_crystals, translation_free_rms
 
 SIZES = (1, 2, 3, 8, 20)
@@ -36,7 +37,7 @@ def _integrated_score(angle: Tensor, sigma: float) -> Tensor:
 @pytest.mark.parametrize("s", [0.1, 0.7, 0.9, 1.0])
 def test_noise_does_not_translate_and_the_target_is_mean_free(s: float) -> None:
     crystals = random_crystals(SIZES, 0)
-    noised = ComFreeVE().noise(crystals, _times(s), _seeded(1))
+    noised = com_free_ve().noise(crystals, _times(s), _seeded(1))
     angle = TURN * (noised.latent["fractional"] - crystals.fractional)
     assert _circular_mean(angle, crystals.layout).abs().max() < 1e-10
     target = noised.target["displacement"]
@@ -51,7 +52,7 @@ def test_a_translation_of_the_clean_crystal_translates_the_noisy_one_and_changes
     shift = crystals.layout.per_atom(torch.rand(5, 3, generator=_seeded(3), dtype=torch.float64))
     moved = attrs.evolve(crystals, fractional=(crystals.fractional + shift) % 1)
     for s in (0.3, 0.8, 1.0):
-        one, other = (ComFreeVE().noise(c, _times(s), _seeded(4)) for c in (crystals, moved))
+        one, other = (com_free_ve().noise(c, _times(s), _seeded(4)) for c in (crystals, moved))
         torch.testing.assert_close(one.target, other.target, rtol=1e-9, atol=1e-9)
         away = other.latent["fractional"] - one.latent["fractional"] - shift
         assert (away - away.round()).abs().max() < 1e-12
@@ -60,7 +61,7 @@ def test_a_translation_of_the_clean_crystal_translates_the_noisy_one_and_changes
 @pytest.mark.parametrize("s", [0.3, 0.8, 1.0])
 def test_noise_is_that_of_diffcsp_up_to_a_translation(s: float) -> None:
     crystals = random_crystals(SIZES, 5)
-    free, wild = (process.noise(crystals, _times(s), _seeded(6)).latent for process in (ComFreeVE(), WrappedVE()))
+    free, wild = (process.noise(crystals, _times(s), _seeded(6)).latent for process in (com_free_ve(), WrappedVE()))
     assert translation_free_rms(free["fractional"], wild["fractional"], crystals.layout).max() < 1e-10
     assert (free["fractional"] - wild["fractional"]).abs().max() > 1e-3
 
@@ -69,7 +70,7 @@ def test_noise_is_that_of_diffcsp_up_to_a_translation(s: float) -> None:
 def test_target_is_the_score_of_the_law_over_translations(s: float, error: float) -> None:
     """Exact where the noise is narrow against the cell; 3 % off at sigma = 0.126 for eight atoms."""
     sizes = (8,) * 12
-    crystals, process = random_crystals(sizes, 7), ComFreeVE()
+    crystals, process = random_crystals(sizes, 7), com_free_ve()
     noised = process.noise(crystals, _times(s, sizes), _seeded(8))
     sigma = TURN * float(process.sigma(torch.tensor(s, dtype=torch.float64)))
     angle = TURN * (noised.latent["fractional"] - crystals.fractional)
@@ -79,6 +80,8 @@ def test_target_is_the_score_of_the_law_over_translations(s: float, error: float
 
 
 def test_its_noise_is_free_of_translation_by_definition() -> None:
-    assert ComFreeVE().zero_net_translation
+    assert com_free_ve().zero_net_translation
     with pytest.raises(TypeError, match="zero_net_translation"):
-        ComFreeVE(zero_net_translation=False)  # type: ignore[call-arg]
+        com_free_ve(zero_net_translation=False)  # type: ignore[call-arg]
+    with pytest.raises(KldmError, match="zero_net_translation: must be true where com_free is"):
+        WrappedVE(com_free=True)

@@ -148,7 +148,7 @@ def test_statistics_are_the_codecs() -> None:
 
 
 def test_options_out_of_range_are_refused() -> None:
-    with pytest.raises(KldmError, match="eta must lie in"):
+    with pytest.raises(KldmError, match=r"eta: must be from 0 to 1, got 1.5"):
         VPEuclidean(codec=RAW, eta=1.5)
 
 

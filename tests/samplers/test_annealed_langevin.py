@@ -9,7 +9,7 @@ from kldm.errors import KldmError
 from kldm.interfaces import DiffusionProcess, Step
 from kldm.model import JointModel
 from kldm.networks import CSPVNet
-from kldm.processes import Absorbing, ComFreeVE, Cosine, Given, LogTan, OneHot, VPEuclidean, WrappedVE
+from kldm.processes import Absorbing, Cosine, Given, LogTan, VPEuclidean, WrappedVE, com_free_ve, one_hot
 from kldm.samplers import AnnealedLangevin
 from tests.oracles import random_crystals
 from tests.small import NETWORK
@@ -34,7 +34,7 @@ def test_coordinates_are_corrected_before_every_modality_takes_its_ancestral_ste
     ]
     both = AnnealedLangevin(corrected=("coordinates", "lattice")).stages(processes)
     assert dict(both[0].moves) == {"coordinates": "correct", "lattice": "correct"}
-    de_novo = {**processes, "species": OneHot(parameterization="eps")}
+    de_novo = {**processes, "species": one_hot(parameterization="eps")}
     assert AnnealedLangevin().stages(de_novo)[-1].moves["species"] == "exponential"
 
 
@@ -69,7 +69,7 @@ def test_impossible_options(options: dict[str, float]) -> None:
         AnnealedLangevin(**options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("coordinates", [WrappedVE(), ComFreeVE()], ids=["diffcsp", "equicsp"])
+@pytest.mark.parametrize("coordinates", [WrappedVE(), com_free_ve()], ids=["diffcsp", "equicsp"])
 def test_a_model_learns_from_a_step_and_samples(coordinates: WrappedVE) -> None:
     built, truth = model(coordinates), random_crystals((1, 3, 5), 0)
     s = torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)

@@ -8,14 +8,14 @@ import torch
 
 from kldm.crystals import Crystals, Layout
 from kldm.interfaces import DiffusionProcess, Sampler
-from kldm.processes import ComFreeVE, Cosine, Given, LogTan, VPEuclidean, WrappedVE
+from kldm.processes import Cosine, Given, LogTan, VPEuclidean, WrappedVE, com_free_ve
 from kldm.samplers import AnnealedLangevin, EulerMaruyama, PredictorCorrector, ProbabilityFlow
 from tests.oracles import Oracle, random_crystals, translation_free_rms
 
 COORDINATES: Mapping[str, WrappedVE] = {
     "wrapped": WrappedVE(),
     "no_net_translation": WrappedVE(zero_net_translation=True),
-    "com_free": ComFreeVE(),
+    "com_free": com_free_ve(),
 }
 SAMPLERS: Mapping[str, Sampler] = {
     "annealed": AnnealedLangevin(steps=100),

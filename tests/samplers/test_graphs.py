@@ -20,19 +20,19 @@ from kldm.model import JointModel
 from kldm.networks import CSPNet, CSPVNet
 from kldm.processes import (
     Absorbing,
-    AnalogBits,
-    BitsFlow,
-    ComFreeVE,
     Cosine,
     EuclideanFlow,
     Given,
     LogTan,
     Matrix,
-    OneHot,
     TorusFlow,
     TrivializedTorus,
     VPEuclidean,
     WrappedVE,
+    analog_bits,
+    bits_flow,
+    com_free_ve,
+    one_hot,
 )
 from kldm.registry import samplers
 from kldm.samplers import EulerMaruyama, PredictorCorrector, X0Flow, replaying
@@ -49,12 +49,12 @@ STRAIGHT = EuclideanFlow(codec=LogTan(standardise=False))
 MODELS: Mapping[str, tuple[type[CSPVNet | CSPNet], DiffusionProcess, DiffusionProcess, DiffusionProcess]] = {
     "kldm": (CSPVNet, TrivializedTorus(), CELL, Given()),
     "kldm direct": (CSPVNet, TrivializedTorus(parameterization="direct", initial_velocity_std=0.5), CELL, Given()),
-    "kldm one-hot": (CSPVNet, TrivializedTorus(), CELL, OneHot()),
-    "kldm bits": (CSPVNet, TrivializedTorus(), CELL, AnalogBits()),
+    "kldm one-hot": (CSPVNet, TrivializedTorus(), CELL, one_hot()),
+    "kldm bits": (CSPVNet, TrivializedTorus(), CELL, analog_bits()),
     "kldm absorbing": (CSPVNet, TrivializedTorus(), CELL, Absorbing(remask=True)),
     "diffcsp": (CSPNet, WrappedVE(), DDPM, Given()),
-    "equicsp": (CSPNet, ComFreeVE(), DDPM, OneHot(parameterization="eps")),
-    "flowmm": (CSPNet, TorusFlow(), STRAIGHT, BitsFlow()),
+    "equicsp": (CSPNet, com_free_ve(), DDPM, one_hot(parameterization="eps")),
+    "flowmm": (CSPNet, TorusFlow(), STRAIGHT, bits_flow()),
 }
 SAMPLERS: Mapping[str, Sampler] = {
     **{

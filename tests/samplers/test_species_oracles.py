@@ -9,14 +9,14 @@ from torch import Tensor
 
 from kldm.crystals import Crystals, Layout
 from kldm.interfaces import DiffusionProcess, Sampler
-from kldm.processes import Absorbing, AnalogBits, LogTan, OneHot, TrivializedTorus, VPEuclidean
+from kldm.processes import Absorbing, LogTan, TrivializedTorus, VPEuclidean, analog_bits, one_hot
 from kldm.samplers import EulerMaruyama, PredictorCorrector, ProbabilityFlow
 from tests.oracles import Oracle, random_crystals, translation_free_rms
 
-SPECIES: Mapping[str, OneHot | AnalogBits | Absorbing] = {
-    "one_hot_x0": OneHot(),
-    "one_hot_eps": OneHot(parameterization="eps"),
-    "analog_bits": AnalogBits(),
+SPECIES: Mapping[str, VPEuclidean | Absorbing] = {
+    "one_hot_x0": one_hot(),
+    "one_hot_eps": one_hot(parameterization="eps"),
+    "analog_bits": analog_bits(),
     "absorbing": Absorbing(),
     "absorbing_remask": Absorbing(remask=True),
 }

@@ -12,15 +12,15 @@ from kldm.errors import KldmError
 from kldm.interfaces import Channel, DiffusionProcess, Latent, Noised, Prediction, Step
 from kldm.processes import (
     Absorbing,
-    AnalogBits,
-    ComFreeVE,
     EuclideanFlow,
     Given,
     LogTan,
-    OneHot,
     TrivializedTorus,
     VPEuclidean,
     WrappedVE,
+    analog_bits,
+    com_free_ve,
+    one_hot,
 )
 from kldm.samplers import EulerMaruyama, PredictorCorrector, X0Flow
 from kldm.samplers.x0_flow import noised_anew
@@ -42,10 +42,10 @@ MODELS: Mapping[str, Mapping[str, DiffusionProcess]] = {
         "species": Given(),
     },
     "absorbing": {"coordinates": TrivializedTorus(), "lattice": LATTICE, "species": Absorbing()},
-    "one-hot": {"coordinates": TrivializedTorus(), "lattice": LATTICE, "species": OneHot()},
-    "bits": {"coordinates": TrivializedTorus(), "lattice": LATTICE, "species": AnalogBits()},
+    "one-hot": {"coordinates": TrivializedTorus(), "lattice": LATTICE, "species": one_hot()},
+    "bits": {"coordinates": TrivializedTorus(), "lattice": LATTICE, "species": analog_bits()},
     "diffcsp": {"coordinates": WrappedVE(), "lattice": LATTICE, "species": Given()},
-    "equicsp": {"coordinates": ComFreeVE(), "lattice": LATTICE, "species": Given()},
+    "equicsp": {"coordinates": com_free_ve(), "lattice": LATTICE, "species": Given()},
 }
 
 

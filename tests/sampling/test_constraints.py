@@ -7,7 +7,7 @@ import torch
 from kldm.crystals import CrystalStore
 from kldm.errors import KldmError
 from kldm.interfaces import DiffusionProcess, Noised, Sampler, Step
-from kldm.processes import Absorbing, AnalogBits, LogTan, OneHot, TrivializedTorus, VPEuclidean
+from kldm.processes import Absorbing, LogTan, TrivializedTorus, VPEuclidean, analog_bits, one_hot
 from kldm.samplers import EulerMaruyama, PredictorCorrector
 from kldm.sampling.constraints import ConditionedProcess, Constraints, constrained, violations
 from kldm.sampling.generation import candidates, generate, requests
@@ -16,9 +16,9 @@ from tests.oracles import random_crystals
 from tests.small import random_store, small_dng_model, small_model
 
 SPECIES: list[DiffusionProcess] = [
-    OneHot(parameterization="x0"),
-    OneHot(parameterization="eps"),
-    AnalogBits(),
+    one_hot(parameterization="x0"),
+    one_hot(parameterization="eps"),
+    analog_bits(),
     Absorbing(),
 ]
 SAMPLERS: list[Sampler] = [
@@ -89,7 +89,7 @@ def test_what_is_not_known_is_generated_as_before() -> None:
 def test_a_known_part_of_species_needs_no_positions() -> None:
     targets = de_novo([6] * 4, Part((3, 3)))
     found = generate(
-        small_dng_model(OneHot()),
+        small_dng_model(one_hot()),
         EulerMaruyama(steps=3),
         targets.store,
         requests(4, 1),
@@ -124,7 +124,9 @@ def test_a_held_process_has_the_moves_of_its_own_and_no_others(inner: DiffusionP
     assert (held.reads, held.predicts) == (inner.reads, inner.predicts)
 
 
-@pytest.mark.parametrize("inner", [TrivializedTorus(), LATTICE, OneHot(), AnalogBits()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "inner", [TrivializedTorus(), LATTICE, one_hot(), analog_bits()], ids=lambda p: type(p).__name__
+)
 def test_held_rows_follow_the_forward_process_after_every_move(inner: DiffusionProcess) -> None:
     """With all rows known, a move's result is a draw of the forward process at the time where the move ends."""
     clean = random_crystals((3,) * 200, 0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from math import isfinite, pi
-from typing import Self, cast
+from typing import Literal, Self, cast
 
 import attrs
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from kldm.compiling import table
 from kldm.crystals import Crystals, CrystalStore
 from kldm.errors import KldmError
-from kldm.interfaces import Json
+from kldm.interfaces import Codec, Json
 from kldm.processes.euclidean_flow import EuclideanFlow
 from kldm.registry import process
 
@@ -21,46 +21,38 @@ _ANGLES = (pi / 3, 2 * pi / 3)  # of Niggli-reduced cells, up to rounding
 _Moments = tuple[tuple[float, ...], tuple[float, ...]]
 
 
-@process("lattice_flow.v1")
 @attrs.frozen(kw_only=True)
-class LatticeFlow(EuclideanFlow):
-    """``euclidean_flow.v1`` with the informed prior of FlowMM (Miller et al., 2024) for the six cell parameters.
+class CellPrior:
+    """The informed prior of FlowMM (Miller et al., 2024) for the six cell parameters: noise is a cell already.
 
-    Noise is a cell: lengths a, b, c independent and log-normal, with the mean and standard deviation of the log
-    lengths of the training structures (maximum likelihood per axis, the deviation at least 0.01), and angles
-    independent and uniform from 60 to 120 degrees. It is encoded as data are, so that any codec of the lattice will do
-    and the path is straight in the codec's numbers.
+    Lengths a, b, c are independent and log-normal, with the mean and standard deviation of the log lengths of the
+    training structures (maximum likelihood per axis, the deviation at least 0.01), and angles independent and uniform
+    from 60 to 120 degrees. The cell is encoded as data are, so that any codec of the lattice will do.
 
     Args:
-        codec: how the cell becomes real numbers.
-        parameterization: what the network predicts.
-        anti_annealing: a of the step x <- x + (s - r) (1 + a t) v; 0 is Euler's method. See ``stride``.
         fit: what ``fitted`` measured: ``{"mean": [a, b, c], "std": [a, b, c]}`` of log lengths in angstrom.
 
     Raises:
-        KldmError: an option out of range, or ``fit`` is not of that form; or, in use, it is missing.
+        KldmError: ``fit`` is not of that form; or, in use, it is missing.
     """
 
     fit: Mapping[str, Json] | None = None
     _moments: _Moments | None = attrs.field(init=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        super().__attrs_post_init__()
-        if self.codec.channel.per != "crystal":
-            raise KldmError("the codec must be one of the lattice, with numbers per crystal", place="codec")
         object.__setattr__(self, "_moments", None if self.fit is None else _moments_of(self.fit))
 
     def fitted(self, train: CrystalStore) -> Self:
         logs = train.lattice[:, :3].cpu().double().log()  # on the host, so that every device fits the same numbers
         std = logs.std(0, correction=0).clamp(min=_SMALLEST_SCALE)
         fit: dict[str, Json] = {"mean": logs.mean(0).tolist(), "std": std.tolist()}
-        return attrs.evolve(super().fitted(train), fit=fit)
+        return attrs.evolve(self, fit=fit)
 
     def statistics(self) -> Mapping[str, Json]:
-        return {**super().statistics(), **({} if self.fit is None else {"fit": self.fit})}
+        return {} if self.fit is None else {"fit": self.fit}
 
-    def _draw(self, like: Crystals, rng: torch.Generator) -> Tensor:
-        """The numbers [B, C] of cells drawn from the informed prior."""
+    def draw(self, like: Crystals, codec: Codec, rng: torch.Generator) -> Tensor:
+        """The codec's numbers [B, C] of cells drawn from the informed prior."""
         if self._moments is None:
             raise KldmError(
                 "the prior of the lattice is used before it is fitted",
@@ -72,7 +64,31 @@ class LatticeFlow(EuclideanFlow):
         logs = mean + std * torch.randn(shape, generator=rng, dtype=values.dtype, device=values.device)
         uniform = torch.rand(shape, generator=rng, dtype=values.dtype, device=values.device)
         angles = _ANGLES[0] + (_ANGLES[1] - _ANGLES[0]) * uniform
-        return self.codec.encode(attrs.evolve(like, lattice=torch.cat([logs.exp(), angles], -1)))
+        return codec.encode(attrs.evolve(like, lattice=torch.cat([logs.exp(), angles], -1)))
+
+
+@process("lattice_flow.v1")
+def lattice_flow(
+    *,
+    codec: Codec,
+    parameterization: Literal["velocity", "x0"] = "velocity",
+    anti_annealing: float = 0.0,
+    fit: Mapping[str, Json] | None = None,
+) -> EuclideanFlow:
+    """``euclidean_flow.v1`` from the informed prior of FlowMM (Miller et al., 2024) for the six cell parameters.
+
+    Args:
+        codec: how the cell becomes real numbers.
+        parameterization, anti_annealing: see ``EuclideanFlow``.
+        fit: see ``CellPrior``.
+
+    Raises:
+        KldmError: an option out of range, or ``fit`` is not of that form; or, in use, it is missing.
+    """
+    if codec.channel.per != "crystal":
+        raise KldmError("the codec must be one of the lattice, with numbers per crystal", place="codec")
+    source = CellPrior(fit=fit)
+    return EuclideanFlow(codec=codec, parameterization=parameterization, anti_annealing=anti_annealing, source=source)
 
 
 def _moments_of(fit: Mapping[str, Json]) -> _Moments:

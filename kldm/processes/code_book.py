@@ -1,0 +1,105 @@
+"""Codecs of the species: every element has a code of real numbers."""
+
+from collections.abc import Callable, Sequence
+from typing import Self
+
+import attrs
+import torch
+from torch import Tensor
+
+from kldm.compiling import table
+from kldm.crystals import Crystals
+from kldm.interfaces import Channel
+from kldm.processes.vocabulary import VOCABULARY, check_elements, narrowed
+
+_LARGEST = 1e300  # of the numbers of a row: no sum of them overflows
+_BITS = 7
+
+Code = Callable[[Tensor], Tensor]
+"""int64 [M], Z - 1 in 0..99, to the code of each [M, C]; all codes have the same Euclidean length."""
+
+
+@attrs.frozen
+class CodeBook:
+    """The codec of a species process: every element has a code, and every row of numbers the element of the nearest.
+
+    Samples held to some elements decode to the nearest code of those alone, and every move takes the numbers on which
+    the codes of all of these agree as known.
+
+    Attributes:
+        code: the code of each element.
+        width: C, numbers of a code.
+        bounds: between which all numbers of codes lie, and to which the estimate of a code is clamped; None: it is not.
+        elements: atomic numbers that decoding may give; None: all.
+
+    Raises:
+        KldmError: ``elements`` is empty or holds a number outside 1..100.
+    """
+
+    code: Code
+    width: int
+    bounds: tuple[float, float] | None = None
+    elements: tuple[int, ...] | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.elements is not None:
+            check_elements(self.elements)
+
+    @property
+    def channel(self) -> Channel:
+        return Channel("species", self.width, "atom", "real")
+
+    def encode(self, crystals: Crystals) -> Tensor:
+        return self.code(crystals.species - 1).to(crystals.fractional.dtype)
+
+    def decode(self, values: Tensor, into: Crystals) -> Crystals:
+        """Nearest code in Euclidean distance; of equally near ones, the smallest atomic number. NaN counts as 0."""
+        finite = torch.nan_to_num(values).double().clamp(-_LARGEST, _LARGEST)
+        allowed, codes = self._allowed(finite)
+        # Codes are equally long, so the nearest one has the largest product with the values.
+        return attrs.evolve(into, species=allowed[(finite @ codes.T).argmax(-1)])
+
+    def clean(self, values: Tensor) -> Tensor:
+        """Estimates of codes [N, C], clamped, and with the number that all allowed codes share wherever they do."""
+        if self.bounds is not None:
+            values = values.clamp(*self.bounds)
+        if self.elements is None:
+            return values
+        _, codes = self._allowed(values)
+        return torch.where((codes == codes[0]).all(0), codes[0], values)
+
+    def restricted(self, elements: Sequence[int]) -> Self:
+        """The same codec held to ``elements``, and to those that it is held to already."""
+        return attrs.evolve(self, elements=narrowed(self.elements, elements))
+
+    def _allowed(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The atomic numbers [E] that samples may hold, and their codes [E, C]."""
+        elements = self.elements or tuple(range(1, VOCABULARY + 1))
+        return _numbers(elements, like.device), _codes(self.code, elements, like.device, like.dtype)
+
+
+@table
+def _numbers(elements: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(sorted(set(elements)), device=device)
+
+
+@table
+def _codes(code: Code, elements: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    return code(_numbers(elements, device) - 1).to(dtype)
+
+
+def _one_hot(index: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot(index, VOCABULARY)
+
+
+def _bits(index: Tensor) -> Tensor:
+    places = torch.arange(_BITS - 1, -1, -1, device=index.device)
+    return 2 * ((index.unsqueeze(-1) >> places) & 1) - 1
+
+
+ONE_HOT = CodeBook(_one_hot, VOCABULARY)
+"""1 in column Z - 1 of 100, and 0 elsewhere."""
+
+ANALOG_BITS = CodeBook(_bits, _BITS, bounds=(-1.0, 1.0))
+"""The seven binary digits of Z - 1, most significant first, as -1 and +1 (Chen et al., 2023). 28 of the 128 patterns of
+signs are no element's: decoding gives the element of the nearest code, whatever the numbers."""
