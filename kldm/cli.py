@@ -77,6 +77,13 @@ def main(ctx: click.Context) -> None:
         ctx.exit()  # of the processes that torchrun starts the first does what they do not share
 
 
+def _once(ctx: click.Context, parameter: click.Parameter, values: tuple[int, ...]) -> int:
+    """The value of an option that has two names, of which one may be given once."""
+    if len(values) > 1:
+        raise KldmError("is given more than once", place=" or ".join(parameter.opts), remedy="keep one of them")
+    return values[0]
+
+
 def _code(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--code",
@@ -165,7 +172,9 @@ def _run(
     "--count",
     "--candidates",
     "count",
-    default=1,
+    default=(1,),
+    multiple=True,
+    callback=_once,
     show_default=True,
     type=click.IntRange(1),
     help="Structures per composition, or in all.",

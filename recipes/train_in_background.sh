@@ -29,9 +29,18 @@ train)
         exit 1
     fi
     mkdir -p "$(dirname "$folder")"
-    echo $$ > "$folder.pid"
     export OMP_NUM_THREADS="$threads" OMP_WAIT_POLICY=PASSIVE
-    exec nice -n 19 "${PYTHON:-python3}" -m kldm train "$recipe" --out "$folder" "$@" # has the pid $$: signals reach it
+    nice -n 19 "${PYTHON:-python3}" -m kldm train "$recipe" --out "$folder" "$@" &
+    echo $! > "$folder.pid"
+    trap 'kill "$!"' INT TERM
+    status=0
+    wait "$!" || status=$?
+    while kill -0 "$!" 2>/dev/null; do # a signal ended the wait, not the training
+        status=0
+        wait "$!" || status=$?
+    done
+    rm -f "$folder.pid"
+    exit "$status"
     ;;
 release)
     [ $# -ge 6 ] || usage

@@ -312,6 +312,7 @@ def test_mistakes_are_told_in_a_sentence(
             "--model.coordinates.horizon: belongs to a model",
         ),
         (["--device", "tpu"], "--device tpu"),
+        (["--count", "2", "--candidates", "3"], "--count or --candidates: is given more than once; keep one"),
         (["--formula", "NaCl", "--select", "consensus"], "--select: there is one structure per composition"),
         (
             ["--formula", "NaCl", "--select", "consensus", "--count", "2", "--workers", "0"],

@@ -2,9 +2,9 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import gcd
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
@@ -12,6 +12,8 @@ from kldm.errors import KldmError
 
 if TYPE_CHECKING:
     from pymatgen.core.composition import Composition
+
+K = TypeVar("K")
 
 LARGEST_CELL = 500
 
@@ -33,6 +35,19 @@ def reduced_formula(composition: "Composition") -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return str(composition.reduced_formula)
+
+
+def reduced_counts(counts: Mapping[K, int]) -> dict[K, int]:
+    """Counts over their greatest common divisor, in their order; pymatgen's reduced formula of O is O2 instead."""
+    divisor = gcd(*counts.values())
+    return {key: count // divisor for key, count in counts.items()}
+
+
+def number_range(text: str) -> range:
+    """The numbers of ``N`` or ``N-M``, M included; none where it is written otherwise, or N is 0."""
+    match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    return range(first, last + 1) if first else range(0)
 
 
 def cells(formulas: Sequence[str], units: str | None = None) -> tuple[Cell, ...]:
@@ -62,10 +77,8 @@ def cells(formulas: Sequence[str], units: str | None = None) -> tuple[Cell, ...]
         if max(numbers) > 100:
             raise KldmError("has an element beyond atomic number 100", place=f"--formula {formula}")
         for factor in _factors(units):
-            content = numbers
-            if units is not None:  # by the common divisor: pymatgen's reduced formula of O is O2
-                content = {number: amount // gcd(*numbers.values()) * factor for number, amount in numbers.items()}
-            atoms = tuple(number for number, amount in content.items() for _ in range(amount))
+            content = numbers if units is None else reduced_counts(numbers)
+            atoms = tuple(number for number, amount in content.items() for _ in range(amount * factor))
             if len(atoms) > LARGEST_CELL:
                 raise KldmError(
                     f"asks for {len(atoms)} atoms in a cell, more than {LARGEST_CELL}", place=f"--formula {formula}"
@@ -84,8 +97,6 @@ def _by_number(composition: "Composition") -> dict[int, int]:
 def _factors(units: str | None) -> range:
     if units is None:
         return range(1, 2)
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", units)
-    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not 1 <= first <= last:
+    if not (found := number_range(units)):
         raise KldmError("wants N or N-M formula units", place=f"--z {units}", remedy="write it like 4 or 1-4")
-    return range(first, last + 1)
+    return found

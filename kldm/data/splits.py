@@ -2,9 +2,9 @@
 
 import hashlib
 from collections import Counter
-from math import gcd
 
 from kldm.crystals import CrystalStore
+from kldm.data.formulas import reduced_counts
 
 HELD_OUT = 0.1
 """Part of the crystals that goes to ``val``, and the same to ``test``; the rest is ``train``."""
@@ -18,8 +18,7 @@ def compositions(store: CrystalStore) -> list[tuple[tuple[int, int], ...]]:
     for size in store.sizes:
         counts = Counter(species[first : first + size])
         first += size
-        divisor = gcd(*counts.values())
-        result.append(tuple(sorted((z, count // divisor) for z, count in counts.items())))
+        result.append(tuple(sorted(reduced_counts(counts).items())))
     return result
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import attrs
 
+from kldm.data.formulas import reduced_counts
 from kldm.errors import KldmError
 
 if TYPE_CHECKING:
@@ -112,8 +113,7 @@ def _reduced(composition: "Composition | Mapping[str, int] | Mapping[int, int]")
             return "unknown element"
         if amount:
             atoms[number] = atoms.get(number, 0) + int(amount)
-    divisor = math.gcd(*atoms.values())
-    return tuple((number, atoms[number] // divisor) for number in sorted(atoms))
+    return tuple(sorted(reduced_counts(atoms).items()))
 
 
 @lru_cache(maxsize=100_000)

@@ -212,8 +212,7 @@ def _atoms(text: str | None, count: int) -> list[int]:
         return list(range(count))
     rows: set[int] = set()
     for part in text.split(","):
-        first, last = atom_range(part)
-        rows |= set(range(first - 1, last))
+        rows |= {number - 1 for number in atom_range(part)}
     if max(rows) >= count:
         raise KldmError(f"names atom {max(rows) + 1} of {count}", place=f"--keep-atoms {text}")
     return sorted(rows)

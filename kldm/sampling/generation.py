@@ -21,16 +21,16 @@ SAMPLING_PAIRS = 64_000
 
 
 @attrs.frozen
-class Request:
+class CandidateRequest:
     """One structure to generate: the row of the targets that conditions it, and its number among its candidates."""
 
     target: int
     candidate: int
 
 
-def requests(targets: int, candidates: int) -> tuple[Request, ...]:
+def requests(targets: int, candidates: int) -> tuple[CandidateRequest, ...]:
     """``candidates`` answers to each of ``targets`` rows, candidate by candidate."""
-    return tuple(Request(target, candidate) for candidate in range(candidates) for target in range(targets))
+    return tuple(CandidateRequest(target, candidate) for candidate in range(candidates) for target in range(targets))
 
 
 def batches(sizes: Sequence[int], max_pairs: int) -> list[list[int]]:
@@ -67,7 +67,7 @@ def generate(
     model: GenerativeModel,
     sampler: Sampler,
     targets: CrystalStore,
-    wanted: Sequence[Request],
+    wanted: Sequence[CandidateRequest],
     *,
     seed: int,
     max_pairs: int,
@@ -136,7 +136,7 @@ def _evaluating(model: GenerativeModel) -> Iterator[None]:
             model.train(training)
 
 
-def candidates(generated: CrystalStore, wanted: Sequence[Request]) -> tuple[Candidate, ...]:
+def candidates(generated: CrystalStore, wanted: Sequence[CandidateRequest]) -> tuple[Candidate, ...]:
     """Generated crystals as structures; one that cannot be built is kept, with its reason."""
     from kldm.data.convert import to_structure_or_reason
 

@@ -1,6 +1,5 @@
 """What is to be generated: compositions, numbers of atoms alone, or crystals of which a part is known."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kldm.crystals import Crystals, CrystalStore, Layout
-from kldm.data.formulas import LARGEST_CELL
+from kldm.data.formulas import LARGEST_CELL, number_range
 from kldm.errors import KldmError
 from kldm.runtime.seeding import seeded
 from kldm.sampling.constraints import Constraints
@@ -129,8 +128,7 @@ def drawn_sizes(
             raise KldmError("the training set's numbers of atoms are not known", place="atoms", remedy="give a range")
         weights = {int(size): float(count) for size, count in counts.items()}
     else:
-        first, last = atom_range(atoms)
-        weights = dict.fromkeys(range(first, last + 1), 1.0)
+        weights = dict.fromkeys(atom_range(atoms), 1.0)
     weights = {size: weight for size, weight in weights.items() if size >= at_least}
     if not weights:
         raise KldmError(f"no crystal of {at_least} atoms or more is asked for", place=f"atoms = {atoms}")
@@ -140,17 +138,16 @@ def drawn_sizes(
     return tuple(sizes[index] for index in drawn.tolist())
 
 
-def atom_range(atoms: int | str) -> tuple[int, int]:
-    """First and last number of atoms of ``8`` or ``4-20``."""
-    match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", str(atoms))
-    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not 1 <= first <= last <= LARGEST_CELL:
+def atom_range(atoms: int | str) -> range:
+    """The numbers of atoms of ``8`` or ``4-20``."""
+    found = number_range(str(atoms))
+    if not found or found[-1] > LARGEST_CELL:
         raise KldmError(
             f"wants {EMPIRICAL!r}, a number of atoms or a range, each of 1 to {LARGEST_CELL}, not {atoms!r}",
             place="atoms",
             remedy="write it like 8 or 4-20",
         )
-    return first, last
+    return found
 
 
 def _blank(sizes: Sequence[int], names: Sequence[str]) -> CrystalStore:

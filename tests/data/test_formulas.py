@@ -3,11 +3,14 @@
 import subprocess
 import sys
 from collections import Counter
+from fractions import Fraction
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pymatgen.core.composition import Composition
 
-from kldm.data.formulas import cells, reduced_formula
+from kldm.data.formulas import cells, reduced_counts, reduced_formula
 from kldm.errors import KldmError
 
 
@@ -69,6 +72,17 @@ def test_an_element_that_is_written_as_a_molecule_is_one_atom() -> None:
 def test_bad_formula_units(units: str) -> None:
     with pytest.raises(KldmError, match="wants N or N-M formula units; write it like 4 or 1-4"):
         cells(["NaCl"], units)
+
+
+@given(st.dictionaries(st.integers(1, 100), st.integers(1, 60), max_size=5), st.integers(1, 9))
+def test_counts_are_reduced_to_the_least_whole_numbers_of_their_ratio(counts: dict[int, int], factor: int) -> None:
+    found = reduced_counts({key: factor * count for key, count in counts.items()})
+    assert list(found) == list(counts)
+    assert found == reduced_counts(counts)
+    if counts:
+        (unit,) = {Fraction(counts[key], found[key]) for key in counts}
+        assert unit.denominator == 1
+        assert not any(all(count % n == 0 for count in found.values()) for n in range(2, 61))
 
 
 def test_too_many_formula_units() -> None:

@@ -13,7 +13,7 @@ from kldm.crystals import Crystals, CrystalStore
 from kldm.interfaces import DiffusionProcess, GenerativeModel
 from kldm.runtime.distributed import World, world
 from kldm.samplers import EulerMaruyama
-from kldm.sampling.generation import Request, batches, candidates, generate, requests
+from kldm.sampling.generation import CandidateRequest, batches, candidates, generate, requests
 from kldm.sampling.targets import compositions
 from tests.small import random_store, small_model
 from tests.worlds import together
@@ -61,13 +61,18 @@ def test_groups_hold_everything_once_within_the_budget(sizes: list[int], max_pai
 
 
 def test_requests_are_candidate_by_candidate() -> None:
-    assert requests(2, 2) == (Request(0, 0), Request(1, 0), Request(0, 1), Request(1, 1))
+    assert requests(2, 2) == (
+        CandidateRequest(0, 0),
+        CandidateRequest(1, 0),
+        CandidateRequest(0, 1),
+        CandidateRequest(1, 1),
+    )
     assert len(requests(7, 3)) == 21
 
 
 @pytest.mark.parametrize("max_pairs", [1, 25, 64_000])
 def test_answers_come_in_the_order_of_the_requests(max_pairs: int) -> None:
-    wanted = (*requests(len(SIZES), 2), Request(2, 5))
+    wanted = (*requests(len(SIZES), 2), CandidateRequest(2, 5))
     found = generate(small_model(), Echo(), TARGETS, wanted, seed=0, max_pairs=max_pairs)
     asked = [request.target for request in wanted]
     assert found.sizes == tuple(SIZES[target] for target in asked)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from importlib.metadata import version
 from importlib.resources import files
-from math import gcd, isfinite
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kldm.data.cache import folder
+from kldm.data.formulas import reduced_counts
 from kldm.errors import KldmError
 from kldm.metrics.fingerprinting.voronoi import surely_found
 from kldm.metrics.structure import structural_validity, structure_bytes, without_charges
@@ -118,8 +119,9 @@ def composition_fingerprint(composition: "Composition") -> Vector:
         Exception: of any kind, where matminer does not know an element.
     """
     amounts = composition.get_el_amt_dict()
-    divisor = gcd(*map(int, amounts.values())) if all(a == int(a) for a in amounts.values()) else 1
-    return _composition_fingerprint(tuple(sorted((symbol, a / divisor) for symbol, a in amounts.items())))
+    if all(amount == int(amount) for amount in amounts.values()):
+        amounts = {**reduced_counts({symbol: int(amount) for symbol, amount in amounts.items()})}
+    return _composition_fingerprint(tuple(sorted((symbol, float(amount)) for symbol, amount in amounts.items())))
 
 
 def fingerprint(structure: "Structure | None") -> Fingerprint:

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from math import gcd
 from typing import TYPE_CHECKING
 
 import attrs
 
+from kldm.data.formulas import reduced_counts
 from kldm.metrics.matching.matcher import Matcher
 from kldm.metrics.matching.reduction import ReducedCell
 from kldm.metrics.structure import structural_validity
@@ -114,9 +114,10 @@ def match(
 def reduced_formula(structure: "Structure") -> Formula:
     """Counts by atomic number over their greatest common divisor; shares where they are not whole."""
     amounts = {element.Z: float(n) for element, n in structure.composition.element_composition.items()}
-    whole = all(amount == round(amount) for amount in amounts.values())
-    unit = gcd(*(round(amount) for amount in amounts.values())) if whole else math.fsum(amounts.values())
-    return tuple(sorted((number, round(amount / unit, 6)) for number, amount in amounts.items()))
+    if all(amount == round(amount) for amount in amounts.values()):
+        return tuple(sorted(reduced_counts({number: round(amount) for number, amount in amounts.items()}).items()))
+    total = math.fsum(amounts.values())
+    return tuple(sorted((number, round(amount / total, 6)) for number, amount in amounts.items()))
 
 
 def _examine(structure: "Structure | None", *, validity: bool, longest_edge: float | None) -> Examined:
