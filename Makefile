@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install install-test run test test-slow clean
+.PHONY: install install-test install-docs run test test-slow docs clean
 
 install: .venv/installed
 
@@ -18,6 +18,12 @@ install-test: .venv/installed-test
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
+install-docs: .venv/installed-docs
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
 # One thread: the tensors of the quickstart and of the tests are too small for two to pay.
 run: install
 	OMP_NUM_THREADS=1 $(BIN)/kldm run recipes/quickstart.cfg
@@ -31,5 +37,9 @@ test: install-test
 test-slow: install-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
+# The site, in build/site; every warning is an error. The variable silences what the theme prints about its successor.
+docs: install-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf .venv
+	rm -rf .venv build
