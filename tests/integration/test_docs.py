@@ -69,7 +69,7 @@ def python(folder: Path, cache: Path, *arguments: str) -> None:
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
-        env={**os.environ, "KLDM_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "KLDM_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
