@@ -55,7 +55,7 @@ def predicts_what_it_declares(factory: NetworkFactory) -> None:
     """Every channel that is asked for, one row per atom or crystal, for batches of any sizes."""
     for title, network, interface in _built(factory):
         for sizes in (MIXED, (1, 1), (5,)):
-            latent, s, layout = _case(interface, sizes)
+            latent, s, layout = case(interface, sizes)
             prediction = network(latent, s, layout)
             names = {channel.name for channel in interface.predicts}
             expect(
@@ -71,7 +71,7 @@ def predicts_what_it_declares(factory: NetworkFactory) -> None:
 def ignores_a_translation_of_each_crystal(factory: NetworkFactory) -> None:
     """Periodic channels are known up to a common translation of the atoms of a crystal."""
     for title, network, interface in _built(factory):
-        latent, s, layout = _case(interface, MIXED)
+        latent, s, layout = case(interface, MIXED)
         shift = layout.per_atom(torch.rand(len(layout), 3, generator=seeded(1), dtype=s.dtype))
         moved = {
             channel.name: (latent[channel.name] + shift) % 1 if channel.kind == "periodic" else latent[channel.name]
@@ -85,7 +85,7 @@ def ignores_a_translation_of_each_crystal(factory: NetworkFactory) -> None:
 def turns_matrices_with_the_crystal(factory: NetworkFactory) -> None:
     """Where matrices turn, in what is read and in what is predicted, nothing else does."""
     for title, network, interface in _built(factory):
-        latent, s, layout = _case(interface, MIXED)
+        latent, s, layout = case(interface, MIXED)
         by = torch.linalg.qr(torch.randn(len(layout), 3, 3, generator=seeded(1), dtype=s.dtype)).Q
         by[::2] *= -1  # a reflection is no less a change of axes
         before = network(latent, s, layout)
@@ -99,7 +99,7 @@ def turns_matrices_with_the_crystal(factory: NetworkFactory) -> None:
 def follows_a_permutation_of_the_atoms(factory: NetworkFactory) -> None:
     """The order of the atoms of a crystal means nothing."""
     for title, network, interface in _built(factory):
-        latent, s, layout = _case(interface, MIXED)
+        latent, s, layout = case(interface, MIXED)
         order = torch.argsort(layout.owner + 0.9 * torch.rand(layout.total, generator=seeded(1)))
         of_atoms = {channel.name for channel in interface.reads if channel.per == "atom"}
         permuted = {name: values[order] if name in of_atoms else values for name, values in latent.items()}
@@ -113,7 +113,7 @@ def follows_a_permutation_of_the_atoms(factory: NetworkFactory) -> None:
 def does_not_mix_crystals(factory: NetworkFactory) -> None:
     """The prediction for a crystal is the same whatever else is in the batch."""
     for title, network, interface in _built(factory):
-        latent, s, layout = _case(interface, MIXED)
+        latent, s, layout = case(interface, MIXED)
         together = network(latent, s, layout)
         per = {channel.name: channel.per for channel in (*interface.reads, *interface.predicts)}
         for b, size in enumerate(MIXED):
@@ -128,8 +128,8 @@ def does_not_mix_crystals(factory: NetworkFactory) -> None:
 def uses_every_input(factory: NetworkFactory) -> None:
     """All symmetries are also had by ignoring the input."""
     for title, network, interface in _built(factory):
-        latent, s, layout = _case(interface, (4, 6))
-        other, later, _ = _case(interface, (4, 6), seed=1)
+        latent, s, layout = case(interface, (4, 6))
+        other, later, _ = case(interface, (4, 6), seed=1)
         before = network(latent, s, layout)
         changes: dict[str, tuple[Tensor, Latent]] = {"the time": (later, latent)}
         changes |= {c.name: (s, {**latent, c.name: other[c.name]}) for c in interface.reads}
@@ -142,7 +142,7 @@ def uses_every_input(factory: NetworkFactory) -> None:
 def gives_every_parameter_a_gradient(factory: NetworkFactory) -> None:
     """A parameter that no prediction depends on is not learnt."""
     for title, network, interface in _built(factory):
-        latent, s, layout = _case(interface, MIXED)
+        latent, s, layout = case(interface, MIXED)
         torch.autograd.backward([values.square().sum() for values in network(latent, s, layout).values()])
         for name, parameter in network.named_parameters():
             gradient = parameter.grad
@@ -153,7 +153,7 @@ def gives_every_parameter_a_gradient(factory: NetworkFactory) -> None:
 def is_all_in_its_state(factory: NetworkFactory) -> None:
     """What is saved and loaded decides the prediction, random features included."""
     for (title, network, interface), (_, other, _) in zip(_built(factory), _built(factory, seed=1), strict=True):
-        latent, s, layout = _case(interface, (3, 5))
+        latent, s, layout = case(interface, (3, 5))
         other.load_state_dict(network.state_dict())
         again = other(latent, s, layout)
         for name, values in network(latent, s, layout).items():
@@ -200,11 +200,13 @@ def _built(factory: NetworkFactory, seed: int = 0) -> Iterator[tuple[str, nn.Mod
         yield title, network.double(), interface
 
 
-def _case(interface: Interface, sizes: Sequence[int], seed: int = 0) -> tuple[dict[str, Tensor], Tensor, Layout]:
+def case(
+    interface: Interface, sizes: Sequence[int], dtype: torch.dtype = torch.float64, seed: int = 0
+) -> tuple[dict[str, Tensor], Tensor, Layout]:
     """Latent, times and layout of one network call."""
     layout, rng = Layout.of(sizes), seeded(seed)
-    latent = random_latent(interface, layout, rng)
-    return latent, torch.rand(len(layout), generator=rng, dtype=torch.float64), layout
+    latent = random_latent(interface, layout, rng, dtype)
+    return latent, torch.rand(len(layout), generator=rng, dtype=dtype), layout
 
 
 def _turned(channels: Sequence[Channel], values: Mapping[str, Tensor], by: Tensor) -> dict[str, Tensor]:

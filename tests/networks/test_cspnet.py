@@ -6,7 +6,7 @@ import torch
 
 from kldm.networks import CSPNet, CSPVNet
 from kldm.recipe.signatures import parameters
-from tests.networks.cases import FRACTIONAL, INTERFACES, MIXED, SCORE, case
+from kldm.testing.networks import FRACTIONAL, INTERFACES, MIXED, SCORE, case
 from tests.networks.twins import twins
 
 DIFFCSP = INTERFACES["diffcsp"]

@@ -14,7 +14,7 @@ from kldm.networks.fast import encoding
 from kldm.networks.fast.encoding import distinct, embed
 from kldm.networks.fast.rounds import rounds
 from kldm.networks.features import TimeFeatures
-from tests.networks.cases import CHARGE, FRACTIONAL, INTERFACES, MIXED, SCORE, SPECIES, case
+from kldm.testing.networks import CHARGE, FRACTIONAL, INTERFACES, MIXED, SCORE, SPECIES, case
 from tests.networks.twins import FAMILIES, twins
 
 each_title = pytest.mark.parametrize("title", INTERFACES)

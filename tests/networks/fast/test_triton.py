@@ -22,7 +22,7 @@ from kldm.networks.fast import triton_messages
 from kldm.networks.fast.messages import first_activation
 from kldm.networks.fast.sums import Ends, sum_at
 from kldm.networks.fast.triton_messages import WIDEST, _Blocks, _fault, _Kind, _launch, _obstacle, _warn
-from tests.networks.cases import INTERFACES, MIXED, case
+from kldm.testing.networks import INTERFACES, MIXED, case
 from tests.networks.fast.test_messages import block, inputs
 from tests.networks.twins import relative
 from tests.small import needs_gpu
