@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
+from attrs.validators import optional
 
 from kldm.data.convert import from_structures
 from kldm.data.formulas import cells
@@ -13,6 +14,7 @@ from kldm.errors import KldmError, nearest
 from kldm.runs.experiment import Experiment, takes_compositions
 from kldm.runs.splits import drawn_rows
 from kldm.sampling.targets import Part, Targets, atom_range, compositions, de_novo, drawn_sizes, given_species
+from kldm.validators import at_least
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
@@ -42,14 +44,14 @@ class SamplingRequest:
     formulas: tuple[str, ...] = ()
     units: str | None = None
     split: str | None = None
-    limit: int | None = None
+    limit: int | None = attrs.field(default=None, validator=optional(at_least(1)))
     elements: str | None = None
     contains: str | None = None
     template: Path | None = None
     keep: tuple[str, ...] = KEPT
     keep_atoms: str | None = None
     atoms: str | None = None
-    count: int = 1
+    count: int = attrs.field(default=1, validator=at_least(1))
     seed: int = 0
     select: Literal["consensus"] | None = None
 
