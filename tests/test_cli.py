@@ -336,3 +336,18 @@ def test_a_run_without_samples_cannot_be_evaluated(tmp_path: Path) -> None:
     overrides = options({**OVERRIDES, "training.epochs": 1})
     assert kldm("train", QUICKSTART, "--out", tmp_path / "run", "--device", "cpu", *overrides).exit_code == 0
     assert "the run has no samples yet; finish it with kldm run" in refused("evaluate", tmp_path / "run")
+
+
+def test_what_torchrun_s_processes_do_not_share_the_first_alone_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others leave it at once: they would write the same files, or wait for it for ever."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        result = kldm("components")
+        assert result.exit_code == 0
+        assert ("cspvnet.v1" in result.output) == (rank == "0")
+    monkeypatch.setenv("RANK", "1")
+    result = kldm("evaluate", tmp_path / "nowhere.jsonl", "--reference", "mp_20/test")
+    assert (result.exit_code, result.output) == (0, "")

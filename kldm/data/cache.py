@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -19,6 +20,8 @@ DATA_VERSION = 1
 
 FORMATS = ("kldm.crystals.v1", "kldm.crystals.v2")
 """What is read; the last is what is written. The first has no columns."""
+
+T = TypeVar("T")
 
 log = logging.getLogger("kldm.data")
 
@@ -51,17 +54,30 @@ def cached(source: Path, parse: Callable[[Path], Parsed]) -> Parsed:
         path = folder() / "parsed" / f"{key(source)}.safetensors"
     except OSError as error:
         raise KldmError(f"cannot be read ({error.strerror})", place=str(source)) from None
+    return kept(path, "parsed crystals", load, lambda: parse(source), save)
+
+
+def kept(path: Path, what: str, load: Callable[[Path], T], make: Callable[[], T], save: Callable[[Path, T], None]) -> T:
+    """What the file of a cache holds, or what is made and saved there for the next time.
+
+    Args:
+        path: of the file.
+        what: it holds, in words.
+        load: reads it; raises ``KldmError`` for a broken file, which is made anew.
+        make: where there is no such file.
+        save: writes it; raises ``KldmError`` where it cannot, which costs the next time alone.
+    """
     if path.exists():
         try:
             return load(path)
         except KldmError as error:
-            log.info("%s; parsing %s anew", error, source)
-    parsed = parse(source)
+            log.info("%s; it is made anew", error)
+    made = make()
     try:
-        save(path, parsed)
+        save(path, made)
     except KldmError as error:
-        log.warning("%s (parsed crystals are not kept for the next time)", error)
-    return parsed
+        log.warning("%s (%s are not kept for the next time)", error, what)
+    return made
 
 
 def save(path: Path, parsed: Parsed) -> None:

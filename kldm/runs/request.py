@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
+from attrs.validators import optional
 
 from kldm.data.convert import from_structures
 from kldm.data.formulas import cells
@@ -24,6 +25,7 @@ from kldm.sampling.targets import (
     given_species,
     with_properties,
 )
+from kldm.validators import at_least
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
@@ -54,14 +56,14 @@ class SamplingRequest:
     formulas: tuple[str, ...] = ()
     units: str | None = None
     split: str | None = None
-    limit: int | None = None
+    limit: int | None = attrs.field(default=None, validator=optional(at_least(1)))
     elements: str | None = None
     contains: str | None = None
     template: Path | None = None
     keep: tuple[str, ...] = KEPT
     keep_atoms: str | None = None
     atoms: str | None = None
-    count: int = 1
+    count: int = attrs.field(default=1, validator=at_least(1))
     seed: int = 0
     properties: Mapping[str, float] = attrs.field(factory=dict)
     select: Literal["consensus"] | None = None

@@ -6,7 +6,6 @@ The folder holds ``recipe.cfg`` (complete), ``checkpoints/``, ``train.jsonl``, `
 
 import copy
 import json
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,17 +17,14 @@ from kldm.errors import KldmError
 from kldm.evaluation.results import library_versions, write_json
 from kldm.execution import default_device, device_name, set_execution, used_precision
 from kldm.reading import read_samples
-from kldm.recipe import Tree, read_recipe, write_recipe
+from kldm.recipe import read_recipe, write_recipe
 from kldm.runs.experiment import Experiment, assemble, fitted, prepare
+from kldm.runs.folder import claim
 from kldm.runs.splits import Reference, Validator, evaluate_splits
 from kldm.runtime.distributed import world
 from kldm.samplers import replaying
 from kldm.training import checkpoint as checkpoints
 from kldm.training import fit
-
-# Keys that may differ when a run folder is used again: they change what is done with the model, not the model (but for
-# the score of validation).
-_FREE = ("sampler", "evaluation", "execution", "metrics", "validation")
 
 
 def run(
@@ -52,7 +48,7 @@ def run(
         train = experiment.data.load("train")
         experiment, tree = fitted(experiment, tree, train, _start(experiment, folder))
         if here.is_writer:
-            _claim(folder, tree)
+            claim(folder, tree)
     untrained = copy.deepcopy(experiment.model) if evaluate and experiment.evaluation.untrained else None
     model, train = experiment.model.to(device), train.to(device)
     set_execution(model.network, experiment.execution)
@@ -113,32 +109,6 @@ def _report(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _claim(folder: Path, tree: Tree) -> None:
-    """Take the folder for this recipe: a new one, or one that holds the same run."""
-    path = folder / "recipe.cfg"
-    if path.exists():
-        there = read_recipe(path)
-        difference = _difference(_bound(there), _bound(tree))
-        if difference:  # or it is but of defaults that are newer than the run
-            difference = _difference(_bound(_complete(there)), _bound(tree))
-        if difference:
-            raise KldmError(
-                f"the folder holds a run of another recipe ({difference} differs)",
-                place=str(folder),
-                remedy="choose another --out, or remove the folder",
-            )
-        return
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise KldmError("it is neither an empty folder nor a run", place=str(folder), remedy="choose another --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise KldmError(
-            f"cannot be made ({error.strerror})", place=str(folder), remedy="choose another --out"
-        ) from error
-    write_recipe(tree, path)
-
-
 def _start(experiment: Experiment, folder: Path) -> Experiment | None:
     """What training starts from, if not from nothing: of a run that has begun, its own recipe says enough."""
     training, own = experiment.training, folder / "recipe.cfg"
@@ -148,41 +118,3 @@ def _start(experiment: Experiment, folder: Path) -> Experiment | None:
         return assemble(read_recipe(own))[0]
     file = checkpoints.locate(training.start_from, state=training.start_with == "state")
     return assemble(checkpoints.load(file).recipe)[0]
-
-
-def _complete(tree: Tree) -> Tree:
-    """The recipe of a run with the defaults of keys that are newer than the run."""
-    try:
-        return assemble(tree)[1]
-    except KldmError:  # of parts that are gone: another recipe than any that can be run now
-        return tree
-
-
-def _bound(tree: Tree) -> Tree:
-    """The part of a recipe that a run folder is bound to; training may be prolonged, and cut into other pieces. The
-    best is that of one score."""
-    kept = {name: value for name, value in tree.items() if name not in _FREE}
-    kept["validation"] = {"score": (tree.get("validation") or {}).get("score")}
-    free = ("epochs", "minutes", "max_pairs")
-    training = {name: value for name, value in tree.get("training", {}).items() if name not in free}
-    return {**kept, "training": training}
-
-
-def _difference(old: Any, new: Any, place: str = "") -> str:
-    """The dotted key of the first difference of two trees, or nothing."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(key for key in new if key not in old)]:
-            found = _difference(old.get(key), new.get(key), f"{place}.{key}".lstrip("."))
-            if found:
-                return found
-        return ""
-    return "" if _same(old, new) else place
-
-
-def _same(old: Any, new: Any) -> bool:
-    """Equal but for the last digits, in which fitted statistics may differ from one machine to another."""
-    if isinstance(old, list) and isinstance(new, list):
-        return len(old) == len(new) and all(map(_same, old, new))
-    if isinstance(old, float) and isinstance(new, float):
-        return math.isclose(old, new, rel_tol=1e-9)
-    return bool(old == new)

@@ -268,7 +268,7 @@ def test_a_folder_of_samples_is_a_file_of_samples(tmp_path: Path, reference: Pat
         (["--task", "dng", "--cutoffs", "mp20"], "cutoffs"),
         (["--task", "dng", "--states", "icsd16"], "--states: wants"),
         (["--workers", "0"], "workers"),
-        (["--time-limit", "0"], "time_limit"),
+        (["--time-limit", "0"], "--time-limit: must be"),
         (["--reference", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--reference", "mp_20"], "write it like mp_20/test"),
         (["--reference", "mp_21/test"], "reference mp_21/test: 'mp_21' is neither"),

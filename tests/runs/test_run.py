@@ -13,7 +13,9 @@ import torch
 
 from kldm.errors import KldmError
 from kldm.reading import read_samples
+from kldm.recipe import Tree, build
 from kldm.runs import run as runs
+from kldm.runs.experiment import Experiment
 from kldm.runs.run import evaluate_run
 from kldm.runs.trained import load_run
 from kldm.runtime.files import fresh_folder
@@ -130,6 +132,23 @@ def test_the_run_s_own_recipe_repeats_it(finished: Path, tmp_path: Path) -> None
         for name in ("results.csv", "samples.jsonl", "samples.extxyz", "structures.zip"):
             one, two = (place / "samples" / label / name for place in (finished, tmp_path / "again"))
             assert one.read_bytes() == two.read_bytes(), f"{label}/{name}"
+
+
+def test_a_run_builds_its_experiment_once(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its untrained baseline is a copy; nor is it built again to see that the folder holds the same run."""
+    built: list[int] = []
+
+    def counted(tree: Tree, kind: type[Experiment]) -> tuple[Experiment, Tree]:
+        built.append(1)
+        return build(tree, kind)
+
+    monkeypatch.setattr("kldm.runs.experiment.build", counted)
+    for number in (1, 2):
+        run(RECIPES / "quickstart.cfg", tmp_path / "run", overrides=QUICK)
+        assert len(built) == number
+    for label in LABELS:
+        one, two = (place / "samples" / label / "samples.jsonl" for place in (finished, tmp_path / "run"))
+        assert one.read_bytes() == two.read_bytes()
 
 
 def test_another_recipe_in_the_folder_is_refused(finished: Path) -> None:

@@ -88,6 +88,8 @@ max_pairs = 30
 rules = ["structural"]
 """
 
+SELECT = ("--select", "consensus")
+
 ATOMS = 8
 STEPS = 4
 """Per epoch: three of a third of all crystals but one, and one of one crystal, less than there are processes."""
@@ -175,7 +177,7 @@ def together(place: Place, ended: dict[str, Ended], finished: Path) -> list[str]
     """All that two processes do and go on with, in one start; returns what they printed."""
     samples = str(place.folder / "together" / "samples")
     commands = [
-        ["sample", str(finished), "--limit", "7", "--count", "2", "--out", samples, "--device", "cpu"],
+        ["sample", str(finished), "--limit", "7", "--count", "2", *SELECT, "--out", samples, "--device", "cpu"],
         ["evaluate", samples, "--reference", "aflow_prototypes/test", "--rules", "structural"],
         [*place.arguments("csp", "together/csp"), "--training.max_pairs", "300"],
         place.arguments("dng", "together/dng"),
@@ -221,7 +223,7 @@ def test_they_write_and_print_once(place: Place, together: list[str]) -> None:
 
 def test_their_samples_and_judgements_are_those_of_one(place: Place, together: list[str], finished: Path) -> None:
     alone, both = place.folder / "one" / "samples", place.folder / "together" / "samples"
-    arguments = ("--limit", "7", "--count", "2", "--out", alone, "--device", "cpu")
+    arguments = ("--limit", "7", "--count", "2", *SELECT, "--out", alone, "--device", "cpu")
     assert kldm("sample", finished, *arguments).exit_code == 0
     result = kldm("evaluate", alone, "--reference", "aflow_prototypes/test", "--rules", "structural")
     assert result.exit_code == 0, result.output

@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-import logging
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib.metadata import version
 from importlib.resources import files
 from math import isfinite
@@ -17,7 +16,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from kldm.data.cache import folder
+from kldm.data.cache import folder, kept
 from kldm.data.formulas import reduced_counts
 from kldm.errors import KldmError
 from kldm.metrics.fingerprinting.voronoi import surely_found
@@ -48,8 +47,6 @@ SOUTH_POLE = frozenset(
     ("tri_bipyr", "sq_bipyr", "pent_bipyr", "hex_bipyr", "oct_max", "sq_plan_max", "hex_plan_max", "see_saw_rect")
 )
 """Order parameters with a term that pymatgen adds to the last one of a joint call only."""
-
-log = logging.getLogger("kldm.metrics")
 
 
 @attrs.frozen(eq=False)
@@ -168,20 +165,11 @@ def cached_fingerprints(
     The same set means the same numbers to the last bit, libraries and time limit. A broken file is made anew; where
     the file cannot be written, the fingerprints are returned all the same.
     """
+    make = partial(fingerprints, structures, workers=workers, time_limit=time_limit, description=description)
     if len(structures) < SMALLEST_CACHED:
-        return fingerprints(structures, workers=workers, time_limit=time_limit, description=description)
+        return make()
     path = folder() / "fingerprints" / f"{_key(structures, time_limit)}.safetensors"
-    if path.exists():
-        try:
-            return _load(path, len(structures))
-        except KldmError as error:
-            log.info("%s; it is made anew", error)
-    found = fingerprints(structures, workers=workers, time_limit=time_limit, description=description)
-    try:
-        _save(path, found)
-    except KldmError as error:
-        log.warning("%s (fingerprints are not kept for the next time)", error)
-    return found
+    return kept(path, "fingerprints", lambda path: _load(path, len(structures)), make, _save)
 
 
 def versions() -> dict[str, str]:
