@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Schedule,
         ScoreNetwork,
         Step,
+        Terms,
     )
     from kldm.model import JointModel
     from kldm.registry import (
@@ -74,6 +75,7 @@ _HOME = {
         "Schedule",
         "ScoreNetwork",
         "Step",
+        "Terms",
     ),
     "kldm.model": ("JointModel",),
     "kldm.registry": (
@@ -120,6 +122,7 @@ __all__ = [
     "Schedule",
     "ScoreNetwork",
     "Step",
+    "Terms",
     "Training",
     "Validation",
     "__version__",

@@ -213,7 +213,9 @@ def test_evaluate_a_file_beside_a_reference(finished: Path, tmp_path: Path, name
     reference: list[str | Path] = ["--reference", "aflow_prototypes/test", "--out", tmp_path / "out"]
     result = kldm("evaluate", samples / name, *reference)
     assert result.exit_code == 0, result.output
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    report = json.loads((tmp_path / "out" / "report.json").read_text())["evaluation"][
+        "samples" if name != "structures.zip" else "structures"
+    ]
     assert report["reference"]["name"] == "aflow_prototypes/test"
     assert report["reference"]["whole"]
     assert report["reference"]["rows"] > report["requests"] > 0  # the others count as targets without a candidate
@@ -300,7 +302,7 @@ def test_mistakes_are_told_in_a_sentence(
         (["--formula", "NaCl", "--sampler.step", "2"], "sampler.step: unknown key; did you mean 'steps'?"),
         (
             ["--formula", "NaCl", "--sampler.steps", "1000000000000"],
-            "must be from 1 to 1,000,000, got 1,000,000,000,000",
+            "must be from 1 to 1,000,000, got 1000000000000",
         ),
         (
             ["--formula", "NaCl", "--sampler.@samplers", "predictor_corrector.v1", "--sampler.tau", "Infinity"],

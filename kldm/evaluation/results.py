@@ -69,8 +69,8 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_json(path: Path, value: Json) -> None:
-    """Write strict JSON, indented; NaN and infinities, which strict JSON lacks, become null."""
-    text = json.dumps(_strict(value), indent=2, ensure_ascii=False, allow_nan=False)
+    """Write strict JSON, indented."""
+    text = json.dumps(strict(value), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
@@ -98,13 +98,14 @@ def _row(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _strict(value: Json) -> Json:
+def strict(value: Json) -> Any:
+    """As strict JSON has it: NaN and infinities, which it lacks, become null, and every sequence a list."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _strict(item) for key, item in value.items()}
+        return {key: strict(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_strict(item) for item in value]
+        return [strict(item) for item in value]
     return value
 
 

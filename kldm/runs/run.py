@@ -4,7 +4,6 @@ The folder holds ``recipe.cfg`` (complete), ``checkpoints/``, ``train.jsonl``, `
 ``samples/<split>/`` and ``report.json``; the same command resumes whatever was interrupted.
 """
 
-import json
 import math
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ import attrs
 import torch
 
 from kldm.errors import KldmError
+from kldm.evaluation.report import Judgement, Report
 from kldm.evaluation.results import library_versions, write_json, write_samples
 from kldm.execution import set_execution, used_precision
 from kldm.memory import sampling_pairs
@@ -24,7 +24,7 @@ from kldm.reading import read_samples
 from kldm.recipe import Tree, overridden, read_recipe, write_recipe
 from kldm.runs.experiment import Experiment, assemble, assemble_fitted, prepare
 from kldm.runs.request import Wish
-from kldm.runs.splits import Reference, Validator, evaluate_splits
+from kldm.runs.splits import Target, Validator, evaluate_splits
 from kldm.runtime.distributed import world
 from kldm.runtime.files import make_writable
 from kldm.runtime.pool import check_work
@@ -47,8 +47,8 @@ def run(
     overrides: Mapping[str, Any] | None = None,
     device: torch.device | None = None,
     evaluate: bool = True,
-) -> dict[str, Any]:
-    """Train, sample, evaluate and report, resuming what ``folder`` holds already. Returns the report."""
+) -> Report:
+    """Train, sample, evaluate and report, resuming what ``folder`` holds already."""
     started = time.monotonic()
     device = device or default_device()
     tree = read_recipe(recipe, overrides or {})
@@ -65,26 +65,26 @@ def run(
         fit(model, train, experiment.training, folder, tree, validate)
     if world().is_writer:
         write_recipe(tree, folder / "recipe.cfg")  # of a run that was prolonged or is sampled in another way
-    report: dict[str, Any] = {
+    training = checkpoints.load(folder / "checkpoints" / "best.safetensors").state
+    judgements: Mapping[str, Judgement] = {}
+    if evaluate:
+        with replaying(experiment.execution.graphs):
+            judgements = evaluate_splits(experiment, tree, folder, device)
+    elif (earlier := _report(folder)) and earlier.about.get("training") == training:
+        judgements = earlier.evaluation
+    about = {
         "recipe": recipe.stem,
         "device": _device_name(device),
         "precision": used_precision(model.precision, device),
         "processes": world().size,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "training": checkpoints.load(folder / "checkpoints" / "best.safetensors").state,
+        "training": training,
         "seeds": {"training": experiment.training.seed, "evaluation": experiment.evaluation.seed},
-        "libraries": library_versions(),
-        "evaluation": {},
+        "seconds": round(time.monotonic() - started, 1),
     }
-    earlier = _report(folder)
-    if evaluate:
-        with replaying(experiment.execution.graphs):
-            report["evaluation"] = evaluate_splits(experiment, tree, folder, device)
-    elif earlier.get("training") == report["training"]:
-        report["evaluation"] = earlier.get("evaluation", {})
-    report["seconds"] = round(time.monotonic() - started, 1)
+    report = Report(about=about, libraries=library_versions(), evaluation=judgements)
     if world().is_writer:
-        write_json(folder / "report.json", report)
+        report.write(folder)
     return report
 
 
@@ -216,10 +216,10 @@ def sample_run(
     return report, folder
 
 
-def evaluate_run(folder: Path, out: Path | None = None) -> dict[str, Any]:
+def evaluate_run(folder: Path, out: Path | None = None) -> Report:
     """Judge the samples of a run folder again, with the metrics of its recipe."""
-    experiment, _ = assemble(read_recipe(folder / "recipe.cfg"))
-    results: dict[str, Any] = {}
+    experiment, tree = assemble(read_recipe(folder / "recipe.cfg"))
+    results: dict[str, Judgement] = {}
     for split in experiment.evaluation.splits:
         for label in (split, f"{split}_untrained"):
             place = folder / "samples" / label
@@ -227,22 +227,22 @@ def evaluate_run(folder: Path, out: Path | None = None) -> dict[str, Any]:
                 continue
             rows = (out / f"{label}.csv") if out else place / "results.csv"
             found = read_samples(place / "samples.jsonl")
-            results[label] = Reference.of(experiment, split).judged(experiment, found, rows)
+            results[label] = Target.of(experiment, split).judged(experiment, tree, found, rows)
     if not results:
         raise KldmError("the run has no samples yet", place=str(folder), remedy="finish it with kldm run")
-    report = _report(folder) | {"libraries": library_versions(), "evaluation": results}
+    earlier = _report(folder)
+    report = Report(about=earlier.about if earlier else {}, libraries=library_versions(), evaluation=results)
     if world().is_writer:
-        write_json((out or folder) / "report.json", report)
+        report.write(out or folder)
     return report
 
 
-def _report(folder: Path) -> dict[str, Any]:
-    """The report that the folder holds, or an empty one."""
+def _report(folder: Path) -> Report | None:
+    """The report that the folder holds; None where there is none that can be read."""
     try:
-        found = json.loads((folder / "report.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return Report.read(folder / "report.json")
+    except KldmError:
+        return None
 
 
 def default_device() -> torch.device:

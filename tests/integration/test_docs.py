@@ -92,6 +92,9 @@ def test_the_components_of_the_pages_run_from_their_recipe(tmp_path: Path, cache
     assert complete["model"]["coordinates"] == {"@processes": "my_wrapped_ve.v1", "sigma_min": 0.005, "sigma_max": 0.4}
     assert complete["model"]["network"] == {"@networks": "small_gnn.v1", "hidden": 32, "layers": 3}
     assert len((tmp_path / "mine" / "samples" / "test" / "results.csv").read_text().splitlines()) == 3
+    own = ("--metric", "roomy.v1", "--metric.threshold", "18", "--code", "roomy.py", "--out", "judged")
+    python(tmp_path, cache, "-m", "kldm", "evaluate", "mine/samples/test/samples.jsonl", *own)
+    assert (tmp_path / "judged" / "results.csv").read_text().startswith("target,candidate,name,space\n")
     own = ("--formula", "SrTiO3", "--code", "two_step.py", "--sampler.@samplers", "two_step.v1", "--out", "drawn")
     python(tmp_path, cache, "-m", "kldm", "sample", str(ROOT / "weights" / "perov5_small"), *own)
     assert len((tmp_path / "drawn" / "samples.jsonl").read_text().splitlines()) == 1

@@ -50,8 +50,7 @@ def labelled(numbers: Sequence[tuple[int, int]], name: str = "x.jsonl", element:
 def reference(names: Sequence[str | None]) -> Reference:
     structures = tuple(None if one is None else crystal(one) for one in names)
     blank = tuple("" for _ in names)
-    formulas = tuple(None if one is None else f"{one}Cl" for one in names)
-    return Reference("mine", structures, blank, blank, formulas)
+    return Reference("mine", structures, blank, blank, whole=False)
 
 
 def where(alignment: Alignment) -> dict[tuple[int, int], int | None]:
