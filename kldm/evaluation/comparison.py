@@ -16,7 +16,7 @@ from kldm.evaluation.results import write_json, write_table
 from kldm.evaluation.tables import number, parts, text_table
 from kldm.interfaces import Terms
 
-LIBRARIES = ("pymatgen", "smact", "matminer")
+METRIC_LIBRARIES = ("pymatgen", "smact", "matminer")
 """Those whose versions can change a metric."""
 
 T = TypeVar("T", bound="Column | Entry")
@@ -219,7 +219,7 @@ def _warnings(columns: Sequence[Column]) -> Iterable[str]:
             stating = [entry for entry in group if all(key in entry.found.stated for key in wanted)]
             plain = [key.removesuffix("?") for key in keys]
             yield from _differing(f"{metric}: the {what}", stating, _stated(plain))
-    for library in LIBRARIES:
+    for library in METRIC_LIBRARIES:
         known = [column for column in columns if library in column.libraries]
         yield from _differing(f"the versions of {library}", known, _version(library))
 

@@ -1,6 +1,5 @@
 """The one road from samples to a judgement: of a run's own samples as of files of any origin."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,11 +7,12 @@ from typing import Any
 
 import attrs
 
+from kldm.errors import KldmError
 from kldm.evaluation.report import Against, Finding, Judgement, terms_of
-from kldm.evaluation.results import write_table
+from kldm.evaluation.results import write_lines, write_table
 from kldm.interfaces import Measurement, Metric, Samples
 from kldm.reading import Reference
-from kldm.runtime.files import atomic_write, make_writable
+from kldm.runtime.files import make_writable
 
 
 @attrs.frozen(eq=False)
@@ -50,7 +50,7 @@ def judge(
         notes: sentences that come before those of the metrics.
     """
     make_writable(table.parent)  # before the work of hours
-    measured = {section: [judge.metric.measure(samples) for samples in sets] for section, judge in judges.items()}
+    measured = {section: [_measured(judge, samples) for samples in sets] for section, judge in judges.items()}
     _write_rows(table, measured, sets, names, rows, unplaced)
     candidates = [one for samples in sets for one in samples.candidates]
     found = (note for parts in measured.values() for part in parts for note in part.notes)
@@ -61,6 +61,16 @@ def judge(
         metrics={section: _finding(judges[section], parts) for section, parts in measured.items()},
         notes=tuple(dict.fromkeys([*notes, *found])),
     )
+
+
+def _measured(judge: Judge, samples: Samples) -> Measurement:
+    found = judge.metric.measure(samples)
+    if found.rows and len(found.rows) != len(samples.candidates):
+        problem = f"it returned {len(found.rows)} rows for {len(samples.candidates)} candidates"
+        raise KldmError(
+            problem, place=judge.name, remedy="return one for each candidate, failed ones included, or none"
+        )
+    return found
 
 
 def _against(reference: Reference, rows: Sequence[int] | None) -> Against:
@@ -115,5 +125,4 @@ def _write_rows(
             rows.append(row)
     rows += unplaced
     write_table(path, rows)
-    with atomic_write(path.with_suffix(".jsonl")) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    write_lines(path.with_suffix(".jsonl"), rows)

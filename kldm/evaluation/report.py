@@ -18,9 +18,12 @@ SECTIONS_BEFORE = {"csp": "match_rate.v1", "dng": "de_novo.v1", "stability": "st
 """Reports of kldm 0.1.0 do not name the metrics; these sections of theirs are always of these metrics."""
 
 
-def _finite(values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """JSON has no number for what is undefined."""
-    return {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
+def _numbers(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Plain numbers; None for one that is not finite, which JSON lacks."""
+    return {
+        name: None if value is None or not math.isfinite(value) else value if isinstance(value, int) else float(value)
+        for name, value in values.items()
+    }
 
 
 @attrs.frozen(kw_only=True)
@@ -54,13 +57,9 @@ class Finding:
 
     metric: str
     terms: Terms = attrs.field(factory=Terms)
-    values: Mapping[str, float | None] = attrs.field(converter=_finite)
+    values: Mapping[str, float | None] = attrs.field(converter=_numbers)
     definition: Mapping[str, Json] = attrs.field(factory=dict)
     seeds: tuple[Mapping[str, float | None], ...] = ()
-
-    def __attrs_post_init__(self) -> None:
-        if not isinstance(self.definition.get("versions", {}), Mapping):
-            raise KldmError("is not a section", place="definition.versions")
 
     @property
     def versions(self) -> Mapping[str, Json]:

@@ -20,7 +20,7 @@ from kldm.metrics.fingerprinting.fingerprints import (
     versions,
 )
 from kldm.metrics.structure import structural_rule
-from kldm.metrics.validity import Row, Validity, share
+from kldm.metrics.validity import Validity, Verdict, share
 from kldm.registry import metric
 from kldm.validators import at_least, duration, one_of, worker_count
 
@@ -130,10 +130,10 @@ class DeNovo:
         notes = self._notes(samples, valid, covered, dataset)
         return Measurement(values, table, self._definition(counts, dataset), tuple(notes))
 
-    def _rows(self, candidates: Sequence[Candidate]) -> tuple[list[Row], tuple[Fingerprint, ...]]:
+    def _rows(self, candidates: Sequence[Candidate]) -> tuple[list[Verdict], tuple[Fingerprint, ...]]:
         """The rows, and one fingerprint for each candidate (none of them where coverage is off)."""
         rules = Validity(states=self.states, legacy=self.legacy, also_icsd24=True)
-        rows = [one.row() for one in rules.judge(candidates, workers=self.workers, time_limit=self.time_limit)]
+        rows = [one.verdict() for one in rules.faults(candidates, workers=self.workers, time_limit=self.time_limit)]
         if not self.coverage:
             return rows, (Fingerprint(None, None),) * len(rows)
         wanted = [

@@ -14,20 +14,17 @@ from attrs.validators import optional
 from kldm.errors import KldmError
 from kldm.interfaces import Candidate, Json, Measurement, Samples, Terms
 from kldm.metrics.composition import compositional_rule, compositional_validity
-from kldm.metrics.fingerprinting.full_rule import Fingerprinted, composition_valid, fingerprinted
+from kldm.metrics.fingerprinting.full_rule import Fingerprinted, Key, composition_valid, fingerprinted
 from kldm.metrics.matching.matcher import Matcher
 from kldm.metrics.matching.metre import Everywhere, everywhere, repeated
 from kldm.metrics.matching.pairs import Examined, examine, match
 from kldm.metrics.matching.selection import CONSENSUS, chosen_places
 from kldm.metrics.structure import structural_rule, structural_validity
-from kldm.metrics.validity import Row, composition_of, formula
+from kldm.metrics.validity import Verdict, composition_of, formula
 from kldm.registry import metric
 from kldm.validators import above, duration, each, one_of, worker_count
 
 Rule = Literal["structural", "full"]
-
-Key = tuple[int, int]
-"""(target, candidate)."""
 
 Rates = Callable[[str, Mapping[Key, float]], dict[str, float | None]]
 
@@ -38,7 +35,7 @@ close."""
 TIME_LIMIT: float | None = 60.0
 """Seconds for one structure or one pair."""
 
-EXACT = 1e-6
+EXACT_RMSE = 1e-6
 """An rmse below this is no generated structure's."""
 
 FULL_RULE = (
@@ -160,7 +157,7 @@ class MatchRate:
             answer = found.get((candidate.target, place))
             reason = _reason(candidate, one) or (answer.reason if answer else "")
             valid = candidate.structure is not None and not one.invalid and not one.fault.startswith("time limit")
-            rows[candidate.target, candidate.candidate] = Row(
+            rows[candidate.target, candidate.candidate] = Verdict(
                 target=candidate.target,
                 candidate=candidate.candidate,
                 formula=formula(candidate),
@@ -220,8 +217,8 @@ class MatchRate:
         return Measurement(values, ordered, self._definition(counts, bool(selected)), tuple(notes))
 
     def _full(
-        self, samples: Samples, rows: Mapping[Key, Row], rms: Mapping[Key, float], selected: Collection[Key]
-    ) -> tuple[dict[Key, float], Fingerprinted, dict[Key, Row]]:
+        self, samples: Samples, rows: Mapping[Key, Verdict], rms: Mapping[Key, float], selected: Collection[Key]
+    ) -> tuple[dict[Key, float], Fingerprinted, dict[Key, Verdict]]:
         """The rms of candidates known to be allowed, what was asked, and the rows with what was found.
 
         The smallest rms of each target is among them wherever the rule allows any, and so are candidate 0 and the
@@ -399,7 +396,7 @@ def _notes(samples: Samples, answered: int, rms: Mapping[Key, float], reference:
         notes.append("The reference is empty, so nothing is defined.")
     if not samples.candidates:
         notes.append("There are no candidates.")
-    if targets and len({target for target, _ in rms}) == targets and max(rms.values()) < EXACT:
+    if targets and len({target for target, _ in rms}) == targets and max(rms.values()) < EXACT_RMSE:
         notes.append("Every reference is matched exactly: the samples look like copies of the reference.")
     built = [c.structure for c in samples.candidates if c.structure is not None]
     if len(built) > 1 and all(structure == built[0] for structure in built[1:]):

@@ -63,31 +63,31 @@ class Validity:
     def measure(self, samples: Samples) -> Measurement:
         """The shares; one row per candidate with target, candidate, formula, struct_valid, comp_valid, reason (the
         first that was found, the structure's before the composition's)."""
-        judged = self.judge(samples.candidates)
-        rows = [one.row() for one in judged]
+        judged = self.faults(samples.candidates)
+        rows = [one.verdict() for one in judged]
         names = ["struct_valid", "comp_valid", *(["comp_valid_icsd24"] if self.also_icsd24 else [])]
         values = {name: share([bool(getattr(row, name)) for row in rows]) for name in names}
         values["valid"] = share([one.valid for one in judged])
         table = tuple(row.columns(*names, "reason") for row in rows)
         return Measurement(values, table, self._definition(judged), _notes(judged))
 
-    def judge(
+    def faults(
         self, candidates: Sequence[Candidate], *, workers: int = 1, time_limit: float | None = None
-    ) -> "list[Judged]":
+    ) -> "list[Faults]":
         """The reasons against every candidate, in their order.
 
         Args:
             workers: processes; the result does not depend on it. -1: as many as there are CPU cores.
             time_limit: seconds per candidate; one that takes longer passes no test. None: no limit.
         """
-        judge = partial(_judged, rules=self)
+        judge = partial(_faults, rules=self)
         work = each(judge, candidates, workers=workers, time_limit=time_limit, description="validity")
         return [
-            Judged(candidate, "", *[found.reason] * 3) if isinstance(found, Failure) else found
+            Faults(candidate, "", *[found.reason] * 3) if isinstance(found, Failure) else found
             for candidate, found in zip(candidates, work, strict=True)
         ]
 
-    def _definition(self, judged: "Sequence[Judged]") -> Mapping[str, Json]:
+    def _definition(self, judged: "Sequence[Faults]") -> Mapping[str, Json]:
         rules = {
             "struct_valid": structural_rule(self.longest_edge),
             "comp_valid": compositional_rule(self.states, self.legacy),
@@ -153,7 +153,7 @@ def composition_fault(candidate: Candidate, states: States, legacy: bool = False
 
 
 @attrs.frozen(eq=False, kw_only=True)
-class Row:
+class Verdict:
     """What became of one candidate, as the per-structure table has it; None where nobody asked.
 
     Attributes:
@@ -192,7 +192,7 @@ class Row:
 
 
 @attrs.frozen(eq=False)
-class Judged:
+class Faults:
     """A candidate with the reasons against its structure and its composition; ``""`` where there is none."""
 
     candidate: Candidate
@@ -205,8 +205,8 @@ class Judged:
     def valid(self) -> bool:
         return not (self.structural or self.compositional)
 
-    def row(self) -> Row:
-        return Row(
+    def verdict(self) -> Verdict:
+        return Verdict(
             target=self.candidate.target,
             candidate=self.candidate.candidate,
             formula=self.formula,
@@ -217,8 +217,8 @@ class Judged:
         )
 
 
-def _judged(candidate: Candidate, *, rules: Validity) -> Judged:
-    return Judged(
+def _faults(candidate: Candidate, *, rules: Validity) -> Faults:
+    return Faults(
         candidate,
         formula(candidate),
         structure_fault(candidate, rules.longest_edge),
@@ -236,7 +236,7 @@ def _counted(reasons: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(reason for reason in reasons if reason).items()))
 
 
-def _notes(judged: Sequence[Judged]) -> tuple[str, ...]:
+def _notes(judged: Sequence[Faults]) -> tuple[str, ...]:
     """What a reader should doubt."""
     if not judged:
         return ("There are no candidates, so nothing is defined.",)

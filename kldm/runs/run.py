@@ -24,7 +24,7 @@ from kldm.reading import read_samples
 from kldm.recipe import Tree, overridden, read_recipe, write_recipe
 from kldm.runs.experiment import Experiment, assemble, assemble_fitted, prepare
 from kldm.runs.request import Wish
-from kldm.runs.splits import Target, Validator, evaluate_splits
+from kldm.runs.splits import EvaluationSplit, Validator, evaluate_splits
 from kldm.runtime.distributed import world
 from kldm.runtime.files import make_writable
 from kldm.runtime.pool import check_work
@@ -227,7 +227,7 @@ def evaluate_run(folder: Path, out: Path | None = None) -> Report:
                 continue
             rows = (out / f"{label}.csv") if out else place / "results.csv"
             found = read_samples(place / "samples.jsonl")
-            results[label] = Target.of(experiment, split).judged(experiment, tree, found, rows)
+            results[label] = EvaluationSplit.of(experiment, split).judged(experiment, tree, found, rows)
     if not results:
         raise KldmError("the run has no samples yet", place=str(folder), remedy="finish it with kldm run")
     earlier = _report(folder)

@@ -83,17 +83,17 @@ def evaluate_splits(experiment: Experiment, tree: Tree, folder: Path, device: to
         set_precision(untrained, experiment.training.precision)
         set_execution(untrained.network, experiment.execution)
     for number, split in enumerate(settings.splits):
-        target = Target.of(experiment, split)
+        against = EvaluationSplit.of(experiment, split)
         for name, model in (("trained", experiment.model), ("untrained", untrained)):
             if model is None or (name == "untrained" and number):
                 continue
             label = split if name == "trained" else f"{split}_untrained"
-            results[label] = _evaluate(experiment, tree, model, target, folder, label, device)
+            results[label] = _evaluate(experiment, tree, model, against, folder, label, device)
     return results
 
 
 @attrs.frozen(eq=False)
-class Target:
+class EvaluationSplit:
     """The part of a split that a run samples and is judged against.
 
     Attributes:
@@ -107,7 +107,7 @@ class Target:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, experiment: Experiment, split: str) -> "Target":
+    def of(cls, experiment: Experiment, split: str) -> "EvaluationSplit":
         """What an experiment's evaluation takes of a split."""
         full, settings = experiment.data.load(split), experiment.evaluation
         store = draw(full, settings.limit, settings.seed)
@@ -139,13 +139,13 @@ def _evaluate(
     experiment: Experiment,
     tree: Tree,
     model: JointModel,
-    target: Target,
+    against: EvaluationSplit,
     folder: Path,
     label: str,
     device: torch.device,
 ) -> Judgement:
     started, settings, place = time.monotonic(), experiment.evaluation, folder / "samples" / label
-    targets = requested(experiment, target.store, settings.count, settings.seed)
+    targets = requested(experiment, against.store, settings.count, settings.seed)
     wanted = requests(len(targets), settings.candidates if takes_compositions(experiment.model) else 1)
     max_pairs = sampling_pairs(settings.max_pairs, model.network, device)
     origin = {
@@ -173,7 +173,7 @@ def _evaluate(
         if world().is_writer:
             write_samples(place, found, dict(enumerate(targets.ids)))
             write_json(place / "origin.json", origin)
-    judged = target.judged(experiment, tree, found, place / "results.csv")
+    judged = against.judged(experiment, tree, found, place / "results.csv")
     return attrs.evolve(judged, seconds=round(time.monotonic() - started, 1))
 
 

@@ -22,6 +22,7 @@ OWN = '''
 from typing import ClassVar
 
 import attrs
+import numpy as np
 
 from kldm import Measurement, Samples, Terms, metric
 
@@ -53,6 +54,20 @@ class Closest:
 
     def measure(self, samples: Samples) -> Measurement:
         return Measurement({"references": len(samples.reference)})
+
+
+@metric("arrays.v1")
+@attrs.frozen
+class Arrays:
+    """Numbers as numpy has them, and a row for every structure alone, if wanted."""
+
+    structures_alone: bool = False
+
+    def measure(self, samples: Samples) -> Measurement:
+        edges = [one.structure.lattice.abc for one in samples.candidates if one.structure or not self.structures_alone]
+        rows = tuple({"edges": np.array(one), "longest": np.float32(max(one))} for one in edges)
+        mean, nothing = np.mean(edges, dtype=np.float32), np.float64("nan")
+        return Measurement({"mean": mean, "nothing": nothing}, rows, {"weights": np.ones(2)})
 
 
 @metric("answering.v1")
@@ -151,6 +166,20 @@ def test_a_metric_without_terms_wants_a_reference(code: Path, samples: Path, tmp
     assert kldm("evaluate", *arguments, "--reference", samples).exit_code == 0
     found = Report.read(tmp_path / "out" / "report.json").evaluation["samples"].metrics["closest.v1"]
     assert found.values == {"references": 4}
+
+
+def test_numbers_of_numpy_are_numbers(code: Path, samples: Path, tmp_path: Path) -> None:
+    built = lines(tmp_path / "built.jsonl", [{"structure": one.as_dict()} for one in REFERENCE[:2]])
+    arguments = ("--metric", "arrays.v1", "--code", code, "--reference", built, "--out", tmp_path / "out")
+    done = kldm("evaluate", built, *arguments)
+    assert done.exit_code == 0, done.output
+    found = Report.read(tmp_path / "out" / "report.json").evaluation["built"].metrics["arrays.v1"]
+    assert found.values == {"mean": pytest.approx(4.2), "nothing": None}
+    assert found.definition == {"weights": [1.0, 1.0]}
+    (first, _) = (json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines())
+    assert first["edges"] == pytest.approx([4.1, 4.1, 4.1])
+    told = refused("evaluate", samples, *arguments, "--metric.structures_alone", "true")
+    assert told.startswith("arrays.v1: it returned 3 rows for 4 candidates; return one for each candidate")
 
 
 def test_a_metric_of_one_s_own_stands_in_a_run(code: Path, tmp_path: Path, finished: Path) -> None:

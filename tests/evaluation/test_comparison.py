@@ -304,6 +304,57 @@ def test_a_metric_of_the_user(tmp_path: Path) -> None:
     assert cells(text, "nothing") == ["none"]
 
 
+def new(sections: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A report as it is written now, of one set of samples."""
+    return {
+        "libraries": {},
+        "evaluation": {"test": {"reference": MP_20, "requests": 9046, "not_built": 3, "metrics": sections} | changes},
+    }
+
+
+def test_sections_of_one_metric_stand_in_one_table(tmp_path: Path) -> None:
+    """Whatever they are called, in reports old and new; two of one report are told apart."""
+    terms = {"answers": True, "agree": {"tolerances": ["ltol", "stol", "angle_tol"]}, "shares": ["match_rate"]}
+    loose, strict = (
+        {
+            "metric": "match_rate.v1",
+            "values": {"structural.match_rate@1": share},
+            "definition": MATCHER | {"stol": stol},
+            "terms": terms,
+        }
+        for share, stol in ((0.6, 0.5), (0.3, 0.1))
+    )
+    text = compared(tmp_path, csp(), new({"loose": loose, "strict": strict}), new({"mine": loose})).text()
+    assert cells(text, "match_rate.v1") == ["a", "b (loose)", "b (strict)", "c"]
+    assert cells(text, "structural match_rate@1") == ["65.4 %", "60.0 %", "30.0 %", "60.0 %"]
+    assert "the tolerances differ: ltol 0.3, stol 0.5, angle_tol 10 (a, b (loose), c); ltol 0.3, stol 0.1" in text
+    assert "b (strict): published figures of match_rate.v1 are by another definition (stol 0.5)" in text
+    assert "published: match_rate.v1, mp_20/test" in text
+
+
+def test_terms_come_from_the_reports(tmp_path: Path) -> None:
+    """A metric that is registered nowhere: what it says in its reports decides on percent, warnings and what is
+    compared only where it is stated."""
+    terms = {"agree": {"parts": ("part.",), "choices": ("choice?",)}, "shares": ("good",)}
+    one, other, third = (
+        new({"mine": {"metric": "mine.v1", "terms": terms, "values": {"good": 0.5, "size": 2}, "definition": part}})
+        for part in ({"part": {"a": 1, "b": 2}}, {"part": {"a": 1, "b": 3}, "choice": "x"}, {"part": {"a": 1, "b": 2}})
+    )
+    found = compared(tmp_path, one, other, third)
+    assert cells(found.text(), "good") == ["50.0 %"] * 3
+    assert cells(found.text(), "size") == ["2.0000"] * 3
+    assert found.warnings == ("mine.v1: the parts differ: part.a 1, part.b 2 (a, c); part.a 1, part.b 3 (b)",)
+    assert found.reasons == ()
+
+
+def test_a_deviation_stands_beside_its_mean(tmp_path: Path) -> None:
+    values = {"struct_valid": 0.75, "struct_valid_std": 0.25, "loose_std": 0.1, "wdist_density": 0.5}
+    text = compared(tmp_path, dng(dng=values)).text()
+    assert cells(text, "struct_valid") == ["75.0 ± 25.0 %"]
+    assert cells(text, "loose_std") == ["0.1000"]
+    assert "struct_valid_std" not in text
+
+
 def test_files(tmp_path: Path) -> None:
     found = compared(tmp_path, csp(), csp(csp={"structural": {"match_rate@1": 0.25}}))
     found.write(tmp_path / "out")
@@ -344,10 +395,10 @@ def test_a_report_given_twice(tmp_path: Path) -> None:
         ("{}", "not a report .*no values of a metric"),
         ('{"csp": 3}', "not a report .*values: wants section of float"),
         ('{"csp": {}, "definitions": []}', "not a report .*definitions"),
-        ('{"csp": {}, "definitions": {"csp": {"versions": "new"}}}', r"not a report .*definition\.versions"),
         ('{"csp": {}, "notes": "none"}', "not a report .*notes"),
         ('{"csp": {}, "reference": {"rows": "all"}}', r"not a report .*reference\.rows"),
         ('{"evaluation": {"test": {"metrics": {"csp": {"values": {}}}}}}', r"not a report .*csp\.metric: missing"),
+        ('{"evaluation": {"test": {"metrics": {"csp": {"metric": "m", "values": {}, "x": 1}}}}}', "unknown key"),
         ('{"evaluation": {"test": {"metrics": []}}}', "not a report .*metrics"),
         ('{"evaluation": {"test": null}}', r"not a report .*evaluation\.test"),
         ('{"evaluation": []}', "not a report .*evaluation"),
