@@ -12,6 +12,8 @@ from pymatgen.core.structure import Structure
 
 import kldm.metrics  # noqa: F401 - puts the metrics on their shelf
 from kldm import registry
+from kldm.evaluation.report import flat, terms_of
+from kldm.evaluation.tables import parts
 from kldm.interfaces import Candidate, Measurement, Metric, Samples
 
 
@@ -72,6 +74,25 @@ def test_repeats_and_leaves_its_input_alone(metric: Metric) -> None:
     assert (first.values, first.rows) == (second.values, second.rows)
     assert judged.reference == before.reference
     assert judged.candidates[0].structure == before.candidates[0].structure
+
+
+def test_its_terms_are_about_its_own_values_and_definition(metric: Metric) -> None:
+    terms, judged = terms_of(metric), samples()
+    found = metric.measure(judged)
+    for beginning in terms.shares:
+        named = [name for name in found.values if parts(name)[-1].startswith(beginning)]
+        assert all((value := found.values[name]) is None or 0 <= value <= 1 for name in named)
+    stated = flat(found.definition)
+    for keys in terms.agree.values():
+        for key in keys:
+            if not key.endswith((".", "?")) and key.partition(".")[0] in found.definition:
+                assert key in stated
+
+
+def test_one_that_needs_no_reference_looks_at_none(metric: Metric) -> None:
+    if not terms_of(metric).needs_reference:
+        judged = samples()
+        assert metric.measure(Samples(judged.candidates, ())).values == metric.measure(judged).values
 
 
 def test_order_of_candidates_does_not_matter(metric: Metric) -> None:

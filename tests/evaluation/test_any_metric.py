@@ -252,28 +252,3 @@ def test_the_cutoffs_of_coverage_go_with_the_reference(tmp_path: Path, monkeypat
     assert used("perov_5/test") == ("perov_5", 0.2)
     assert used("mine.jsonl") == ("mp_20", 0.4)
     assert used("perov_5/test", cutoffs="mp_20") == ("mp_20", 0.4)
-
-
-@pytest.mark.parametrize("name", ["perov5_small", "mp20_small", "perov5_dng_small", "perov5_small/predictor_corrector"])
-def test_reports_of_the_first_release_are_read(name: str) -> None:
-    """Every number and definition that stands in the file is found again, under the metric's registered name."""
-    raw = json.loads((WEIGHTS / name / "report.json").read_text())
-    report = Report.read(WEIGHTS / name / "report.json")
-    (judged,) = report.evaluation.values()
-    ((section, found),) = judged.metrics.items()
-    assert (section, found.metric) in (("csp", "match_rate.v1"), ("dng", "de_novo.v1"))
-    assert judged.reference is not None
-    assert (judged.reference.name, judged.reference.rows) == (raw["reference"]["name"], raw["reference"]["rows"])
-    assert found.definition == raw["definitions"][section]
-    assert found.terms.answers is (section == "csp")
-    assert list(found.values.values()) == [
-        value for part in raw[section].values() for value in (part.values() if isinstance(part, dict) else [part])
-    ]
-
-
-def test_a_report_reads_back_as_it_was_written(tmp_path: Path, samples: Path) -> None:
-    assert kldm("evaluate", samples, "--metric", "validity.v1", "--out", tmp_path).exit_code == 0
-    report = Report.read(tmp_path / "report.json")
-    assert report.about["files"] == [str(samples)]
-    report.write(tmp_path / "again")
-    assert (tmp_path / "again" / "report.json").read_bytes() == (tmp_path / "report.json").read_bytes()
