@@ -21,7 +21,7 @@ import attrs
 from benchmarks.timing import seconds
 from kldm import Data, KldmError, load_run
 from kldm.crystals import CrystalStore
-from kldm.evaluation.judging import reference_structures
+from kldm.data.convert import to_structures
 from kldm.evaluation.results import write_table
 from kldm.execution import default_device
 from kldm.interfaces import Json, Sampler, Samples
@@ -119,7 +119,7 @@ def measured(
 
     spent = seconds(sample, device)
     metric = MatchRate(rules=("structural",), metre=False)
-    found = metric.measure(Samples(candidates(made[0], wanted), reference_structures(targets)))
+    found = metric.measure(Samples(candidates(made[0], wanted), tuple(to_structures(targets))))
     figures = {name: found.values[f"structural.{name}@{count}"] for name in FIGURES}
     best: dict[int, float] = {}
     for row in found.rows:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Schedule,
         ScoreNetwork,
         Step,
+        Terms,
     )
     from kldm.model import JointModel
     from kldm.registry import (
@@ -77,6 +78,7 @@ _HOME = {
         "Schedule",
         "ScoreNetwork",
         "Step",
+        "Terms",
     ),
     "kldm.model": ("JointModel",),
     "kldm.registry": (
@@ -125,6 +127,7 @@ __all__ = [
     "Schedule",
     "ScoreNetwork",
     "Step",
+    "Terms",
     "Training",
     "Validation",
     "__version__",

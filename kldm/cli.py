@@ -2,10 +2,10 @@
 
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from click.core import ParameterSource
@@ -132,15 +132,15 @@ def train(ctx: click.Context, recipe: Path, code: tuple[Path, ...], out: Path | 
 def _run(
     ctx: click.Context, recipe: Path, code: tuple[Path, ...], out: Path | None, device: str | None, evaluate: bool
 ) -> None:
-    from kldm.evaluation.judging import table
+    from kldm.evaluation.tables import judgements_table
     from kldm.runs import run as runs
 
     folder = out or Path("runs") / recipe.stem
     with _working(device) as own:
         _load(code)
         report = runs.run(recipe, folder, overrides=_overrides(ctx), device=own, evaluate=evaluate)
-        if report["evaluation"]:
-            _say(table(report["evaluation"]))
+        if report.evaluation:
+            _say(judgements_table(report.evaluation))
         _say(f"run folder: {folder}")
 
 
@@ -342,7 +342,7 @@ def relax(
 
     Options with a dot are those of the potential and of the relaxation. The folder gets the relaxed structures
     (samples.jsonl, samples.extxyz, structures.zip), relaxation.csv, relaxation.json, and entries.json.gz, a convex hull
-    for `kldm evaluate --task stability --hull`. Interrupted work goes on where it was.
+    for `kldm evaluate --metric stability.v1`. Interrupted work goes on where it was.
     """
     from kldm.evaluation.relaxing import relax_file, relaxing_with
     from kldm.runtime.files import fresh_folder
@@ -359,62 +359,19 @@ def relax(
     )
 
 
-_OF_TASK: Mapping[str, Collection[str]] = {
-    "csp": ("k", "rules", "select", "requested", "full_seeds", "longest_edge"),
-    "dng": ("cutoffs", "draw", "seed", "states", "legacy"),
-    "stability": ("potential", "hull", "corrections", "matcher"),
-}
-"""Options of ``kldm evaluate`` that one task alone has."""
-
-
 @main.command(cls=_WithKeys, context_settings={"allow_extra_args": True, "max_content_width": 110})
 @click.argument("samples", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--reference", help="DATASET/SPLIT, e.g. mp_20/test, or a file; not needed for a run folder.")
-@click.option(
-    "--task",
-    type=click.Choice(["csp", "dng", "stability"]),
-    help="Structure prediction (by default), de-novo generation, or stability after relaxation.",
-)
-@click.option("--k", type=click.IntRange(1), help="csp: at most so many candidates of each target; by default all.")
-@click.option("--rules", default="structural,full", show_default=True, help="csp: rules of a match.")
-@click.option(
-    "--select",
-    type=click.Choice(["consensus"]),
-    help="csp: judge one selected candidate of each target too, the one that most of the others match.",
-)
+@click.option("--metric", help="What judges, by its registered name; match_rate.v1 by default.")
+@click.option("--k", type=click.IntRange(1), help="At most so many candidates of each target; by default all.")
 @click.option(
     "--requested",
     is_flag=True,
-    help="csp: judge the rows of the reference alone that the samples say they answer, failed ones included.",
+    help="Judge the rows of the reference alone that the samples say they answer, failed ones included.",
 )
-@click.option(
-    "--full-seeds/--no-full-seeds",
-    default=None,
-    help="csp: mean and std over seeds under the full rule too (a fingerprint of every match); by default if several "
-    "files are given.",
-)
-@click.option("--longest-edge", type=float, help="csp: angstrom; longer cells are invalid (40 in the KLDM code).")
-@click.option("--cutoffs", help="dng: data set whose cutoffs of coverage are taken; by default the reference's.")
-@click.option("--draw", type=click.IntRange(1), help="dng: valid samples for the distances (1000 in the papers).")
-@click.option("--seed", default=0, show_default=True, help="dng: of that draw.")
-@click.option("--states", default="smact14", show_default=True, help="dng: oxidation states, smact14 or icsd24.")
-@click.option("--legacy", is_flag=True, help="dng: judge compositions exactly as smact 2.2.1 does.")
-@click.option("--potential", help="stability: what relaxes, e.g. mattersim.v1; its options as in `kldm relax`.")
-@click.option(
-    "--hull",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    help="stability: entries to be stable against, e.g. of `kldm relax`; may be repeated.",
-)
-@click.option("--corrections", help="stability: those in its energies, none or mp2020, if they are of no potential.")
-@click.option("--matcher", default="disordered", show_default=True, help="stability: disordered or ordered.")
 @click.option("--train", default="", help="The training set, to see whether the reference overlaps with it.")
-@click.option("--workers", default=1, show_default=True, help="Processes; -1: as many as there are CPU cores.")
-@click.option(
-    "--time-limit",
-    type=float,
-    help="Seconds per structure; what takes longer has failed. By default 60, for a relaxation 600.",
-)
+@click.option("--workers", type=int, help="Processes of the metric; -1: as many as there are CPU cores.")
+@click.option("--time-limit", type=float, help="Seconds that the metric gives a structure; beyond, it has failed.")
 @_code
 @_out("Folder for report.json, results.csv and results.jsonl; by default beside the samples.")
 @click.pass_context
@@ -422,84 +379,52 @@ def evaluate(
     ctx: click.Context,
     samples: tuple[Path, ...],
     reference: str | None,
-    task: str | None,
+    metric: str | None,
     k: int | None,
-    rules: str,
-    select: str | None,
     requested: bool,
-    full_seeds: bool | None,
-    longest_edge: float | None,
-    cutoffs: str | None,
-    draw: int | None,
-    seed: int,
-    states: str,
-    legacy: bool,
-    potential: str | None,
-    hull: tuple[Path, ...],
-    corrections: str | None,
-    matcher: str,
     train: str,
-    workers: int,
+    workers: int | None,
     time_limit: float | None,
     code: tuple[Path, ...],
     out: Path | None,
 ) -> None:
-    """Judge SAMPLES, a run folder or files of any program, beside a reference; several files are several seeds.
+    """Judge SAMPLES, a run folder or files of any program, by a registered metric.
 
     Files may be extxyz, a folder or zip of CIFs, CSV with a column cif, pymatgen's JSON or JSON lines, and the .pt
-    files of CDVAE, DiffCSP and FlowMM.
+    files of CDVAE, DiffCSP and FlowMM. Several files are several candidates of each target where the metric judges
+    answers to a reference (match_rate.v1), else several sets, of which mean and standard deviation are reported.
 
     \b
       kldm evaluate runs/quickstart
-      kldm evaluate samples.jsonl --reference mp_20/test --task csp --k 20
-      kldm evaluate runs/x0/samples-1 --reference mp_20/test --requested --select consensus
-      kldm evaluate generated.pt --reference mp_20/test --task dng --workers 8
-      kldm evaluate generated.pt --reference mp_20/train --task stability --potential chgnet.v1 --hull entries.json.gz
+      kldm evaluate samples.jsonl --reference mp_20/test --k 20
+      kldm evaluate runs/x0/samples-1 --reference mp_20/test --requested --metric.select consensus
+      kldm evaluate generated.pt --metric validity.v1
+      kldm evaluate generated.pt --reference mp_20/test --metric de_novo.v1 --metric.draw 1000 --workers 8
+      kldm evaluate generated.pt --reference mp_20/train --metric stability.v1 \\
+        --metric.potential.@potentials chgnet.v1 --metric.hull '["entries.json.gz"]'
+      kldm evaluate samples.jsonl --reference mp_20/test --metric mine.v1 --metric.cutoff 0.7 --code mine.py
 
-    With `--task stability` the reference is what is not novel.
+    Options `--metric.key value` are keys of the metric as in a recipe; `kldm components` lists them.
     """
-    from kldm.evaluation.files import Task, metric_for, score_files, usual_cutoffs
-    from kldm.evaluation.judging import table
-    from kldm.evaluation.relaxing import of_options
+    from kldm.evaluation.files import METRIC, judge_files, metric_called
+    from kldm.evaluation.tables import judgements_table
     from kldm.runs import run as runs
 
     _load(code)
-    overrides = _overrides(ctx)
+    keys = _overrides(ctx)
     if len(samples) == 1 and (samples[0] / "recipe.cfg").exists():
-        foreign = {"reference", "task", "train", "workers", "time_limit"}.union(*_OF_TASK.values())
-        if asked_for := [*_given(foreign), *(f"--{key}" for key in overrides)]:
+        foreign = ("reference", "metric", "k", "requested", "train", "workers", "time_limit")
+        if asked_for := [*_given(foreign), *(f"--{key}" for key in keys)]:
             remedy = f"leave {' and '.join(asked_for)} out, or judge its file of samples"
             raise KldmError("a run folder has its own reference and metrics", place=str(samples[0]), remedy=remedy)
         folder = out or samples[0]
-        judged = runs.evaluate_run(samples[0], out)["evaluation"]
+        report = runs.evaluate_run(samples[0], out)
     else:
-        if not reference:
-            raise KldmError(
-                "a file of samples needs a reference", place=str(samples[0]), remedy="add --reference mp_20/test"
-            )
         folder = out or (samples[0] if samples[0].is_dir() else samples[0].parent)
-        asked = cast("Task", task or "csp")
-        for other, names in _OF_TASK.items():
-            if other != asked and (misplaced := _given(names)):
-                remedy = f"leave it out, or say --task {other}"
-                raise KldmError(f"says nothing with --task {asked}", place=misplaced[0], remedy=remedy)
-        options: dict[str, Any] = {"workers": workers}
-        if time_limit is not None:
-            options["time_limit"] = time_limit
-        options |= of_options(potential, overrides)
-        if asked == "csp":
-            named = [rule for rule in (word.strip() for word in rules.split(",")) if rule]
-            several = len(samples) > 1 if full_seeds is None else full_seeds
-            options |= {"rules": named, "select": select, "full_seeds": several, "longest_edge": longest_edge}
-        elif asked == "stability":
-            options |= {"hull": [str(path) for path in hull], "corrections": corrections, "matcher": matcher}
-        else:
-            options |= {"cutoffs": cutoffs or usual_cutoffs(reference), "draw": draw, "seed": seed}
-            options |= {"states": states, "legacy": legacy}
-        metric = metric_for(asked, options)
-        report = score_files(samples, reference, asked, metric, folder, k=k, train=train, requested=requested)
-        judged = {samples[0].stem if len(samples) == 1 else f"{len(samples)} files": report}
-    click.echo(table(judged))
+        asked = {"workers": workers, "time_limit": time_limit}
+        by = metric_called(metric or METRIC, keys, {key: value for key, value in asked.items() if value is not None})
+        report = judge_files(samples, by, folder, reference=reference, k=k, train=train, requested=requested)
+    click.echo(judgements_table(report.evaluation))
     click.echo(f"report: {folder / 'report.json'}")
 
 

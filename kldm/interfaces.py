@@ -418,10 +418,12 @@ class Samples:
     Attributes:
         candidates: what came, in any order.
         reference: by row; None where a row of a foreign reference is no structure.
+        source: what the reference is called, such as ``mp_20/test``; empty where nobody says.
     """
 
     candidates: tuple[Candidate, ...]
     reference: "tuple[Structure | None, ...]"
+    source: str = ""
 
 
 @attrs.frozen(eq=False)
@@ -445,6 +447,38 @@ class Metric(Protocol):
     """Judges samples. Never raises on a bad structure: it counts as a failure with a reason."""
 
     def measure(self, samples: Samples) -> Measurement: ...
+
+
+@attrs.frozen(kw_only=True)
+class Terms:
+    """What samples a metric takes, and what its values may be compared with. Reports keep the terms beside the values.
+
+    Attributes:
+        answers: whether a candidate answers the row of the reference that is its target (crystal structure prediction).
+            Files of samples are then aligned with the reference, and several files are several candidates of every
+            row. Otherwise each file is a set of its own, and of several sets the mean and the standard deviation of
+            the values are reported.
+        needs_reference: whether it looks at the reference; a metric that does not judges files without one.
+        agree: what must be equal in two definitions for their values to be comparable: a name for it, and the keys of
+            ``Measurement.definition`` that say it, dotted where they lie in a section. A key that ends with a dot
+            stands for all keys of that section; one that ends with a question mark is compared only among the
+            definitions that have it.
+        shares: the values in [0, 1] that are printed in percent, by the beginnings of their names (of the last part of
+            a dotted name).
+    """
+
+    answers: bool = False
+    needs_reference: bool = True
+    agree: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
+    shares: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class StatesTerms(Protocol):
+    """A metric that states its terms; one that does not has the defaults of ``Terms``."""
+
+    @property
+    def terms(self) -> Terms: ...
 
 
 @runtime_checkable

@@ -3,8 +3,9 @@
 An option that may be None takes ``attrs.validators.optional`` around them. Not-a-number is never accepted.
 """
 
+import threading
 from collections.abc import Callable, Mapping
-from math import inf
+from math import inf, isfinite
 from types import SimpleNamespace
 from typing import Any, Literal, cast, get_args
 
@@ -23,6 +24,11 @@ def above(bound: float) -> Validator:
 def at_least(bound: float) -> Validator:
     """A finite number, the bound or above."""
     return _such(lambda value: bound <= value < inf, f"at least {bound:,}")
+
+
+def finite() -> Validator:
+    """A number that is neither infinite nor not-a-number."""
+    return _such(isfinite, "a finite number")
 
 
 def within(low: float, high: float, *, ends: Literal["both", "low", "high", "neither"] = "both") -> Validator:
@@ -49,6 +55,16 @@ def one_of(*names: str) -> Validator:
             raise KldmError(problem, place=attribute.name, remedy=remedy)
 
     return check
+
+
+def worker_count() -> Validator:
+    """A number of processes, or -1 for as many as there are CPU cores."""
+    return _such(lambda value: value >= 1 or value == -1, "a number of processes, or -1 for all cores")
+
+
+def duration() -> Validator:
+    """A number of seconds that a thread can wait for."""
+    return within(0, threading.TIMEOUT_MAX, ends="high")
 
 
 def each(validator: Validator) -> Validator:

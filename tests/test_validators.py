@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from math import inf, nan
+from threading import TIMEOUT_MAX
 from typing import Any, Literal
 
 import attrs
 import pytest
 
 from kldm.errors import KldmError
-from kldm.validators import Validator, above, at_least, each, one_of, within
+from kldm.validators import Validator, above, at_least, duration, each, finite, one_of, within, worker_count
 
 
 def verdict(validator: Validator, value: Any) -> str:
@@ -30,6 +31,9 @@ def verdict(validator: Validator, value: Any) -> str:
     [
         (above(0), [1e-300, 1, 1e300], [0, -1, inf, nan], "option: must be above 0, got "),
         (at_least(1000), [1000, 1001.5], [999, -inf, inf, nan], "option: must be at least 1,000, got "),
+        (finite(), [-1e300, 0, 2], [inf, -inf, nan], "option: must be a finite number, got "),
+        (worker_count(), [-1, 1, 64], [0, -2], "option: must be a number of processes, or -1 for all cores, got "),
+        (duration(), [1e-3, 3600], [0, -1, inf, nan], f"option: must be above 0 and at most {TIMEOUT_MAX:,}, got "),
         (within(0, 1), [0, 0.5, 1], [-0.001, 1.001, nan], "option: must be from 0 to 1, got "),
         (within(0, 1, ends="low"), [0, 0.999], [1, -1, nan], "option: must be at least 0 and below 1, got "),
         (within(0, 1, ends="high"), [1e-9, 1], [0, 1.1, nan], "option: must be above 0 and at most 1, got "),

@@ -2,38 +2,24 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
-from kldm.evaluation.judging import number, parts
-from kldm.evaluation.published import AT_K, VALUES, Figure, beside, published
-from kldm.evaluation.reports import Column, read_reports
+from kldm.errors import KldmError
+from kldm.evaluation.published import Figure, beside, published
+from kldm.evaluation.report import Finding, Judgement, Report
 from kldm.evaluation.results import write_json, write_table
+from kldm.evaluation.tables import number, parts, text_table
+from kldm.interfaces import Terms
 
-LIBRARIES = ("pymatgen", "smact", "matminer")
+METRIC_LIBRARIES = ("pymatgen", "smact", "matminer")
 """Those whose versions can change a metric."""
 
-DEFINING = {
-    "csp": {"tolerances": ("ltol", "stol", "angle_tol"), "longest edges allowed": ("longest_edge",)},
-    "dng": {
-        "sets of oxidation states": ("oxidation_states", "legacy"),
-        "coverage cutoffs": ("coverage.cutoffs",),
-        "structures that coverage counts": ("coverage.generated",),
-        "numbers drawn for property distances": ("draw",),
-    },
-    "stability": {
-        "potentials": ("potential.",),
-        "relaxations": ("relaxation.",),
-        "hulls": ("hull.sha256", "hull.entries", "hull.corrections"),
-        "matchers": ("matcher.name",),
-        "known structures": ("known.",),
-    },
-}
-"""By task: what must be equal for values to be comparable, and the keys of the definition that say it; one that ends
-with a dot stands for all keys below it."""
+T = TypeVar("T", bound="Column | Entry")
 
 RULES = {
     "structural": "rule: structural",
@@ -43,12 +29,44 @@ RULES = {
     "unstated": "rule not stated",
 }
 
-SHARES = (
-    *("match_rate", "share_below_", "METRe"),
-    *("struct_valid", "comp_valid", "valid", "cov_"),
-    *("stable_", "unique", "novel", "sun_"),
-)
-"""Values of csp, dng and stability that begin so are shares, printed in percent."""
+HEADINGS = ("metric", "value")
+"""Of the written table; no column may have them for a name."""
+
+
+@attrs.frozen
+class Column:
+    """What one report says of one set of samples.
+
+    Attributes:
+        name: of the report, with the label of the samples where it has several.
+        path: of the report.
+        judgement: of the set of samples.
+        libraries: versions, those of the report and those that the metrics state.
+    """
+
+    name: str
+    path: Path
+    judgement: Judgement
+    libraries: Mapping[str, str]
+
+
+@attrs.frozen
+class Entry:
+    """What one metric found in one set of samples.
+
+    Attributes:
+        name: of the column, with the section where several sections of the report are of this metric.
+        column: the set of samples.
+        found: by the metric.
+    """
+
+    name: str
+    column: Column
+    found: Finding
+
+    @property
+    def values(self) -> Mapping[str, float | None]:
+        return self.found.values
 
 
 @attrs.frozen
@@ -69,11 +87,12 @@ class Comparison:
 
     def text(self) -> str:
         """Tables for the terminal: one per metric, then the published figures, then what a reader must know."""
-        tables = [_reported(metric, columns) for metric, columns in _by_metric(self.columns).items()]
-        groups = dict.fromkeys((figure.task, figure.dataset) for figure in self.published)
-        for task, dataset in groups:
-            tables.append(_beside([f for f in self.published if (f.task, f.dataset) == (task, dataset)]))
-        remarks = [f"note: {column.name}: {note}" for column in self.columns for note in column.notes]
+        entries = _by_metric(self.columns)
+        tables = [_reported(metric, group) for metric, group in entries.items()]
+        for metric, dataset in dict.fromkeys((figure.metric, figure.dataset) for figure in self.published):
+            figures = [f for f in self.published if (f.metric, f.dataset) == (metric, dataset)]
+            tables.append(_beside(figures, _terms(entries[metric]).shares))
+        remarks = [f"note: {column.name}: {note}" for column in self.columns for note in column.judgement.notes]
         remarks += [f"warning: {warning}" for warning in self.warnings]
         remarks += [f"not compared with published figures: {reason}" for reason in self.reasons]
         return "\n\n".join([*tables, *(["\n".join(remarks)] if remarks else [])])
@@ -90,9 +109,9 @@ class Comparison:
             column["path"] = str(column["path"])
         write_json(folder / "comparison.json", content)
         rows = [
-            {"task": metric, "value": name, **{column.name: column.metrics[metric].get(name) for column in columns}}
-            for metric, columns in _by_metric(self.columns).items()
-            for name in _names(metric, columns)
+            {"metric": metric, "value": name, **{entry.name: entry.values.get(name) for entry in entries}}
+            for metric, entries in _by_metric(self.columns).items()
+            for name in _names(entries)
         ]
         write_table(folder / "comparison.csv", rows)
         write_table(folder / "published.csv", [row for figure in self.published for row in _long(figure)])
@@ -107,17 +126,15 @@ def compare(paths: Sequence[Path]) -> Comparison:
     Raises:
         KldmError: no path, one given twice, or what is there is not a report with values.
     """
-    columns = read_reports(paths)
+    columns = read_columns(paths)
     agreed: dict[Figure, dict[str, None]] = {}
     reasons: dict[str, None] = {}
-    for column in columns:
-        for task in [metric for metric in column.metrics if metric in VALUES]:
-            pairs, sentences = beside(
-                task, column.reference, column.definitions.get(task, {}), column.metrics[task].keys()
-            )
+    for entries in _by_metric(columns).values():
+        for entry in entries:
+            pairs, sentences = beside(entry.found, entry.column.judgement.reference)
             for figure, name in pairs:
                 agreed.setdefault(figure, {})[name] = None
-            reasons.update(dict.fromkeys(f"{column.name}: {sentence}" for sentence in sentences))
+            reasons.update(dict.fromkeys(f"{entry.name}: {sentence}" for sentence in sentences))
     figures = [
         attrs.evolve(
             figure,
@@ -130,35 +147,95 @@ def compare(paths: Sequence[Path]) -> Comparison:
     return Comparison(columns, tuple(figures), tuple(reasons), tuple(_warnings(columns)))
 
 
+def read_columns(paths: Sequence[Path]) -> tuple[Column, ...]:
+    """The columns of all reports; names that would be equal are replaced by paths.
+
+    Raises:
+        KldmError: no path, one given twice, or what is there is not a report with values.
+    """
+    if not paths:
+        raise KldmError("there is nothing to compare", remedy="name at least one report or run folder")
+    files = [path / "report.json" if path.is_dir() else path for path in paths]
+    for path, times in Counter(file.resolve() for file in files).items():
+        if times > 1:
+            raise KldmError("the report is given twice", place=str(path), remedy="name each report once")
+    columns = [column for file in files for column in _columns(file)]
+    taken = Counter(column.name for column in columns)
+    return tuple(
+        attrs.evolve(column, name=column.name.replace(_stem(column.path), str(column.path), 1))
+        if taken[column.name] > 1 or column.name in HEADINGS
+        else column
+        for column in columns
+    )
+
+
+def _columns(file: Path) -> Iterable[Column]:
+    """The columns of one report: one for every set of samples."""
+    report = Report.read(file)
+    if not report.evaluation:
+        raise KldmError("the run is not evaluated", place=str(file), remedy=f"run kldm evaluate {file.parent}")
+    for label, judgement in report.evaluation.items():
+        libraries = dict(report.libraries)
+        for found in judgement.metrics.values():  # of the day when the values were found
+            libraries |= {name: str(version) for name, version in found.versions.items()}
+        yield Column(_stem(file) + (f"/{label}" if len(report.evaluation) > 1 else ""), file, judgement, libraries)
+
+
+def _stem(file: Path) -> str:
+    """What a report is called: as its folder, unless it has a name of its own."""
+    return file.resolve().parent.name if file.name == "report.json" else file.stem
+
+
+def _by_metric(columns: Sequence[Column]) -> dict[str, list[Entry]]:
+    groups: dict[str, list[Entry]] = {}
+    for column in columns:
+        metrics = column.judgement.metrics
+        times = Counter(found.metric for found in metrics.values())
+        for section, found in metrics.items():
+            name = column.name if times[found.metric] == 1 else f"{column.name} ({section})"
+            groups.setdefault(found.metric, []).append(Entry(name, column, found))
+    return groups
+
+
+def _terms(entries: Sequence[Entry]) -> Terms:
+    """The terms of a metric: those of all reports together, should they differ."""
+    terms = [entry.found.terms for entry in entries]
+    agree = {what: keys for one in reversed(terms) for what, keys in one.agree.items()}
+    shares = tuple(dict.fromkeys(name for one in terms for name in one.shares))
+    return attrs.evolve(terms[0], agree=agree, shares=shares)
+
+
 def _warnings(columns: Sequence[Column]) -> Iterable[str]:
     """A sentence for every part of the definitions in which the reports differ."""
     for metric, group in _by_metric(columns).items():
+        terms = _terms(group)
         yield from _differing(f"{metric}: the references", group, _reference)
-        if metric == "csp":
-            yield from _differing("csp: the numbers of candidates", group, _candidates)
-            selecting = [column for column in group if "selected" in column.definitions.get("csp", {})]
-            yield from _differing("csp: the rules of selection", selecting, _stated("csp", ("selected",)))
-        if metric in ("dng", "stability"):
-            yield from _differing(f"{metric}: the numbers of structures", group, lambda column: str(column.requests))
-        for what, keys in DEFINING.get(metric, {}).items():
-            yield from _differing(f"{metric}: the {what}", group, _stated(metric, keys))
-    for library in LIBRARIES:
+        if terms.answers:
+            yield from _differing(f"{metric}: the numbers of candidates", group, _candidates)
+        else:
+            yield from _differing(f"{metric}: the numbers of structures", group, _requests)
+        for what, keys in terms.agree.items():
+            wanted = [key.removesuffix("?") for key in keys if key.endswith("?")]
+            stating = [entry for entry in group if all(key in entry.found.stated for key in wanted)]
+            plain = [key.removesuffix("?") for key in keys]
+            yield from _differing(f"{metric}: the {what}", stating, _stated(plain))
+    for library in METRIC_LIBRARIES:
         known = [column for column in columns if library in column.libraries]
         yield from _differing(f"the versions of {library}", known, _version(library))
 
 
-def _differing(what: str, columns: Sequence[Column], of: Callable[[Column], str]) -> Iterable[str]:
+def _differing(what: str, ones: Sequence[T], of: Callable[[T], str]) -> Iterable[str]:
     groups: dict[str, list[str]] = {}
-    for column in columns:
-        groups.setdefault(of(column), []).append(column.name)
+    for one in ones:
+        groups.setdefault(of(one), []).append(one.name)
     if len(groups) > 1:
-        parts = "; ".join(f"{value} ({', '.join(names)})" for value, names in groups.items())
-        yield f"{what} differ: {parts}"
+        told = "; ".join(f"{value} ({', '.join(names)})" for value, names in groups.items())
+        yield f"{what} differ: {told}"
 
 
-def _stated(metric: str, keys: Sequence[str]) -> Callable[[Column], str]:
-    def text(column: Column) -> str:
-        definition = column.definitions.get(metric, {})
+def _stated(keys: Sequence[str]) -> Callable[[Entry], str]:
+    def text(entry: Entry) -> str:
+        definition = entry.found.stated
         named: list[str] = []
         for key in keys:
             below = sorted(name for name in definition if key.endswith(".") and name.startswith(key))
@@ -169,7 +246,7 @@ def _stated(metric: str, keys: Sequence[str]) -> Callable[[Column], str]:
 
 
 def _version(library: str) -> Callable[[Column], str]:
-    return lambda column: str(column.libraries[library])
+    return lambda column: column.libraries[library]
 
 
 def _plain(value: Any) -> str:
@@ -177,49 +254,58 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else json.dumps(value)
 
 
-def _reference(column: Column) -> str:
-    name = str(column.reference.get("name", "not stated"))
-    return name if column.reference.get("whole") is True else f"{name}, {column.reference.get('rows', '?')} rows"
+def _reference(entry: Entry) -> str:
+    reference = entry.column.judgement.reference
+    if reference is None:
+        return "none"
+    name = reference.name or "not stated"
+    return name if reference.whole else f"{name}, {'?' if reference.rows is None else reference.rows} rows"
 
 
-def _candidates(column: Column) -> str:
-    found = {int(at[1]) for name in column.metrics["csp"] if (at := re.search(r"@(\d+)$", name))}
+def _requests(entry: Entry) -> str:
+    return str(entry.column.judgement.requests)
+
+
+def _candidates(entry: Entry) -> str:
+    found = {int(at[1]) for name in entry.values if (at := re.search(r"@(\d+)$", name))}
     return "k = " + ", ".join(map(str, sorted(found)))
 
 
-def _by_metric(columns: Sequence[Column]) -> dict[str, list[Column]]:
-    metrics = dict.fromkeys([*VALUES, *(metric for column in columns for metric in column.metrics)])
-    groups = {metric: [column for column in columns if metric in column.metrics] for metric in metrics}
-    return {metric: group for metric, group in groups.items() if group}
-
-
-def _names(metric: str, columns: Sequence[Column]) -> list[str]:
-    """The values of any column, those of one rule together."""
-    names = list(dict.fromkeys(name for column in columns for name in column.metrics[metric]))
+def _names(entries: Sequence[Entry]) -> list[str]:
+    """The values of any entry, those of one rule together."""
+    names = list(dict.fromkeys(name for entry in entries for name in entry.values))
     rules = list(dict.fromkeys(tuple(parts(name)[:-1]) for name in names))
     return sorted(names, key=lambda name: rules.index(tuple(parts(name)[:-1])))
 
 
-def _reported(metric: str, columns: Sequence[Column]) -> str:
+def _reported(metric: str, entries: Sequence[Entry]) -> str:
     """The values of one metric, one row each; a standard deviation stands beside its mean."""
+    judgements = [entry.column.judgement for entry in entries]
     lines = [
-        [metric, *(column.name for column in columns)],
-        ["reference", *map(_reference, columns)],
-        ["requests", *(_count(column.requests) for column in columns)],
-        ["not built", *(_count(column.not_built) for column in columns)],
+        [metric, *(entry.name for entry in entries)],
+        ["reference", *map(_reference, entries)],
+        ["requests", *(_count(judgement.requests) for judgement in judgements)],
+        ["not built", *(_count(judgement.not_built) for judgement in judgements)],
     ]
-    names = _names(metric, columns)
+    names, shares = _names(entries), _terms(entries).shares
+    spread_of = {_mean_of(name, names): name for name in names if name.endswith("_std")}
     for name in names:
-        if name.endswith("_std") and f"{name.removesuffix('_std')}_mean" in names:
+        if name in spread_of.values() and _mean_of(name, names) in names:
             continue
-        spread = f"{name.removesuffix('_mean')}_std" if name.endswith("_mean") else ""
-        share = metric in VALUES and parts(name)[-1].startswith(SHARES)
-        cells = [_cell(column.metrics[metric], name, column.metrics[metric].get(spread), share) for column in columns]
+        share = parts(name)[-1].startswith(shares)
+        spread = spread_of.get(name, "")
+        cells = [_cell(entry.values, name, entry.values.get(spread), share) for entry in entries]
         lines.append([" ".join(parts(name)), *cells])
-    return _grid(lines)
+    return text_table(lines)
 
 
-def _count(value: Any) -> str:
+def _mean_of(std: str, names: Sequence[str]) -> str:
+    """The value whose standard deviation another one is."""
+    stem = std.removesuffix("_std")
+    return f"{stem}_mean" if f"{stem}_mean" in names else stem
+
+
+def _count(value: int | None) -> str:
     return "-" if value is None else str(value)
 
 
@@ -235,13 +321,10 @@ def _cell(values: Mapping[str, float | None], name: str, std: float | None, shar
     return number(name, value) if std is None else f"{value:.4f} ± {std:.4f}"
 
 
-def _beside(figures: Sequence[Figure]) -> str:
-    """Published figures of one task and data set: a row per system, grouped by rule; sources and notes below."""
-    known = {name for figure in figures for name in figure.values}
-    at = sorted({figure.k for figure in figures if figure.k is not None})
-    order = [f"{name}@{k}" for k in at for name in AT_K] + [n for n in VALUES[figures[0].task] if n not in AT_K]
-    names = [name for name in order if name in known]
-    lines = [[f"published: {figures[0].task}, {figures[0].dataset}/{figures[0].split}", *names, "source"]]
+def _beside(figures: Sequence[Figure], shares: tuple[str, ...]) -> str:
+    """Published figures of one metric and data set: a row per system, grouped by rule; sources and notes below."""
+    names = sorted(dict.fromkeys(name for figure in figures for name in figure.values), key=_candidates_of)
+    lines = [[f"published: {figures[0].metric}, {figures[0].dataset}/{figures[0].split}", *names, "source"]]
     sources: dict[str, None] = {}
     for rule, title in RULES.items():
         systems: dict[tuple[str, str], list[Figure]] = {}
@@ -254,9 +337,15 @@ def _beside(figures: Sequence[Figure]) -> str:
             sources[source] = None
             values = {name: value for figure in group for name, value in figure.values.items()}
             std = {name: value for figure in group for name, value in figure.std.items()}
-            cells = [_cell(values, name, std.get(name), name.startswith(SHARES)) for name in names]
+            cells = [_cell(values, name, std.get(name), name.startswith(shares)) for name in names]
             lines.append([f"  {system}", *cells, f"[{list(sources).index(source) + 1}]"])
-    return "\n".join([_grid(lines), *(f"[{number}] {source}" for number, source in enumerate(sources, start=1))])
+    return "\n".join([text_table(lines), *(f"[{number}] {source}" for number, source in enumerate(sources, start=1))])
+
+
+def _candidates_of(name: str) -> tuple[bool, int]:
+    """Values at fewer candidates first, those of no number of candidates last."""
+    at = re.search(r"@(\d+)$", name)
+    return at is None, int(at[1]) if at else 0
 
 
 def _source(figure: Figure) -> str:
@@ -267,16 +356,3 @@ def _long(figure: Figure) -> Iterable[dict[str, Any]]:
     rest = attrs.asdict(figure, filter=lambda attribute, _: attribute.name not in ("values", "std", "k"))
     for name, value in figure.values.items():
         yield {"system": figure.system, "value": name, "number": value, "std": figure.std.get(name)} | rest
-
-
-def _grid(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells as text, the first line as heading."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-    return "\n".join([text[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *text[1:]])

@@ -1,127 +1,128 @@
-"""Samples judged by metrics, and what a report says of it: the same for runs and for files of any origin."""
+"""The one road from samples to a judgement: of a run's own samples as of files of any origin."""
 
-import json
-import re
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kldm.crystals import CrystalStore
-from kldm.evaluation.results import write_table
+import attrs
+
+from kldm.errors import KldmError
+from kldm.evaluation.report import Against, Finding, Judgement, terms_of
+from kldm.evaluation.results import write_lines, write_table
 from kldm.interfaces import Measurement, Metric, Samples
-from kldm.runtime.files import atomic_write
-
-if TYPE_CHECKING:
-    from pymatgen.core.structure import Structure
-
-RESERVED = ("reference", "requests", "not_built", "definitions", "notes", "seconds")
-"""Keys of a judgement beside the metrics' names."""
+from kldm.reading import Reference
+from kldm.runtime.files import make_writable
 
 
-def measure(metrics: Mapping[str, Metric], samples: Samples) -> dict[str, Measurement]:
-    """Every metric on the same samples."""
-    return {name: metric.measure(samples) for name, metric in metrics.items()}
+@attrs.frozen(eq=False)
+class Judge:
+    """A metric and its registered name."""
+
+    name: str
+    metric: Metric
 
 
-def judgement(measured: Mapping[str, Measurement], samples: Samples) -> dict[str, Any]:
-    """The part of a report that belongs to one set of samples: values by metric, and what is behind them.
+def judge(
+    judges: Mapping[str, Judge],
+    sets: Sequence[Samples],
+    reference: Reference | None,
+    *,
+    table: Path,
+    names: Sequence[Sequence[str]],
+    rows: Sequence[int] | None = None,
+    unplaced: Sequence[Mapping[str, Any]] = (),
+    notes: Sequence[str] = (),
+) -> Judgement:
+    """Measure sets of samples, write the per-structure table, and say what was found.
 
-    A value's dotted name becomes a path: ``structural.match_rate@1`` of the metric ``csp`` is found at
-    ``csp.structural["match_rate@1"]``.
+    Args:
+        judges: by the names of their sections in the report.
+        sets: of one set the values are reported; of several their means and, as ``<name>_std``, their population
+            standard deviations (ddof = 0), with the values of each beside them.
+        reference: what the samples are judged against, for the report; the structures are in the samples.
+        table: the CSV file with one row per candidate and the columns of all metrics side by side; the same as JSON
+            lines stands beside it.
+        names: of the targets of each set, for the table.
+        rows: the rows of the reference that are judged, where these are not all; the targets of the samples are
+            positions among them.
+        unplaced: rows for the table, of samples that answer nothing.
+        notes: sentences that come before those of the metrics.
     """
-    return {
-        "requests": len(samples.candidates),
-        "not_built": sum(candidate.structure is None for candidate in samples.candidates),
-        **{name: nested(found.values) for name, found in measured.items()},
-        "definitions": {name: found.definition for name, found in measured.items()},
-        "notes": list(dict.fromkeys(note for found in measured.values() for note in found.notes)),
-    }
+    make_writable(table.parent)  # before the work of hours
+    measured = {section: [_measured(judge, samples) for samples in sets] for section, judge in judges.items()}
+    _write_rows(table, measured, sets, names, rows, unplaced)
+    candidates = [one for samples in sets for one in samples.candidates]
+    found = (note for parts in measured.values() for part in parts for note in part.notes)
+    return Judgement(
+        reference=None if reference is None else _against(reference, rows),
+        requests=len(candidates),
+        not_built=sum(one.structure is None for one in candidates),
+        metrics={section: _finding(judges[section], parts) for section, parts in measured.items()},
+        notes=tuple(dict.fromkeys([*notes, *found])),
+    )
 
 
-def parts(name: str) -> list[str]:
-    """The parts of a dotted name: ``full``, ``share_below_0.1@1``. A dot before a digit is that of a number."""
-    return re.split(r"\.(?!\d)", name)
-
-
-def nested(values: Mapping[str, float | None]) -> dict[str, Any]:
-    """Dotted names as paths."""
-    tree: dict[str, Any] = {}
-    for name, value in values.items():
-        *path, last = parts(name)
-        branch = tree
-        for part in path:
-            branch = branch.setdefault(part, {})
-        branch[last] = value
-    return tree
-
-
-def flat(tree: Mapping[str, Any], place: str = "") -> dict[str, float | None]:
-    """Paths as dotted names: the inverse of ``nested``."""
-    found: dict[str, float | None] = {}
-    for name, value in tree.items():
-        found |= flat(value, f"{place}{name}.") if isinstance(value, Mapping) else {place + name: value}
+def _measured(judge: Judge, samples: Samples) -> Measurement:
+    found = judge.metric.measure(samples)
+    if found.rows and len(found.rows) != len(samples.candidates):
+        problem = f"it returned {len(found.rows)} rows for {len(samples.candidates)} candidates"
+        raise KldmError(
+            problem, place=judge.name, remedy="return one for each candidate, failed ones included, or none"
+        )
     return found
 
 
-def number(name: str, value: float) -> str:
-    """A value as text: a count (``n_failed``) without decimals, any other with four."""
-    count = name.rpartition(".")[2].startswith("n_") and value == int(value)
-    return f"{value:.0f}" if count else f"{value:.4f}"
+def _against(reference: Reference, rows: Sequence[int] | None) -> Against:
+    judged = range(len(reference)) if rows is None else rows
+    failed = sum(reference.structures[row] is None for row in judged)
+    whole = reference.whole and len(judged) == len(reference)
+    return Against(name=reference.name, rows=len(judged), failed=failed, whole=whole)
 
 
-def write_rows(
+def _finding(judge: Judge, parts: Sequence[Measurement]) -> Finding:
+    """Of several sets, the definition is what theirs have in common, beside each whole."""
+    values, definition = parts[0].values, dict(parts[0].definition)
+    if several := len(parts) > 1:
+        values = _over_seeds([part.values for part in parts])
+        common = {key: one for key, one in definition.items() if all(p.definition.get(key) == one for p in parts)}
+        definition = {**common, "seeds": [part.definition for part in parts]}
+    return Finding(
+        metric=judge.name,
+        terms=terms_of(judge.metric),
+        values=values,
+        definition=definition,
+        seeds=tuple(part.values for part in parts) if several else (),
+    )
+
+
+def _over_seeds(seeds: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    values: dict[str, float | None] = {}
+    for name in dict.fromkeys(name for seed in seeds for name in seed):
+        known = [value for seed in seeds if (value := seed.get(name)) is not None]
+        values[name] = statistics.fmean(known) if known else None
+        values[f"{name}_std"] = statistics.pstdev(known) if known else None
+    return values
+
+
+def _write_rows(
     path: Path,
-    measured: Mapping[str, Measurement],
-    samples: Samples,
-    names: Sequence[str],
-    more: Sequence[Mapping[str, Any]] = (),
+    measured: Mapping[str, Sequence[Measurement]],
+    sets: Sequence[Samples],
+    names: Sequence[Sequence[str]],
+    judged: Sequence[int] | None,
+    unplaced: Sequence[Mapping[str, Any]],
 ) -> None:
-    """The per-structure table as CSV, and beside it as JSON lines: one row per candidate, the columns of all metrics
-    side by side, then the rows ``more``."""
     rows: list[Mapping[str, Any]] = []
-    for index, candidate in enumerate(samples.candidates):
-        row: dict[str, Any] = {"target": candidate.target, "candidate": candidate.candidate}
-        row["name"] = names[candidate.target] if candidate.target < len(names) else ""
-        for found in measured.values():
-            if found.rows:
-                row |= found.rows[index]
-        rows.append(row)
-    rows += more
+    for number, (samples, known) in enumerate(zip(sets, names, strict=True)):
+        for index, candidate in enumerate(samples.candidates):
+            target = candidate.target if judged is None else judged[candidate.target]
+            name = known[target] if target < len(known) else ""
+            row: dict[str, Any] = {"target": target, "candidate": candidate.candidate, "name": name}
+            for parts in measured.values():
+                if parts[number].rows:
+                    row |= {**parts[number].rows[index], "target": target}
+            rows.append(row)
+    rows += unplaced
     write_table(path, rows)
-    with atomic_write(path.with_suffix(".jsonl")) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def reference_structures(store: CrystalStore) -> tuple["Structure", ...]:
-    """The crystals of a data set as structures, to judge samples against."""
-    from kldm.data.convert import to_structures
-
-    return tuple(to_structures(store))
-
-
-def table(judged: Mapping[str, Any]) -> str:
-    """Judgements as a small table: one row per value, one column per set of samples."""
-    labels = list(judged)
-    rows: dict[str, list[str]] = {
-        "reference": [str(judged[label]["reference"]["rows"]) for label in labels],
-        "requests": [str(judged[label]["requests"]) for label in labels],
-        "not built": [str(judged[label]["not_built"]) for label in labels],
-    }
-    notes: dict[str, None] = {}
-    for column, label in enumerate(labels):
-        notes.update(dict.fromkeys(judged[label]["notes"]))
-        for metric in judged[label]["definitions"]:
-            for key, value in flat(judged[label][metric], f"{metric}.").items():
-                cells = rows.setdefault(key, ["-"] * len(labels))
-                cells[column] = "none" if value is None else number(key, value)
-    lines = [["", *labels], *([name, *cells] for name, cells in rows.items())]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(labels) + 1)]
-    text = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    text.insert(1, "-" * len(text[0]))
-    return "\n".join([*text, *(f"note: {note}" for note in notes)])
+    write_lines(path.with_suffix(".jsonl"), rows)

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 LENGTH, ANGLE = 0.01, 0.1
 """Angstrom and degrees within which two reduced cells count as one."""
 
-Cell = tuple[float, ...]
+CellParameters = tuple[float, ...]
 
-Twin = tuple[tuple[int, ...], Callable[[], Cell]]
+Twin = tuple[tuple[int, ...], Callable[[], CellParameters]]
 """The atomic numbers of a crystal, in order, and its reduced cell, made only when it is asked for."""
 
 
@@ -25,10 +25,10 @@ def overlap(reference: Iterable[Twin], train: Iterable[Twin]) -> int:
 
     Positions are not compared, and a copy whose cell was relaxed by more than ``LENGTH`` or ``ANGLE`` is not found.
     """
-    seen: dict[tuple[int, ...], list[Callable[[], Cell]]] = {}
+    seen: dict[tuple[int, ...], list[Callable[[], CellParameters]]] = {}
     for content, cell in train:
         seen.setdefault(content, []).append(cell)
-    cells: dict[tuple[int, ...], list[Cell]] = {}
+    cells: dict[tuple[int, ...], list[CellParameters]] = {}
     count = 0
     for content, cell in reference:
         if content not in seen:
@@ -68,14 +68,14 @@ def overlap_note(reference: Iterable[Twin], train: Iterable[Twin], name: str) ->
     )
 
 
-def _reduced(structure: "Structure") -> Cell:
+def _reduced(structure: "Structure") -> CellParameters:
     try:
         return tuple(structure.lattice.get_niggli_reduced_lattice().parameters)
     except Exception:  # a hopeless cell is like no other
         return (float("nan"),) * 6
 
 
-def _same(one: Cell, other: Cell) -> bool:
+def _same(one: CellParameters, other: CellParameters) -> bool:
     return all(
         abs(a - b) <= (LENGTH if axis < 3 else ANGLE) for axis, (a, b) in enumerate(zip(one, other, strict=True))
     )

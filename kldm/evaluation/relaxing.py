@@ -12,10 +12,10 @@ import attrs
 
 from kldm.errors import KldmError
 from kldm.evaluation.results import library_versions, write_json, write_samples, write_table
-from kldm.interfaces import Candidate, Potential
+from kldm.interfaces import Candidate, Json, Potential
 from kldm.metrics.relaxing.relaxation import TIME_LIMIT, Relaxation, Relaxed, relaxed, versions
 from kldm.reading import read_file, read_reference, record_of
-from kldm.recipe import build
+from kldm.recipe import build, overridden
 from kldm.runtime.files import atomic_write, make_writable
 from kldm.runtime.pool import check_work
 from kldm.version import __version__
@@ -29,34 +29,22 @@ class Relaxing:
     relaxation: Relaxation = attrs.field(factory=Relaxation)
 
 
-def relaxing_with(name: str, options: Mapping[str, Any]) -> Relaxing:
-    """A registered potential with options by dotted name, ``potential.weights`` and ``relaxation.fmax``, checked as
-    those of a recipe are.
+def relaxing_with(name: str, keys: Mapping[str, Json]) -> Relaxing:
+    """A registered potential, and keys by dotted name, ``potential.weights`` and ``relaxation.fmax``, checked as those
+    of a recipe are.
 
     Raises:
         KldmError: at the option as the command line spells it.
     """
+    for key in keys:
+        if key.partition(".")[0] not in ("potential", "relaxation"):
+            remedy = "options with a dot are those of the potential and of the relaxation: --relaxation.fmax 0.05"
+            raise KldmError("says nothing here", place=f"--{key}", remedy=remedy)
     try:
-        return build(of_options(name, options), Relaxing)[0]
+        return build(overridden({"potential": {"@potentials": name}}, keys), Relaxing)[0]
     except KldmError as error:
         place = f"--{error.place}" if error.place else None
         raise KldmError(error.problem, place=place, remedy=error.remedy) from error
-
-
-def of_options(name: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections ``potential`` and ``relaxation`` of a recipe.
-
-    Raises:
-        KldmError: an option that belongs to neither.
-    """
-    tree: dict[str, Any] = {"potential": {"@potentials": name}} if name else {}
-    for key, value in options.items():
-        section, _, rest = key.partition(".")
-        if section not in ("potential", "relaxation") or not name:
-            remedy = "options with a dot are those of --potential NAME and of the relaxation: --relaxation.fmax 0.05"
-            raise KldmError("says nothing here", place=f"--{key}", remedy=remedy)
-        tree.setdefault(section, {})[rest] = value
-    return tree
 
 
 def relax_file(

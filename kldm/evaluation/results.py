@@ -69,10 +69,16 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_json(path: Path, value: Json) -> None:
-    """Write strict JSON, indented; NaN and infinities, which strict JSON lacks, become null."""
-    text = json.dumps(_strict(value), indent=2, ensure_ascii=False, allow_nan=False)
+    """Write strict JSON, indented."""
+    text = json.dumps(strict(value), indent=2, ensure_ascii=False, allow_nan=False, default=plain)
     with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as JSON lines."""
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, default=plain) + "\n" for row in rows)
 
 
 def library_versions() -> dict[str, str]:
@@ -84,6 +90,14 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def plain(value: object) -> Any:
+    """What a metric may have put among its results although JSON does not know it: arrays become lists of numbers, and
+    all else its text."""
+    import numpy as np
+
+    return strict(value.tolist()) if isinstance(value, np.ndarray | np.generic) else str(value)
 
 
 def _row(candidate: Candidate) -> dict[str, Any]:
@@ -98,13 +112,14 @@ def _row(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _strict(value: Json) -> Json:
+def strict(value: Json) -> Any:
+    """As strict JSON has it: NaN and infinities, which it lacks, become null, and every sequence a list."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _strict(item) for key, item in value.items()}
+        return {key: strict(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_strict(item) for item in value]
+        return [strict(item) for item in value]
     return value
 
 

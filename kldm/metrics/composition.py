@@ -74,11 +74,10 @@ def compositional_validity(
 def check_states(states: str, legacy: bool) -> None:
     """Raises ``KldmError`` for a set of oxidation states that does not exist or has no legacy form."""
     if states not in get_args(States):
-        raise KldmError(
-            f"there are no oxidation states {states!r}", remedy=f"take one of {', '.join(get_args(States))}"
-        )
+        raise KldmError(f"must be one of {', '.join(get_args(States))}, got {states!r}", place="states")
     if legacy and states != "smact14":
-        raise KldmError(f"legacy has no oxidation states {states!r}", remedy="leave states at smact14, or legacy off")
+        remedy = "leave states at smact14, or legacy off"
+        raise KldmError(f"there is no legacy form of the oxidation states {states}", place="legacy", remedy=remedy)
 
 
 def compositional_rule(states: States = "smact14", legacy: bool = False) -> str:

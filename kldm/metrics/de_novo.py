@@ -2,14 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import attrs
+from attrs.validators import optional
 
-from kldm.errors import KldmError
-from kldm.interfaces import Candidate, Json, Measurement, Samples
+from kldm.interfaces import Candidate, Json, Measurement, Samples, Terms
 from kldm.metrics.composition import States, check_states, compositional_rule
 from kldm.metrics.distributions import drawn, property_distances
 from kldm.metrics.fingerprinting.coverage import CUTOFFS, Coverage, Dataset, coverage
@@ -21,17 +20,15 @@ from kldm.metrics.fingerprinting.fingerprints import (
     versions,
 )
 from kldm.metrics.structure import structural_rule
-from kldm.metrics.validity import composition_fault, formula, share, structure_fault
+from kldm.metrics.validity import Validity, Verdict, share
 from kldm.registry import metric
-from kldm.runtime.pool import Failure, check_work, each
+from kldm.validators import at_least, duration, one_of, worker_count
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
-PLACE = "de_novo.v1"
 
-
-@metric(PLACE)
+@metric("de_novo.v1")
 @attrs.frozen(kw_only=True)
 class DeNovo:
     """Validity, coverage and property distances of generated structures (Xie et al. 2022, CDVAE, appendix; the
@@ -48,7 +45,8 @@ class DeNovo:
     fingerprint; the property distances over the valid ones.
 
     Args:
-        cutoffs: the data set whose cutoffs of coverage are taken.
+        cutoffs: the data set whose cutoffs of coverage are taken; None: that of the reference (``Samples.source``), or
+            mp_20 where it has none.
         states: oxidation states behind comp_valid and valid: smact14 (all published tables) or icsd24.
         legacy: judge compositions exactly as smact 2.2.1 does.
         draw: how many valid candidates the property distances take, drawn without replacement (1000 in the papers);
@@ -60,32 +58,35 @@ class DeNovo:
         time_limit: seconds per structure; what takes longer has no fingerprint.
     """
 
-    cutoffs: Dataset = "mp_20"
-    states: States = "smact14"
+    terms: ClassVar[Terms] = Terms(
+        agree={
+            "sets of oxidation states": ("oxidation_states", "legacy"),
+            "coverage cutoffs": ("coverage.cutoffs",),
+            "structures that coverage counts": ("coverage.generated",),
+            "numbers drawn for property distances": ("draw",),
+        },
+        shares=("struct_valid", "comp_valid", "valid", "cov_"),
+    )
+
+    cutoffs: Dataset | None = attrs.field(default=None, validator=optional(one_of(*CUTOFFS)))
+    states: States = attrs.field(default="smact14", validator=one_of())
     legacy: bool = False
-    draw: int | None = None
-    seed: int = 0
+    draw: int | None = attrs.field(default=None, validator=optional(at_least(1)))
+    seed: int = attrs.field(default=0, validator=at_least(0))
     valid_only: bool = False
     coverage: bool = True
-    workers: int = 1
-    time_limit: float = TIME_LIMIT
+    workers: int = attrs.field(default=1, validator=worker_count())
+    time_limit: float = attrs.field(default=TIME_LIMIT, validator=duration())
 
     def __attrs_post_init__(self) -> None:
         check_states(self.states, self.legacy)
-        if self.cutoffs not in CUTOFFS:
-            remedy = f"take one of {', '.join(CUTOFFS)}"
-            raise KldmError(f"there are no cutoffs {self.cutoffs!r}", place=PLACE, remedy=remedy)
-        if self.draw is not None and self.draw < 1:
-            raise KldmError(f"draw is {self.draw}", place=PLACE, remedy="give a positive number, or leave it out")
-        if self.seed < 0:
-            raise KldmError(f"seed is {self.seed}", place=PLACE, remedy="give a whole number from 0")
-        check_work(self.workers, self.time_limit)
 
     def measure(self, samples: Samples) -> Measurement:
         """The values; one row per candidate with target, candidate, formula, struct_valid, comp_valid, fingerprint and
         the first reason that was found against it (structure, composition, fingerprint). rms and max_dist, which
         crystal structure prediction has, are None."""
         rows, made = self._rows(samples.candidates)
+        dataset = self._dataset(samples)
         known, covered = None, None
         if self.coverage:
             known = cached_fingerprints(
@@ -94,7 +95,7 @@ class DeNovo:
                 time_limit=self.time_limit,
                 description="fingerprints of the reference",
             )
-            covered = coverage(made, known, CUTOFFS[self.cutoffs])
+            covered = coverage(made, known, CUTOFFS[dataset])
         by_number = sorted(
             zip(samples.candidates, rows, strict=True), key=lambda pair: (pair[0].target, pair[0].candidate)
         )  # so that the draw does not depend on the order in which they came
@@ -102,8 +103,8 @@ class DeNovo:
         taken = drawn(valid, self.draw, self.seed)
         values = {
             "struct_valid": share([row.struct_valid for row in rows]),
-            "comp_valid": share([row.comp_valid for row in rows]),
-            "comp_valid_icsd24": share([row.comp_valid_icsd24 for row in rows]),
+            "comp_valid": share([bool(row.comp_valid) for row in rows]),
+            "comp_valid_icsd24": share([bool(row.comp_valid_icsd24) for row in rows]),
             "valid": share([row.valid for row in rows]),
             **(covered.values() if covered is not None else {}),
             **property_distances(taken, [one for one in samples.reference if one is not None]),
@@ -124,17 +125,15 @@ class DeNovo:
                 "reference_failures": dict(sorted(reasons.items())),
                 "copies_of_the_reference": covered.copies,
             }
-        notes = self._notes(samples, valid, covered)
-        return Measurement(values, tuple(row.public() for row in rows), self._definition(counts), tuple(notes))
+        columns = ("struct_valid", "comp_valid", "fingerprint", "reason", "rms", "max_dist")
+        table = tuple(row.columns(*columns) for row in rows)
+        notes = self._notes(samples, valid, covered, dataset)
+        return Measurement(values, table, self._definition(counts, dataset), tuple(notes))
 
-    def _rows(self, candidates: Sequence[Candidate]) -> tuple[list["_Row"], tuple[Fingerprint, ...]]:
+    def _rows(self, candidates: Sequence[Candidate]) -> tuple[list[Verdict], tuple[Fingerprint, ...]]:
         """The rows, and one fingerprint for each candidate (none of them where coverage is off)."""
-        judge = partial(_judge, states=self.states, legacy=self.legacy)
-        judged = each(judge, candidates, workers=self.workers, time_limit=self.time_limit, description="validity")
-        rows = [
-            _failed(candidate, row.reason) if isinstance(row, Failure) else row
-            for candidate, row in zip(candidates, judged, strict=True)
-        ]
+        rules = Validity(states=self.states, legacy=self.legacy, also_icsd24=True)
+        rows = [one.verdict() for one in rules.faults(candidates, workers=self.workers, time_limit=self.time_limit)]
         if not self.coverage:
             return rows, (Fingerprint(None, None),) * len(rows)
         wanted = [
@@ -148,8 +147,14 @@ class DeNovo:
         ]
         return rows, made
 
-    def _definition(self, counts: Mapping[str, Json]) -> Mapping[str, Json]:
-        cutoffs = CUTOFFS[self.cutoffs]
+    def _dataset(self, samples: Samples) -> Dataset:
+        """Whose cutoffs are taken."""
+        if self.cutoffs is not None:
+            return self.cutoffs
+        return next((name for name in CUTOFFS if name == samples.source.partition("/")[0]), "mp_20")
+
+    def _definition(self, counts: Mapping[str, Json], dataset: Dataset) -> Mapping[str, Json]:
+        cutoffs = CUTOFFS[dataset]
         definition: dict[str, Json] = {
             "rules": {
                 "struct_valid": structural_rule(),
@@ -170,7 +175,7 @@ class DeNovo:
         }
         if self.coverage:
             definition["coverage"] = {
-                "cutoffs": self.cutoffs if cutoffs.published else f"{self.cutoffs} (unpublished; those of mp_20)",
+                "cutoffs": dataset if cutoffs.published else f"{dataset} (unpublished; those of mp_20)",
                 "structure_cutoff": cutoffs.structure,
                 "composition_cutoff": cutoffs.composition,
                 "fingerprints": "mean over sites of CrystalNN ops (61 numbers); Magpie without imputation (132), "
@@ -182,7 +187,9 @@ class DeNovo:
             }
         return definition
 
-    def _notes(self, samples: Samples, valid: Sequence["Structure"], covered: Coverage | None) -> list[str]:
+    def _notes(
+        self, samples: Samples, valid: Sequence["Structure"], covered: Coverage | None, dataset: Dataset
+    ) -> list[str]:
         notes = []
         if not samples.candidates:
             notes.append("There are no candidates, so nothing is defined.")
@@ -207,63 +214,9 @@ class DeNovo:
                 f"All {covered.copies} fingerprints of candidates are those of reference structures, as if the "
                 "candidates were copies of the reference."
             )
-        if not CUTOFFS[self.cutoffs].published:
-            notes.append(f"No cutoffs are published for {self.cutoffs}; those of mp_20 are used.")
+        if not CUTOFFS[dataset].published:
+            notes.append(f"No cutoffs are published for {dataset}; those of mp_20 are used.")
         return notes
-
-
-@attrs.frozen
-class _Row:
-    """What became of one candidate. ``fingerprint`` is None where none was asked for."""
-
-    target: int
-    candidate: int
-    formula: str
-    struct_valid: bool
-    comp_valid: bool
-    comp_valid_icsd24: bool
-    reason: str
-    fingerprint: bool | None = None
-
-    @property
-    def both(self) -> bool:
-        return self.struct_valid and self.comp_valid
-
-    @property
-    def valid(self) -> bool:
-        return self.both and self.fingerprint is not False
-
-    def public(self) -> dict[str, Json]:
-        """The row of the per-structure table, with the columns that crystal structure prediction fills."""
-        return {
-            "target": self.target,
-            "candidate": self.candidate,
-            "formula": self.formula,
-            "struct_valid": self.struct_valid,
-            "comp_valid": self.comp_valid,
-            "fingerprint": self.fingerprint,
-            "reason": self.reason,
-            "rms": None,
-            "max_dist": None,
-        }
-
-
-def _judge(candidate: Candidate, *, states: States, legacy: bool) -> _Row:
-    structural = structure_fault(candidate)
-    compositional = composition_fault(candidate, states, legacy)
-    return _Row(
-        candidate.target,
-        candidate.candidate,
-        formula(candidate),
-        struct_valid=not structural,
-        comp_valid=not compositional,
-        comp_valid_icsd24=not composition_fault(candidate, "icsd24"),
-        reason=structural or compositional,
-    )
-
-
-def _failed(candidate: Candidate, reason: str) -> _Row:
-    return _Row(candidate.target, candidate.candidate, "", False, False, False, reason)
 
 
 def _content(structure: "Structure") -> tuple[str, tuple[float, ...]]:

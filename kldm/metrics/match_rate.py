@@ -5,28 +5,26 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import attrs
 import numpy as np
+from attrs.validators import optional
 
 from kldm.errors import KldmError
-from kldm.interfaces import Candidate, Json, Measurement, Samples
+from kldm.interfaces import Candidate, Json, Measurement, Samples, Terms
 from kldm.metrics.composition import compositional_rule, compositional_validity
-from kldm.metrics.fingerprinting.full_rule import Fingerprinted, composition_valid, fingerprinted
+from kldm.metrics.fingerprinting.full_rule import Fingerprinted, Key, composition_valid, fingerprinted
 from kldm.metrics.matching.matcher import Matcher
 from kldm.metrics.matching.metre import Everywhere, everywhere, repeated
 from kldm.metrics.matching.pairs import Examined, examine, match
 from kldm.metrics.matching.selection import CONSENSUS, chosen_places
 from kldm.metrics.structure import structural_rule, structural_validity
-from kldm.metrics.validity import composition_of, formula
+from kldm.metrics.validity import Verdict, composition_of, formula
 from kldm.registry import metric
-from kldm.runtime.pool import check_work
+from kldm.validators import above, duration, each, one_of, worker_count
 
 Rule = Literal["structural", "full"]
-
-Key = tuple[int, int]
-"""(target, candidate)."""
 
 Rates = Callable[[str, Mapping[Key, float]], dict[str, float | None]]
 
@@ -34,7 +32,10 @@ CLOSE = (0.02, 0.1)
 """The match rate counts what lies within ``stol`` of its target, where little looks alike; these shares count what is
 close."""
 
-EXACT = 1e-6
+TIME_LIMIT: float | None = 60.0
+"""Seconds for one structure or one pair."""
+
+EXACT_RMSE = 1e-6
 """An rmse below this is no generated structure's."""
 
 FULL_RULE = (
@@ -105,26 +106,31 @@ class MatchRate:
         time_limit: seconds for one structure or one pair; beyond, it counts as no match. None: no limit.
     """
 
-    ltol: float = 0.3
-    stol: float = 0.5
-    angle_tol: float = 10.0
-    longest_edge: float | None = None
-    rules: tuple[Rule, ...] = ("structural", "full")
-    select: Literal["consensus"] | None = None
+    terms: ClassVar[Terms] = Terms(
+        answers=True,
+        agree={
+            "tolerances": ("ltol", "stol", "angle_tol"),
+            "longest edges allowed": ("longest_edge",),
+            "rules of selection": ("selected?",),
+        },
+        shares=("match_rate", "share_below_", "METRe"),
+    )
+
+    ltol: float = attrs.field(default=0.3, validator=above(0))
+    stol: float = attrs.field(default=0.5, validator=above(0))
+    angle_tol: float = attrs.field(default=10.0, validator=above(0))
+    longest_edge: float | None = attrs.field(default=None, validator=optional(above(0)))
+    rules: tuple[Rule, ...] = attrs.field(default=get_args(Rule), validator=each(one_of(*get_args(Rule))))
+    select: Literal["consensus"] | None = attrs.field(default=None, validator=optional(one_of("consensus")))
     full_seeds: bool = False
     metre: bool = True
-    workers: int = 1
-    time_limit: float | None = 60.0
+    workers: int = attrs.field(default=1, validator=worker_count())
+    time_limit: float | None = attrs.field(default=TIME_LIMIT, validator=optional(duration()))
 
     def __attrs_post_init__(self) -> None:
-        check_work(self.workers, self.time_limit)
-        limits = {name: getattr(self, name) for name in ("ltol", "stol", "angle_tol", "longest_edge")}
-        for name, limit in limits.items():
-            if limit is not None and not (limit > 0 and math.isfinite(limit)):
-                raise KldmError(f"{name} is {limit}", place="match_rate.v1", remedy="give a positive number")
-        if not self.rules or set(self.rules) - set(get_args(Rule)) or len(set(self.rules)) < len(self.rules):
-            remedy = 'give "structural", "full" or both'
-            raise KldmError(f"rules is {list(self.rules)}", place="match_rate.v1", remedy=remedy)
+        if not self.rules or len(set(self.rules)) < len(self.rules):
+            problem = f"must be different rules, at least one, got {list(self.rules)}"
+            raise KldmError(problem, place="rules", remedy='give "structural", "full" or both')
 
     def measure(self, samples: Samples) -> Measurement:
         """The values; one row per candidate with target, candidate, formula, struct_valid, comp_valid, fingerprint,
@@ -151,12 +157,16 @@ class MatchRate:
             answer = found.get((candidate.target, place))
             reason = _reason(candidate, one) or (answer.reason if answer else "")
             valid = candidate.structure is not None and not one.invalid and not one.fault.startswith("time limit")
-            row = _Row(
-                candidate.target, candidate.candidate, formula(candidate), valid, reason, _composition_valid(candidate)
+            rows[candidate.target, candidate.candidate] = Verdict(
+                target=candidate.target,
+                candidate=candidate.candidate,
+                formula=formula(candidate),
+                struct_valid=valid,
+                comp_valid=_composition_valid(candidate),
+                reason=reason,
+                rms=answer.rms if answer else None,
+                max_dist=answer.max_dist if answer else None,
             )
-            if answer is not None:
-                row = attrs.evolve(row, rms=answer.rms, max_dist=answer.max_dist)
-            rows[candidate.target, candidate.candidate] = row
         rms = {key: row.rms for key, row in rows.items() if row.rms is not None}
         seeds = {c.candidate for c in samples.candidates}
         k = max((len(group) for group in groups.values()), default=0)
@@ -200,12 +210,15 @@ class MatchRate:
             "failures": dict(sorted(failures.items())),
         }
         keys = [(c.target, c.candidate) for c in samples.candidates]
-        ordered = tuple(attrs.asdict(rows[key]) | ({"selected": key in selected} if selected else {}) for key in keys)
+        columns = ("struct_valid", "comp_valid", "fingerprint", "reason", "rms", "max_dist")
+        ordered = tuple(
+            rows[key].columns(*columns) | ({"selected": key in selected} if selected else {}) for key in keys
+        )
         return Measurement(values, ordered, self._definition(counts, bool(selected)), tuple(notes))
 
     def _full(
-        self, samples: Samples, rows: "Mapping[Key, _Row]", rms: Mapping[Key, float], selected: Collection[Key]
-    ) -> "tuple[dict[Key, float], Fingerprinted, dict[Key, _Row]]":
+        self, samples: Samples, rows: Mapping[Key, Verdict], rms: Mapping[Key, float], selected: Collection[Key]
+    ) -> tuple[dict[Key, float], Fingerprinted, dict[Key, Verdict]]:
         """The rms of candidates known to be allowed, what was asked, and the rows with what was found.
 
         The smallest rms of each target is among them wherever the rule allows any, and so are candidate 0 and the
@@ -256,21 +269,6 @@ class MatchRate:
             "counts": counts,
             "versions": {library: version(library) for library in libraries},
         }
-
-
-@attrs.frozen
-class _Row:
-    """What became of one candidate, as the per-structure table has it."""
-
-    target: int
-    candidate: int
-    formula: str
-    struct_valid: bool
-    reason: str
-    comp_valid: bool | None
-    fingerprint: bool | None = None
-    rms: float | None = None
-    max_dist: float | None = None
 
 
 def _by_target(samples: Samples) -> dict[int, list[int]]:
@@ -398,7 +396,7 @@ def _notes(samples: Samples, answered: int, rms: Mapping[Key, float], reference:
         notes.append("The reference is empty, so nothing is defined.")
     if not samples.candidates:
         notes.append("There are no candidates.")
-    if targets and len({target for target, _ in rms}) == targets and max(rms.values()) < EXACT:
+    if targets and len({target for target, _ in rms}) == targets and max(rms.values()) < EXACT_RMSE:
         notes.append("Every reference is matched exactly: the samples look like copies of the reference.")
     built = [c.structure for c in samples.candidates if c.structure is not None]
     if len(built) > 1 and all(structure == built[0] for structure in built[1:]):

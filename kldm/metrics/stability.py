@@ -1,34 +1,34 @@
 """Relaxation, stability, uniqueness and novelty of generated structures: MatterGen's pipeline, in one metric."""
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import attrs
+from attrs.validators import optional
 
 from kldm.errors import KldmError
-from kldm.interfaces import Candidate, Json, Measurement, Potential, Samples
+from kldm.interfaces import Candidate, Json, Measurement, Potential, Samples, Terms
 from kldm.metrics.relaxing.corrections import mp2020
 from kldm.metrics.relaxing.displacement import displacement, displacement_mattergen
 from kldm.metrics.relaxing.hull import Hull, Scheme, above_hull, check_scales, read_hull
 from kldm.metrics.relaxing.relaxation import TIME_LIMIT, Relaxation, calculator_of, impossible, relaxed, versions
-from kldm.metrics.relaxing.similarity import ELECTRONEGATIVITIES, RADII, TOLERANCES, Matcher, novel, unique
+from kldm.metrics.relaxing.similarity import ELECTRONEGATIVITIES, RADII, TOLERANCES, Comparator, novel, unique
 from kldm.metrics.structure import without_charges
 from kldm.metrics.validity import formula, share
 from kldm.reading import find_reference, read_reference
 from kldm.registry import metric
-from kldm.runtime.pool import Failure, check_work, each
+from kldm.runtime.pool import Failure, each
+from kldm.validators import duration, finite, one_of, worker_count
+from kldm.validators import each as each_of
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
-PLACE = "stability.v1"
 
-
-@metric(PLACE)
+@metric("stability.v1")
 @attrs.frozen(kw_only=True)
 class Stability:
     """Stability, uniqueness and novelty of relaxed structures (Zeni et al., Nature 2025, MatterGen; KLDM's Table 2).
@@ -61,24 +61,34 @@ class Stability:
     potential: Potential | None = None
     relaxation: Relaxation = attrs.field(factory=Relaxation)
     hull: tuple[Path, ...] = ()
-    corrections: Scheme | None = None
-    thresholds: tuple[float, ...] = (0.0, 0.1)
-    matcher: Matcher = "disordered"
+    corrections: Scheme | None = attrs.field(default=None, validator=optional(one_of(*get_args(Scheme))))
+    thresholds: tuple[float, ...] = attrs.field(default=(0.0, 0.1), validator=each_of(finite()))
+    matcher: Comparator = attrs.field(default="disordered", validator=one_of())
     known: tuple[str, ...] = ()
-    workers: int = 1
-    time_limit: float = TIME_LIMIT
+    workers: int = attrs.field(default=1, validator=worker_count())
+    time_limit: float = attrs.field(default=TIME_LIMIT, validator=duration())
 
     def __attrs_post_init__(self) -> None:
         if self.hull and self.potential is None:
             remedy = "name a potential, e.g. mattersim.v1"
-            raise KldmError("a hull is of no use without energies", place=f"{PLACE}: hull", remedy=remedy)
+            raise KldmError("a hull is of no use without energies", place="hull", remedy=remedy)
         if not self.hull and self.corrections is not None:
-            raise KldmError(
-                "corrections are those of a hull", place=f"{PLACE}: corrections", remedy="give the hull too"
-            )
-        if not all(math.isfinite(threshold) for threshold in self.thresholds):
-            raise KldmError("not finite", place=f"{PLACE}: thresholds", remedy="give numbers in eV/atom")
-        check_work(self.workers, self.time_limit)
+            raise KldmError("corrections are those of a hull", place="corrections", remedy="give the hull too")
+
+    @property
+    def terms(self) -> Terms:
+        """It looks at the reference for what is not novel, unless ``known`` says that."""
+        return Terms(
+            needs_reference=not self.known,
+            agree={
+                "potentials": ("potential.",),
+                "relaxations": ("relaxation.",),
+                "hulls": ("hull.sha256", "hull.entries", "hull.corrections"),
+                "matchers": ("matcher.name",),
+                "known structures": ("known.",),
+            },
+            shares=("stable_", "unique", "novel", "sun_"),
+        )
 
     def prepare(self) -> None:
         """See that the potential can be used, that the hull fits it, and that what is known is there."""

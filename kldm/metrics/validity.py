@@ -1,19 +1,21 @@
 """The light metric of validity: how many structures and compositions are possible at all."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import attrs
+from attrs.validators import optional
 
 from kldm.data.formulas import reduced_formula
-from kldm.errors import KldmError
-from kldm.interfaces import Candidate, Json, Measurement, Samples
+from kldm.interfaces import Candidate, Json, Measurement, Samples, Terms
 from kldm.metrics.composition import MOST_COMBINATIONS, States, check_states, compositional_rule, compositional_validity
 from kldm.metrics.structure import CUTOFF, MINIMUM_VOLUME, structural_rule, structural_validity
 from kldm.registry import metric
+from kldm.runtime.pool import Failure, each
+from kldm.validators import above
 
 if TYPE_CHECKING:
     from pymatgen.core.composition import Composition
@@ -41,37 +43,51 @@ class Validity:
         longest_edge: angstrom; structures with a longer cell edge are invalid (40 in the KLDM code); None: no limit.
     """
 
+    terms: ClassVar[Terms] = Terms(
+        needs_reference=False,
+        agree={
+            "sets of oxidation states": ("oxidation_states", "legacy"),
+            "longest edges allowed": ("longest_edge",),
+        },
+        shares=("struct_valid", "comp_valid", "valid"),
+    )
+
     states: States = "smact14"
     legacy: bool = False
     also_icsd24: bool = False
-    longest_edge: float | None = None
+    longest_edge: float | None = attrs.field(default=None, validator=optional(above(0)))
 
     def __attrs_post_init__(self) -> None:
         check_states(self.states, self.legacy)
-        if self.longest_edge is not None and not (self.longest_edge > 0 and math.isfinite(self.longest_edge)):
-            remedy = "give a positive number"
-            raise KldmError(f"longest_edge is {self.longest_edge}", place="validity.v1", remedy=remedy)
 
     def measure(self, samples: Samples) -> Measurement:
         """The shares; one row per candidate with target, candidate, formula, struct_valid, comp_valid, reason (the
         first that was found, the structure's before the composition's)."""
-        judged = [self._judge(candidate) for candidate in samples.candidates]
-        rows = tuple(one.row() for one in judged)
+        judged = self.faults(samples.candidates)
+        rows = [one.verdict() for one in judged]
         names = ["struct_valid", "comp_valid", *(["comp_valid_icsd24"] if self.also_icsd24 else [])]
-        values = {name: share([bool(row[name]) for row in rows]) for name in names}
+        values = {name: share([bool(getattr(row, name)) for row in rows]) for name in names}
         values["valid"] = share([one.valid for one in judged])
-        return Measurement(values, rows, self._definition(judged), _notes(judged))
+        table = tuple(row.columns(*names, "reason") for row in rows)
+        return Measurement(values, table, self._definition(judged), _notes(judged))
 
-    def _judge(self, candidate: Candidate) -> "_Judged":
-        return _Judged(
-            candidate,
-            formula(candidate),
-            structure_fault(candidate, self.longest_edge),
-            composition_fault(candidate, self.states, self.legacy),
-            composition_fault(candidate, "icsd24") if self.also_icsd24 else None,
-        )
+    def faults(
+        self, candidates: Sequence[Candidate], *, workers: int = 1, time_limit: float | None = None
+    ) -> "list[Faults]":
+        """The reasons against every candidate, in their order.
 
-    def _definition(self, judged: Sequence["_Judged"]) -> Mapping[str, Json]:
+        Args:
+            workers: processes; the result does not depend on it. -1: as many as there are CPU cores.
+            time_limit: seconds per candidate; one that takes longer passes no test. None: no limit.
+        """
+        judge = partial(_faults, rules=self)
+        work = each(judge, candidates, workers=workers, time_limit=time_limit, description="validity")
+        return [
+            Faults(candidate, "", *[found.reason] * 3) if isinstance(found, Failure) else found
+            for candidate, found in zip(candidates, work, strict=True)
+        ]
+
+    def _definition(self, judged: "Sequence[Faults]") -> Mapping[str, Json]:
         rules = {
             "struct_valid": structural_rule(self.longest_edge),
             "comp_valid": compositional_rule(self.states, self.legacy),
@@ -136,8 +152,47 @@ def composition_fault(candidate: Candidate, states: States, legacy: bool = False
     return compositional_validity(found, states=states, legacy=legacy) if found else "composition not known"
 
 
+@attrs.frozen(eq=False, kw_only=True)
+class Verdict:
+    """What became of one candidate, as the per-structure table has it; None where nobody asked.
+
+    Attributes:
+        target, candidate: its numbers.
+        formula: reduced, empty where the composition is not known.
+        struct_valid, comp_valid, comp_valid_icsd24: whether structure and composition pass their tests.
+        fingerprint: whether it has one.
+        reason: the first that was found against it.
+        rms, max_dist: of the match with its target, in units of (V/n)^(1/3).
+    """
+
+    target: int
+    candidate: int
+    formula: str
+    struct_valid: bool
+    comp_valid: bool | None
+    comp_valid_icsd24: bool | None = None
+    fingerprint: bool | None = None
+    reason: str = ""
+    rms: float | None = None
+    max_dist: float | None = None
+
+    @property
+    def both(self) -> bool:
+        """Whether it passes the tests of structure and composition."""
+        return self.struct_valid and bool(self.comp_valid)
+
+    @property
+    def valid(self) -> bool:
+        """The same, without a fingerprint that was looked for and is lacking."""
+        return self.both and self.fingerprint is not False
+
+    def columns(self, *names: str) -> dict[str, Json]:
+        """Its numbers, its formula, and these attributes."""
+        return {name: getattr(self, name) for name in ("target", "candidate", "formula", *names)}
+
+
 @attrs.frozen(eq=False)
-class _Judged:
+class Faults:
     """A candidate with the reasons against its structure and its composition; ``""`` where there is none."""
 
     candidate: Candidate
@@ -150,17 +205,26 @@ class _Judged:
     def valid(self) -> bool:
         return not (self.structural or self.compositional)
 
-    def row(self) -> Mapping[str, Json]:
-        second = {} if self.icsd24 is None else {"comp_valid_icsd24": not self.icsd24}
-        return {
-            "target": self.candidate.target,
-            "candidate": self.candidate.candidate,
-            "formula": self.formula,
-            "struct_valid": not self.structural,
-            "comp_valid": not self.compositional,
-            **second,
-            "reason": self.structural or self.compositional,
-        }
+    def verdict(self) -> Verdict:
+        return Verdict(
+            target=self.candidate.target,
+            candidate=self.candidate.candidate,
+            formula=self.formula,
+            struct_valid=not self.structural,
+            comp_valid=not self.compositional,
+            comp_valid_icsd24=None if self.icsd24 is None else not self.icsd24,
+            reason=self.structural or self.compositional,
+        )
+
+
+def _faults(candidate: Candidate, *, rules: Validity) -> Faults:
+    return Faults(
+        candidate,
+        formula(candidate),
+        structure_fault(candidate, rules.longest_edge),
+        composition_fault(candidate, rules.states, rules.legacy),
+        composition_fault(candidate, "icsd24") if rules.also_icsd24 else None,
+    )
 
 
 def share(flags: Sequence[bool]) -> float | None:
@@ -172,7 +236,7 @@ def _counted(reasons: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(reason for reason in reasons if reason).items()))
 
 
-def _notes(judged: Sequence[_Judged]) -> tuple[str, ...]:
+def _notes(judged: Sequence[Faults]) -> tuple[str, ...]:
     """What a reader should doubt."""
     if not judged:
         return ("There are no candidates, so nothing is defined.",)

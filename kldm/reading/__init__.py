@@ -1,6 +1,6 @@
 """Samples and references of any origin: read them, and say which sample answers which row of the reference."""
 
-from kldm.reading.alignment import Alignment, align, seeds
+from kldm.reading.alignment import Alignment, align
 from kldm.reading.reference import Reference, find_reference, read_reference
 from kldm.reading.rows import SampleFile
 from kldm.reading.samples import read_file, read_samples, record_of
@@ -15,5 +15,4 @@ __all__ = [
     "read_reference",
     "read_samples",
     "record_of",
-    "seeds",
 ]

@@ -60,21 +60,13 @@ def align(files: Sequence[SampleFile], reference: Reference, targets: int | None
             for file, one in zip(files, placed, strict=True)
             if (missing := targets - len({candidate.target for candidate in one.candidates}))
         ]
+    candidates = _as_seeds([(str(file.path), one.candidates) for file, one in zip(files, placed, strict=True)])
     return Alignment(
-        _ordered(_as_seeds([(str(file.path), one.candidates) for file, one in zip(files, placed, strict=True)])),
+        tuple(sorted(candidates, key=lambda one: (one.target, one.candidate))),
         tuple(candidate for one in placed for candidate in one.unplaced),
         _rule(files, placed),
         tuple(notes),
     )
-
-
-def seeds(files: Sequence[SampleFile]) -> tuple[Candidate, ...]:
-    """The samples of several files as one set without a reference: file f gives candidate f of every target.
-
-    Raises:
-        KldmError: one of several files answers a target twice.
-    """
-    return _ordered(_as_seeds([(str(file.path), file.candidates) for file in files]))
 
 
 def _as_seeds(sets: Sequence[tuple[str, Sequence[Candidate]]]) -> list[Candidate]:
@@ -89,10 +81,6 @@ def _as_seeds(sets: Sequence[tuple[str, Sequence[Candidate]]]) -> list[Candidate
         # What was selected within a file was not among the candidates of all.
         result += [attrs.evolve(one, candidate=seed, selected=False) for one in candidates]
     return result
-
-
-def _ordered(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    return tuple(sorted(candidates, key=lambda one: (one.target, one.candidate)))
 
 
 def _rule(files: Sequence[SampleFile], placed: Sequence[Alignment]) -> str:

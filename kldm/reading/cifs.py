@@ -19,7 +19,7 @@ _NUMBERED = re.compile(r"(\d+)_(\d+)_[^/]*\.cif", re.IGNORECASE)
 _NEGATIVE_LENGTH = re.compile(r"^_cell_length_[abc]\s+['\"]?-", re.MULTILINE)
 _BLOCK = re.compile(r"^(?=data_)", re.MULTILINE)
 
-Parsed = tuple["Structure | None", str]
+StructureOrReason = tuple["Structure | None", str]
 
 
 def read_cif(path: Path) -> Sequence[Row]:
@@ -95,31 +95,33 @@ def _rows(texts: Sequence[str], names: Sequence[str], places: Sequence[str], tit
     return [Row(place, structure, reason, name=name) for (structure, reason), name, place in parsed]
 
 
-def _parsed(texts: Sequence[str], title: str) -> list[Parsed]:
+def _parsed(texts: Sequence[str], title: str) -> list[StructureOrReason]:
     """Every text parsed, in order, with a progress bar on stderr; on all cores where there are many."""
     import joblib
     from tqdm import tqdm
 
     chunks = [texts[first : first + CHUNK] for first in range(0, len(texts), CHUNK)]
     workers = joblib.cpu_count() if len(chunks) > 8 else 1
-    done: list[Parsed] = []
+    done: list[StructureOrReason] = []
     with (
         tqdm(total=len(texts), desc=f"reading {title}", unit="crystal", delay=2, disable=None) as bar,
         joblib.parallel_config("loky", inner_max_num_threads=1, idle_worker_timeout=IDLE),
     ):
         tasks = (joblib.delayed(_chunk)(chunk) for chunk in chunks)
-        results: Iterator[list[Parsed]] = joblib.Parallel(n_jobs=workers, return_as="generator", batch_size=1)(tasks)
+        results: Iterator[list[StructureOrReason]] = joblib.Parallel(
+            n_jobs=workers, return_as="generator", batch_size=1
+        )(tasks)
         for result in results:
             done += result
             bar.update(len(result))
     return done
 
 
-def _chunk(texts: Sequence[str]) -> list[Parsed]:
+def _chunk(texts: Sequence[str]) -> list[StructureOrReason]:
     return [_structure(text) for text in texts]
 
 
-def _structure(text: str) -> Parsed:
+def _structure(text: str) -> StructureOrReason:
     from pymatgen.io.cif import CifParser
 
     if _NEGATIVE_LENGTH.search(text):

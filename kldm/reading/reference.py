@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
 
+from kldm.crystals import CrystalStore
 from kldm.data import SPLITS, Data
 from kldm.errors import KldmError
 from kldm.reading.rows import SampleFile, formulas
@@ -25,17 +27,31 @@ class Reference:
         structures: None for a row whose structure cannot be built; the row keeps its number.
         reasons: why there is none, else empty.
         ids: of the rows in their data set; by default their numbers.
-        formulas: reduced, None where there is no structure.
+        whole: whether these are all crystals of the split of a data set.
     """
 
     name: str
     structures: "tuple[Structure | None, ...]"
     reasons: tuple[str, ...]
     ids: tuple[str, ...]
-    formulas: tuple[str | None, ...]
+    whole: bool
+
+    @classmethod
+    def of_store(cls, name: str, store: CrystalStore, whole: bool) -> "Reference":
+        """The crystals of a data set, or a part of them."""
+        from kldm.data.convert import to_structure_or_reason
+
+        pairs = to_structure_or_reason(store)
+        structures, reasons = (tuple(part) for part in zip(*pairs, strict=True)) if pairs else ((), ())
+        return cls(name, structures, reasons, store.ids, whole)
 
     def __len__(self) -> int:
         return len(self.structures)
+
+    @cached_property
+    def formulas(self) -> tuple[str | None, ...]:
+        """Reduced, None where there is no structure."""
+        return formulas(self.structures)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -60,7 +76,7 @@ def read_reference(source: str | Path) -> Reference:
         return _placed(str(source), read_file(Path(source).expanduser()))
     with _told_of(source):
         data, split = _data(source)
-        return _of_data(str(source), data, split)
+        return Reference.of_store(str(source), data.load(split), whole=True)
 
 
 def find_reference(source: str | Path) -> None:
@@ -90,15 +106,6 @@ def _told_of(source: str | Path) -> Iterator[None]:
         raise KldmError(error.problem, place=f"reference {source}", remedy=error.remedy) from None
 
 
-def _of_data(source: str, data: Data, split: str) -> Reference:
-    from kldm.data.convert import to_structure_or_reason
-
-    store = data.load(split)
-    pairs = to_structure_or_reason(store)
-    structures = tuple(structure for structure, _ in pairs)
-    return Reference(source, structures, tuple(reason for _, reason in pairs), store.ids, formulas(structures))
-
-
 def _placed(source: str, file: SampleFile) -> Reference:
     count, taken = len(file.candidates), dict[int, int]()
     for position, one in enumerate(file.candidates):
@@ -111,11 +118,10 @@ def _placed(source: str, file: SampleFile) -> Reference:
         remedy = "number the rows from 0, with structure null where there is none"
         raise KldmError(f"no row has target {missing}, although {max(taken)} is used", place=source, remedy=remedy)
     order = [taken[target] for target in range(count)]
-    structures = tuple(file.candidates[row].structure for row in order)
     return Reference(
         source,
-        structures,
+        tuple(file.candidates[row].structure for row in order),
         tuple("" if (one := file.candidates[row]).structure is not None else one.reason for row in order),
         tuple(file.names[row] or str(target) for target, row in enumerate(order)),
-        formulas(structures),
+        whole=False,
     )

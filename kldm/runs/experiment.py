@@ -11,7 +11,6 @@ from kldm.crystals import CrystalStore
 from kldm.data import Data
 from kldm.data.sources import SPLITS
 from kldm.errors import KldmError
-from kldm.evaluation.judging import RESERVED
 from kldm.execution import Execution
 from kldm.interfaces import Metric, Prepares, Sampler
 from kldm.model import JointModel, statistics
@@ -89,7 +88,7 @@ class Experiment:
         evaluation: what is judged at the end.
         validation: what is judged during training; without it the last weights are the best.
         execution: how it is computed.
-        metrics: by the name they have in the report; ``csp``, ``dng`` and ``stability`` are read by ``kldm compare``.
+        metrics: by the name that they have in the report.
     """
 
     data: Data
@@ -102,9 +101,6 @@ class Experiment:
     metrics: Mapping[str, Metric] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
-        for name in self.metrics:
-            if name in RESERVED:
-                raise KldmError("the report has another use for the name", place=f"metrics.{name}", remedy="rename it")
         columns = dict.fromkeys((*self.data.columns, *self.model.columns))
         object.__setattr__(self, "data", attrs.evolve(self.data, columns=tuple(columns)))
         self.sampler.check(self.model.processes)

@@ -5,7 +5,6 @@ The folder holds ``recipe.cfg`` (complete), ``checkpoints/``, ``train.jsonl``, `
 """
 
 import copy
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +13,14 @@ from typing import Any
 import torch
 
 from kldm.errors import KldmError
-from kldm.evaluation.results import library_versions, write_json
+from kldm.evaluation.report import Judgement, Report
+from kldm.evaluation.results import library_versions
 from kldm.execution import default_device, device_name, set_execution, used_precision
 from kldm.reading import read_samples
 from kldm.recipe import read_recipe, write_recipe
 from kldm.runs.experiment import Experiment, assemble, fitted, prepare
 from kldm.runs.folder import claim
-from kldm.runs.splits import Reference, Validator, evaluate_splits
+from kldm.runs.splits import EvaluationSplit, Validator, evaluate_splits
 from kldm.runtime.distributed import world
 from kldm.samplers import replaying
 from kldm.training import checkpoint as checkpoints
@@ -34,8 +34,8 @@ def run(
     overrides: Mapping[str, Any] | None = None,
     device: torch.device | None = None,
     evaluate: bool = True,
-) -> dict[str, Any]:
-    """Train, sample, evaluate and report, resuming what ``folder`` holds already. Returns the report.
+) -> Report:
+    """Train, sample, evaluate and report, resuming what ``folder`` holds already.
 
     The processes of a run train and sample together; the writer alone judges and writes, while the others wait.
     """
@@ -57,34 +57,33 @@ def run(
         fit(model, train, experiment.training, folder, tree, validate)
         if here.is_writer:
             write_recipe(tree, folder / "recipe.cfg")  # of a run that was prolonged or is sampled in another way
-        judged = evaluate_splits(experiment, tree, folder, device, untrained) if evaluate else {}
+        judgements = evaluate_splits(experiment, tree, folder, device, untrained) if evaluate else None
 
-    def finish() -> dict[str, Any]:
-        report: dict[str, Any] = {
+    def finish() -> Report:
+        training, earlier = checkpoints.load(folder / "checkpoints" / "best.safetensors").state, _report(folder)
+        about = {
             "recipe": recipe.stem,
             "device": device_name(device),
             "precision": used_precision(model.precision, device),
             "processes": here.size,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "training": checkpoints.load(folder / "checkpoints" / "best.safetensors").state,
+            "training": training,
             "seeds": {"training": experiment.training.seed, "evaluation": experiment.evaluation.seed},
-            "libraries": library_versions(),
-            "evaluation": judged,
+            "seconds": round(time.monotonic() - started, 1),
         }
-        earlier = _report(folder)
-        if not evaluate and earlier.get("training") == report["training"]:
-            report["evaluation"] = earlier.get("evaluation", {})
-        report["seconds"] = round(time.monotonic() - started, 1)
-        write_json(folder / "report.json", report)
+        kept = earlier.evaluation if earlier and earlier.about.get("training") == training else {}
+        found = kept if judgements is None else judgements
+        report = Report(about=about, libraries=library_versions(), evaluation=found)
+        report.write(folder)
         return report
 
     return here.by_writer(finish)
 
 
-def evaluate_run(folder: Path, out: Path | None = None) -> dict[str, Any]:
+def evaluate_run(folder: Path, out: Path | None = None) -> Report:
     """Judge the samples of a run folder again, with the metrics of its recipe."""
-    experiment, _ = assemble(read_recipe(folder / "recipe.cfg"))
-    results: dict[str, Any] = {}
+    experiment, tree = assemble(read_recipe(folder / "recipe.cfg"))
+    results: dict[str, Judgement] = {}
     for split in experiment.evaluation.splits:
         for label in (split, f"{split}_untrained"):
             place = folder / "samples" / label
@@ -92,21 +91,21 @@ def evaluate_run(folder: Path, out: Path | None = None) -> dict[str, Any]:
                 continue
             rows = (out / f"{label}.csv") if out else place / "results.csv"
             found = read_samples(place / "samples.jsonl")
-            results[label] = Reference.of(experiment, split).judged(experiment, found, rows)
+            results[label] = EvaluationSplit.of(experiment, split).judged(experiment, tree, found, rows)
     if not results:
         raise KldmError("the run has no samples yet", place=str(folder), remedy="finish it with kldm run")
-    report = _report(folder) | {"libraries": library_versions(), "evaluation": results}
-    write_json((out or folder) / "report.json", report)
+    earlier = _report(folder)
+    report = Report(about=earlier.about if earlier else {}, libraries=library_versions(), evaluation=results)
+    report.write(out or folder)
     return report
 
 
-def _report(folder: Path) -> dict[str, Any]:
-    """The report that the folder holds, or an empty one."""
+def _report(folder: Path) -> Report | None:
+    """The report that the folder holds; None where there is none that can be read."""
     try:
-        found = json.loads((folder / "report.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return Report.read(folder / "report.json")
+    except KldmError:
+        return None
 
 
 def _start(experiment: Experiment, folder: Path) -> Experiment | None:

@@ -13,13 +13,14 @@ import torch
 
 from kldm.crystals import CrystalStore
 from kldm.errors import KldmError
-from kldm.evaluation.judging import judgement, measure, reference_structures, write_rows
+from kldm.evaluation.judging import Judge, judge
 from kldm.evaluation.overlap import of_store, overlap_note
+from kldm.evaluation.report import Judgement
 from kldm.evaluation.results import write_json, write_samples
 from kldm.execution import set_execution
 from kldm.interfaces import Candidate, Samples
 from kldm.model import JointModel
-from kldm.reading import read_samples
+from kldm.reading import Reference, read_samples
 from kldm.recipe import Tree
 from kldm.runs.experiment import Experiment, takes_compositions
 from kldm.runtime.distributed import world
@@ -38,12 +39,12 @@ class Validator:
         self.experiment, self.settings = experiment, experiment.validation
         split, size, seed = self.settings.split, self.settings.size, self.settings.seed
         store = world().by_writer(lambda: draw(experiment.data.load(split), size, seed))
-        self.reference = reference_structures(store)
+        self.reference = Reference.of_store(f"{experiment.data.name}/{split}", store, whole=False)
         self.targets = requested(experiment, store, len(store), self.settings.seed).to(device)
         # Once, so that all validations of a run draw the same batches.
         self.max_pairs = sampling_pairs(experiment.evaluation.max_pairs, experiment.model.network, device)
         # A score that no metric gives is found before training rather than at the first validation.
-        world().by_writer(lambda: self._values(Samples((), self.reference)))
+        world().by_writer(lambda: self._values(()))
 
     def __call__(self, model: JointModel) -> dict[str, float]:
         settings, wanted = self.settings, requests(len(self.targets), 1)
@@ -56,20 +57,18 @@ class Validator:
             max_pairs=self.max_pairs,
             description="validate",
         )
-        values = world().by_writer(lambda: self._values(Samples(candidates(generated, wanted), self.reference)))
+        values = world().by_writer(lambda: self._values(candidates(generated, wanted)))
         score = values[settings.score.removeprefix("-")]
         if score is None:
             raise KldmError("has no value for these samples", place=f"validation.score = {settings.score}")
         best_high = -score if settings.score.startswith("-") else score
         return {settings.score: best_high, **{key: value for key, value in values.items() if value is not None}}
 
-    def _values(self, samples: Samples) -> dict[str, float | None]:
+    def _values(self, made: tuple[Candidate, ...]) -> dict[str, float | None]:
         score = self.settings.score.removeprefix("-")
-        values = {
-            key: value
-            for found in measure(self.settings.metrics or self.experiment.metrics, samples).values()
-            for key, value in found.values.items()
-        }
+        samples = Samples(made, self.reference.structures, self.reference.name)
+        metrics = self.settings.metrics or self.experiment.metrics
+        values = {key: value for one in metrics.values() for key, value in one.measure(samples).values.items()}
         if score not in values:
             known = ", ".join(sorted(values)) or "none, for want of [metrics]"
             raise KldmError(f"no metric gives {score!r}", place="validation.score", remedy=f"known are {known}")
@@ -78,60 +77,58 @@ class Validator:
 
 def evaluate_splits(
     experiment: Experiment, tree: Tree, folder: Path, device: torch.device, untrained: JointModel | None = None
-) -> dict[str, Any]:
+) -> dict[str, Judgement]:
     """Sample and judge every split of ``[evaluation]`` with the model of ``experiment`` (on its device), and the first
     with the ``untrained`` one too, where there is one."""
     settings = experiment.evaluation
-    results: dict[str, Any] = {}
+    results: dict[str, Judgement] = {}
     if untrained is not None:
         untrained.to(device)
         set_precision(untrained, experiment.training.precision)
         set_execution(untrained.network, experiment.execution)
     for number, split in enumerate(settings.splits):
-        reference = world().by_writer(partial(Reference.of, experiment, split))
+        against = world().by_writer(partial(EvaluationSplit.of, experiment, split))
         for name, model in (("trained", experiment.model), ("untrained", untrained)):
             if model is None or (name == "untrained" and number):
                 continue
             label = split if name == "trained" else f"{split}_untrained"
-            results[label] = _evaluate(experiment, tree, model, reference, folder, label, device)
+            results[label] = _evaluate(experiment, tree, model, against, folder, label, device)
     return results
 
 
 @attrs.frozen(eq=False)
-class Reference:
-    """The part of a split that samples are judged against.
+class EvaluationSplit:
+    """The part of a split that a run samples and is judged against.
 
     Attributes:
         store: its crystals.
-        name: data set and split, such as ``mp_20/test``.
-        whole: whether it is the whole split.
+        reference: the same as structures.
         notes: what a reader of results must know of it.
     """
 
     store: CrystalStore
-    name: str
-    whole: bool
+    reference: Reference
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, experiment: Experiment, split: str) -> "Reference":
-        """The reference of an experiment's evaluation on a split."""
+    def of(cls, experiment: Experiment, split: str) -> "EvaluationSplit":
+        """What an experiment's evaluation takes of a split."""
         full, settings = experiment.data.load(split), experiment.evaluation
         store = draw(full, settings.limit, settings.seed)
         whole = len(store) == len(full) and experiment.data.max_atoms is None
-        train = experiment.data.load("train")
-        notes = overlap_note(of_store(store), of_store(train), "the training set")
-        return cls(store, f"{experiment.data.name}/{split}", whole, notes)
+        notes = overlap_note(of_store(store), of_store(experiment.data.load("train")), "the training set")
+        return cls(store, Reference.of_store(f"{experiment.data.name}/{split}", store, whole), notes)
 
-    def judged(self, experiment: Experiment, found: tuple[Candidate, ...], rows: Path) -> dict[str, Any]:
-        """The metrics' judgement of samples, whose per-structure table is written to ``rows``."""
-        samples = Samples(found, reference_structures(self.store))
-        measured = measure(experiment.metrics, samples)
+    def judged(self, experiment: Experiment, tree: Tree, found: tuple[Candidate, ...], table: Path) -> Judgement:
+        """The judgement of samples by the experiment's metrics, whose per-structure table is written to ``table``.
+
+        Args:
+            tree: the complete recipe, which names the metrics.
+        """
+        judges = {name: Judge(tree["metrics"][name]["@metrics"], one) for name, one in experiment.metrics.items()}
+        samples = Samples(found, self.reference.structures, self.reference.name)
         names = requested(experiment, self.store, experiment.evaluation.count, experiment.evaluation.seed).ids
-        write_rows(rows, measured, samples, names)
-        described = {"name": self.name, "rows": len(self.store), "whole": self.whole}
-        judged = judgement(measured, samples)
-        return {"reference": described, **judged, "notes": [*self.notes, *judged["notes"]]}
+        return judge(judges, [samples], self.reference, table=table, names=[names], notes=self.notes)
 
 
 def requested(experiment: Experiment, reference: CrystalStore, count: int | None, seed: int) -> CrystalStore:
@@ -150,13 +147,13 @@ def _evaluate(
     experiment: Experiment,
     tree: Tree,
     model: JointModel,
-    reference: Reference,
+    against: EvaluationSplit,
     folder: Path,
     label: str,
     device: torch.device,
-) -> dict[str, Any]:
+) -> Judgement:
     started, settings, place = time.monotonic(), experiment.evaluation, folder / "samples" / label
-    targets = requested(experiment, reference.store, settings.count, settings.seed)
+    targets = requested(experiment, against.store, settings.count, settings.seed)
     wanted = requests(len(targets), settings.candidates if takes_compositions(experiment.model) else 1)
     max_pairs = sampling_pairs(settings.max_pairs, model.network, device)
     origin = {
@@ -185,8 +182,8 @@ def _evaluate(
         if here.is_writer:
             write_samples(place, found, dict(enumerate(targets.ids)))
             write_json(place / "origin.json", origin)
-    judged = here.by_writer(lambda: reference.judged(experiment, found, place / "results.csv"))
-    return {**judged, "seconds": round(time.monotonic() - started, 1)}
+    judged = here.by_writer(lambda: against.judged(experiment, tree, found, place / "results.csv"))
+    return attrs.evolve(judged, seconds=round(time.monotonic() - started, 1))
 
 
 def draw(store: CrystalStore, limit: int | None, seed: int) -> CrystalStore:

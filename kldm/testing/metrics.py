@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from kldm.interfaces import Candidate, Measurement, Metric, Samples
+from kldm.evaluation.tables import parts
+from kldm.interfaces import Candidate, Measurement, Metric, Samples, StatesTerms
 from kldm.testing.crystals import expect
 
 if TYPE_CHECKING:
@@ -56,12 +57,32 @@ def ignores_the_order_of_candidates(metric: Metric) -> None:
     expect(_same(metric.measure(judged), metric.measure(turned)), "values depend on the order of the candidates")
 
 
+def needs_no_reference_where_it_says_so(metric: Metric) -> None:
+    """A metric whose terms say that it needs no reference gives the same values without one."""
+    if not isinstance(metric, StatesTerms) or metric.terms.needs_reference:
+        return
+    judged = hopeless_samples()
+    same = _same(metric.measure(judged), metric.measure(Samples(judged.candidates, ())))
+    expect(same, "it says that it needs no reference, and has other values without one")
+
+
+def has_shares_from_0_to_1(metric: Metric) -> None:
+    """Values that its terms call shares are some."""
+    if not isinstance(metric, StatesTerms):
+        return
+    for name, value in metric.measure(hopeless_samples()).values.items():
+        share = parts(name)[-1].startswith(metric.terms.shares)
+        expect(not share or value is None or 0 <= value <= 1, f"it calls {name} a share, and it is {value}")
+
+
 METRIC_CHECKS: tuple[MetricCheck, ...] = (
     judges_bad_structures,
     judges_nothing_at_all,
     counts_failures,
     repeats_itself,
     ignores_the_order_of_candidates,
+    needs_no_reference_where_it_says_so,
+    has_shares_from_0_to_1,
 )
 
 
@@ -119,9 +140,11 @@ def _well_formed(found: Measurement, judged: Samples) -> None:
     expect(found.definition, "it says no definition of its values")
     expect(all(note.endswith(".") for note in found.notes), "its notes are not sentences")
     if found.rows:
-        asked = [(candidate.target, candidate.candidate) for candidate in judged.candidates]
-        listed = [(row.get("target"), row.get("candidate")) for row in found.rows]
-        expect(listed == asked, "its rows are not one for each candidate, failures included, in their order")
+        sentence = "its rows are not one for each candidate, failures included, in their order"
+        expect(len(found.rows) == len(judged.candidates), sentence)
+        for row, candidate in zip(found.rows, judged.candidates, strict=True):
+            of = (row.get("target", candidate.target), row.get("candidate", candidate.candidate))
+            expect(of == (candidate.target, candidate.candidate), sentence)
 
 
 def _same(first: Measurement, second: Measurement) -> bool:

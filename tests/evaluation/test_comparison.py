@@ -11,7 +11,7 @@ import pytest
 from kldm.data.sources import SOURCES
 from kldm.errors import KldmError
 from kldm.evaluation.comparison import Comparison, compare
-from kldm.evaluation.published import Figure, Rule, published, whole_splits
+from kldm.evaluation.published import Figure, FigureRule, published, whole_splits
 
 MP_20 = {"name": "mp_20/test", "rows": 9046, "whole": True}
 MATCHER = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10.0, "longest_edge": None}
@@ -74,7 +74,7 @@ def test_values_stand_side_by_side(tmp_path: Path) -> None:
         "structural": {"match_rate@1": 0.6, "match_rate@1_mean": 0.61, "match_rate@1_std": 0.002, "match_rate@20": 0.8}
     }
     text = compared(tmp_path, csp(), wide).text()
-    assert cells(text, "csp") == ["a", "b"]
+    assert cells(text, "match_rate.v1") == ["a", "b"]
     assert cells(text, "reference") == ["mp_20/test", "mp_20/test"]
     assert cells(text, "requests") == ["9046", "180920"]
     assert cells(text, "not built") == ["3", "-"]
@@ -104,7 +104,8 @@ def test_what_is_selected_stands_beside_plain_figures_and_published_ones_do_not(
     assert not any("selected" in name for figure in found.published for name in figure.values)
     told = [warning for warning in found.warnings if "selection" in warning]
     assert told == [
-        'csp: the rules of selection differ: selected "consensus: most matches" (b); selected "their own marks" (c)'
+        'match_rate.v1: the rules of selection differ: selected "consensus: most matches" (b); '
+        'selected "their own marks" (c)'
     ]
 
 
@@ -158,10 +159,13 @@ def test_only_rules_that_a_report_has(tmp_path: Path) -> None:
         ({"reference": MP_20 | {"rows": 100, "whole": False}}, "100 rows of mp_20/test, and published .* all 9046"),
         ({"reference": MP_20 | {"rows": 9000}}, "9000 rows of mp_20/test"),
         ({"reference": MP_20 | {"name": "mp_20/val"}}, "against mp_20/val"),
-        ({"reference": {"name": "mine.csv", "rows": 9046, "whole": True}}, "no published figures for csp on mine.csv"),
-        ({"reference": {}}, "no published figures for csp on an unnamed reference"),
-        ({"definitions": {"csp": MATCHER | {"stol": 0.3}}}, r"\(ltol, stol, angle_tol\) are 0.3, 0.3, 10"),
-        ({"definitions": {}}, "does not state all tolerances"),
+        (
+            {"reference": {"name": "mine.csv", "rows": 9046, "whole": True}},
+            "no published figures for match_rate.v1 on mine.csv",
+        ),
+        ({"reference": {}}, "no published figures for match_rate.v1 on an unnamed reference"),
+        ({"definitions": {"csp": MATCHER | {"stol": 0.3}}}, r"of match_rate.v1 are by another definition \(stol 0.5\)"),
+        ({"definitions": {}}, r"by another definition \(ltol 0.3, stol 0.5, angle_tol 10\)"),
     ],
 )
 def test_no_figure_beside_another_definition(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
@@ -248,7 +252,7 @@ def test_no_figure_of_stability_beside_another_definition(tmp_path: Path, change
     found = compared(tmp_path, stability(**changes), stability())
     assert not compared(tmp_path / "alone", stability(**changes)).published
     (reason,) = found.reasons
-    assert reason.startswith("a: published figures of stability are by another definition (")
+    assert reason.startswith("a: published figures of stability.v1 are by another definition (")
     assert len(found.warnings) == 1
     assert "differ: " in found.warnings[0]
 
@@ -258,7 +262,7 @@ def test_a_data_set_without_metre(tmp_path: Path) -> None:
     reference = {"name": "mpts_52/test", "rows": 8096, "whole": True}
     found = compared(tmp_path, csp(reference=reference), dng(reference=reference))
     assert beside(found, "FlowMM", "full") == {"match_rate@1": 0.1754, "rmse@1": 0.1726}
-    assert found.reasons == ("b: there are no published figures for dng on mpts_52/test",)
+    assert found.reasons == ("b: there are no published figures for de_novo.v1 on mpts_52/test",)
 
 
 def test_differences_among_reports(tmp_path: Path) -> None:
@@ -271,9 +275,9 @@ def test_differences_among_reports(tmp_path: Path) -> None:
     )
     other["csp"]["structural"]["match_rate@20"] = 0.9
     assert compared(tmp_path, csp(), csp(), other).warnings == (
-        "csp: the references differ: mp_20/test (a, b); mp_20/test, 50 rows (c)",
-        "csp: the numbers of candidates differ: k = 1 (a, b); k = 1, 20 (c)",
-        "csp: the longest edges allowed differ: longest_edge null (a, b); longest_edge 40 (c)",
+        "match_rate.v1: the references differ: mp_20/test (a, b); mp_20/test, 50 rows (c)",
+        "match_rate.v1: the numbers of candidates differ: k = 1 (a, b); k = 1, 20 (c)",
+        "match_rate.v1: the longest edges allowed differ: longest_edge null (a, b); longest_edge 40 (c)",
         "the versions of pymatgen differ: 2026.10.24 (a, b); 2025.1.24 (c)",
     )
     versions = csp(definitions={"csp": MATCHER | {"versions": {"pymatgen": "2025.1.24"}}})
@@ -282,11 +286,11 @@ def test_differences_among_reports(tmp_path: Path) -> None:
     )
     icsd = dng(requests=500, definitions={"dng": {"oxidation_states": "icsd24", "legacy": False, "draw": 1000}})
     assert compared(tmp_path / "dng", dng(), icsd).warnings == (
-        "dng: the numbers of structures differ: 10000 (a); 500 (b)",
-        'dng: the sets of oxidation states differ: oxidation_states "smact14", legacy true (a); '
+        "de_novo.v1: the numbers of structures differ: 10000 (a); 500 (b)",
+        'de_novo.v1: the sets of oxidation states differ: oxidation_states "smact14", legacy true (a); '
         'oxidation_states "icsd24", legacy false (b)',
-        'dng: the coverage cutoffs differ: coverage.cutoffs "mp_20" (a); coverage.cutoffs not stated (b)',
-        "dng: the numbers drawn for property distances differ: draw null (a); draw 1000 (b)",
+        'de_novo.v1: the coverage cutoffs differ: coverage.cutoffs "mp_20" (a); coverage.cutoffs not stated (b)',
+        "de_novo.v1: the numbers drawn for property distances differ: draw null (a); draw 1000 (b)",
     )
 
 
@@ -300,13 +304,64 @@ def test_a_metric_of_the_user(tmp_path: Path) -> None:
     assert cells(text, "nothing") == ["none"]
 
 
+def new(sections: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A report as it is written now, of one set of samples."""
+    return {
+        "libraries": {},
+        "evaluation": {"test": {"reference": MP_20, "requests": 9046, "not_built": 3, "metrics": sections} | changes},
+    }
+
+
+def test_sections_of_one_metric_stand_in_one_table(tmp_path: Path) -> None:
+    """Whatever they are called, in reports old and new; two of one report are told apart."""
+    terms = {"answers": True, "agree": {"tolerances": ["ltol", "stol", "angle_tol"]}, "shares": ["match_rate"]}
+    loose, strict = (
+        {
+            "metric": "match_rate.v1",
+            "values": {"structural.match_rate@1": share},
+            "definition": MATCHER | {"stol": stol},
+            "terms": terms,
+        }
+        for share, stol in ((0.6, 0.5), (0.3, 0.1))
+    )
+    text = compared(tmp_path, csp(), new({"loose": loose, "strict": strict}), new({"mine": loose})).text()
+    assert cells(text, "match_rate.v1") == ["a", "b (loose)", "b (strict)", "c"]
+    assert cells(text, "structural match_rate@1") == ["65.4 %", "60.0 %", "30.0 %", "60.0 %"]
+    assert "the tolerances differ: ltol 0.3, stol 0.5, angle_tol 10 (a, b (loose), c); ltol 0.3, stol 0.1" in text
+    assert "b (strict): published figures of match_rate.v1 are by another definition (stol 0.5)" in text
+    assert "published: match_rate.v1, mp_20/test" in text
+
+
+def test_terms_come_from_the_reports(tmp_path: Path) -> None:
+    """A metric that is registered nowhere: what it says in its reports decides on percent, warnings and what is
+    compared only where it is stated."""
+    terms = {"agree": {"parts": ("part.",), "choices": ("choice?",)}, "shares": ("good",)}
+    one, other, third = (
+        new({"mine": {"metric": "mine.v1", "terms": terms, "values": {"good": 0.5, "size": 2}, "definition": part}})
+        for part in ({"part": {"a": 1, "b": 2}}, {"part": {"a": 1, "b": 3}, "choice": "x"}, {"part": {"a": 1, "b": 2}})
+    )
+    found = compared(tmp_path, one, other, third)
+    assert cells(found.text(), "good") == ["50.0 %"] * 3
+    assert cells(found.text(), "size") == ["2.0000"] * 3
+    assert found.warnings == ("mine.v1: the parts differ: part.a 1, part.b 2 (a, c); part.a 1, part.b 3 (b)",)
+    assert found.reasons == ()
+
+
+def test_a_deviation_stands_beside_its_mean(tmp_path: Path) -> None:
+    values = {"struct_valid": 0.75, "struct_valid_std": 0.25, "loose_std": 0.1, "wdist_density": 0.5}
+    text = compared(tmp_path, dng(dng=values)).text()
+    assert cells(text, "struct_valid") == ["75.0 ± 25.0 %"]
+    assert cells(text, "loose_std") == ["0.1000"]
+    assert "struct_valid_std" not in text
+
+
 def test_files(tmp_path: Path) -> None:
     found = compared(tmp_path, csp(), csp(csp={"structural": {"match_rate@1": 0.25}}))
     found.write(tmp_path / "out")
     with (tmp_path / "out" / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert rows[0] == {"task": "csp", "value": "structural.match_rate@1", "a": "0.65432", "b": "0.25"}
-    assert rows[4] == {"task": "csp", "value": "full.rmse@1", "a": "", "b": ""}
+    assert rows[0] == {"metric": "match_rate.v1", "value": "structural.match_rate@1", "a": "0.65432", "b": "0.25"}
+    assert rows[4] == {"metric": "match_rate.v1", "value": "full.rmse@1", "a": "", "b": ""}
     with (tmp_path / "out" / "published.csv").open() as file:
         records = list(csv.DictReader(file))
     kldm = [r for r in records if r["system"] == "KLDM-x0 PC" and r["value"] == "match_rate@1"]
@@ -314,7 +369,7 @@ def test_files(tmp_path: Path) -> None:
     assert all(record["source"] for record in records)
     content = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [column["name"] for column in content["columns"]] == ["a", "b"]
-    assert content["columns"][0]["definitions"]["csp"] == MATCHER
+    assert content["columns"][0]["judgement"]["metrics"]["csp"]["definition"] == MATCHER
     assert len(content["published"]) == len(found.published)
 
 
@@ -336,16 +391,20 @@ def test_a_report_given_twice(tmp_path: Path) -> None:
     [
         ('{"csp": {', "not JSON"),
         ("\udcff", "not JSON"),
-        ("[]", "not a report"),
-        ("{}", "not a report"),
-        ('{"csp": 3}', "not a report"),
-        ('{"csp": {}, "definitions": []}', "not a report"),
-        ('{"csp": {}, "definitions": {"csp": {"versions": "new"}}}', "not a report"),
-        ('{"evaluation": {"test": {"metrics": {}}}}', "not a report"),
-        ('{"evaluation": {"test": null}}', "not a report"),
+        ("[]", "not a report of kldm evaluate or kldm run"),
+        ("{}", "not a report .*no values of a metric"),
+        ('{"csp": 3}', "not a report .*values: wants section of float"),
+        ('{"csp": {}, "definitions": []}', "not a report .*definitions"),
+        ('{"csp": {}, "notes": "none"}', "not a report .*notes"),
+        ('{"csp": {}, "reference": {"rows": "all"}}', r"not a report .*reference\.rows"),
+        ('{"evaluation": {"test": {"metrics": {"csp": {"values": {}}}}}}', r"not a report .*csp\.metric: missing"),
+        ('{"evaluation": {"test": {"metrics": {"csp": {"metric": "m", "values": {}, "x": 1}}}}}', "unknown key"),
+        ('{"evaluation": {"test": {"metrics": []}}}', "not a report .*metrics"),
+        ('{"evaluation": {"test": null}}', r"not a report .*evaluation\.test"),
+        ('{"evaluation": []}', "not a report .*evaluation"),
         ('{"evaluation": {}}', "not evaluated"),
-        ('{"csp": {"full": {"rmse@1": "low"}}}', r"csp\.full\.rmse@1 is not a number"),
-        ('{"csp": {"METRe": true}}', r"csp\.METRe is not a number"),
+        ('{"csp": {"full": {"rmse@1": "low"}}}', r'values\.full\.rmse@1: wants float or null, got "low"'),
+        ('{"csp": {"METRe": true}}', r"values\.METRe: wants float or null, got true"),
     ],
 )
 def test_what_is_not_a_report(tmp_path: Path, text: str, problem: str) -> None:
@@ -363,7 +422,7 @@ def test_records(figure: Figure) -> None:
     assert figure.dataset in SOURCES
     assert figure.dataset in whole_splits()
     assert figure.split == "test"
-    assert figure.rule in get_args(Rule)
+    assert figure.rule in get_args(FigureRule)
     assert figure.values
     assert figure.std.keys() <= figure.values.keys()
     for name, value in figure.values.items():
@@ -371,20 +430,16 @@ def test_records(figure: Figure) -> None:
         limit = 0.5 if name.startswith("rmse@") else 2.0 if name.startswith("wdist") else 1.0
         assert 0 < value <= limit
         assert 0 <= figure.std.get(name, 0) < 0.1 * value
-    if figure.task == "csp":
+    if figure.metric == "match_rate.v1":
         assert figure.k in (1, 20)
         assert figure.rule in ("structural", "full", "unstated")
     else:
         assert figure.k is None
-        assert figure.rule in (("mattergen",) if figure.task == "stability" else ("cdvae", "unstated"))
-    if "comp_valid" in figure.values:
-        assert (figure.states, figure.legacy) == ("smact14", True)
-    if "cov_recall" in figure.values:
-        assert figure.cutoffs == figure.dataset
+        assert figure.rule in (("mattergen",) if figure.metric == "stability.v1" else ("cdvae", "unstated"))
 
 
 def test_no_value_is_recorded_twice() -> None:
-    keys = [(f.system, f.task, f.dataset, f.rule, name) for f in published() for name in f.values]
+    keys = [(f.system, f.metric, f.dataset, f.rule, name) for f in published() for name in f.values]
     assert len(keys) == len(set(keys))
 
 

@@ -39,10 +39,13 @@ def reference(tmp_path: Path) -> Path:
 
 
 def evaluate(*arguments: str | Path, out: Path) -> dict[str, Any]:
+    """The judgement of the report, and in it what its one metric found."""
     result = kldm("evaluate", *arguments, "--out", out)
     assert result.exit_code == 0, result.output
-    found: dict[str, Any] = json.loads((out / "report.json").read_text())
-    return found
+    report = json.loads((out / "report.json").read_text())
+    (judged,) = report["evaluation"].values()
+    (found,) = judged["metrics"].values()
+    return {**judged, **found}
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -64,18 +67,18 @@ def test_structure_prediction(tmp_path: Path, reference: Path) -> None:
         {"target": 2, "candidate": 0, "structure": cell},
     ]
     samples = lines(tmp_path / "samples.jsonl", rows)
-    report = evaluate(samples, "--reference", reference, "--task", "csp", out=tmp_path / "out")
-    assert report["task"] == "csp"
+    report = evaluate(samples, "--reference", reference, out=tmp_path / "out")
+    assert report["metric"] == "match_rate.v1"
     assert report["reference"] == {"name": str(reference), "rows": 4, "failed": 0, "whole": False}
     assert (report["requests"], report["not_built"]) == (5, 1)
     for rule in ("structural", "full"):
-        assert report["csp"][rule]["match_rate@1"] == 0.25
-        assert report["csp"][rule]["match_rate@2"] == 0.5
-        assert report["csp"][rule]["rmse@2"] == pytest.approx(0, abs=1e-6)
-        assert report["csp"][rule]["crmse@1"] == pytest.approx(0.375, abs=1e-6)
-        assert report["csp"][rule]["share_below_0.1@2"] == 0.5
-    assert report["csp"]["METRe"] == 0.25
-    assert report["csp"]["cRMSE"] == pytest.approx(0.375, abs=1e-6)
+        assert report["values"][f"{rule}.match_rate@1"] == 0.25
+        assert report["values"][f"{rule}.match_rate@2"] == 0.5
+        assert report["values"][f"{rule}.rmse@2"] == pytest.approx(0, abs=1e-6)
+        assert report["values"][f"{rule}.crmse@1"] == pytest.approx(0.375, abs=1e-6)
+        assert report["values"][f"{rule}.share_below_0.1@2"] == 0.5
+    assert report["values"]["METRe"] == 0.25
+    assert report["values"]["cRMSE"] == pytest.approx(0.375, abs=1e-6)
     found = table(tmp_path / "out")
     assert [(row["target"], row["candidate"]) for row in found] == [
         ("0", "0"),
@@ -100,8 +103,8 @@ def test_structure_prediction(tmp_path: Path, reference: Path) -> None:
     again = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert [row["rms"] is not None for row in again] == [bool(row["rms"]) for row in found]
     only = evaluate(samples, "--reference", reference, "--k", "1", out=tmp_path / "first")
-    assert "match_rate@2" not in only["csp"]["structural"]
-    assert only["csp"]["structural"]["match_rate@1"] == 0.25
+    assert "structural.match_rate@2" not in only["values"]
+    assert only["values"]["structural.match_rate@1"] == 0.25
     assert any("beyond the first 1" in note for note in only["notes"])
 
 
@@ -114,22 +117,24 @@ def test_a_selection_is_made_or_taken_from_the_samples(tmp_path: Path, reference
     ]
     rows.append({"target": 1, "candidate": 0, "structure": REFERENCE[1].as_dict()})
     plain = lines(tmp_path / "plain.jsonl", rows)
-    report = evaluate(plain, "--reference", reference, "--select", "consensus", out=tmp_path / "out")
+    report = evaluate(plain, "--reference", reference, "--metric.select", "consensus", out=tmp_path / "out")
     for rule in ("structural", "full"):
-        found = report["csp"][rule]
-        assert (found["match_rate@1"], found["match_rate@selected_of_3"], found["match_rate@3"]) == (0.25, 0.5, 0.5)
+        found = [report["values"][f"{rule}.match_rate@{at}"] for at in ("1", "selected_of_3", "3")]
+        assert found == [0.25, 0.5, 0.5]
     assert [row["selected"] for row in table(tmp_path / "out")] == ["False", "True", "False", "True"]
     for row in (0, 3):
         rows[row]["selected"] = True
     marked = lines(tmp_path / "marked.jsonl", rows)
     report = evaluate(marked, "--reference", reference, out=tmp_path / "marked")
-    assert report["csp"]["structural"]["match_rate@selected_of_3"] == 0.25
-    assert "mark as selected" in report["definitions"]["csp"]["selected"]
+    assert report["values"]["structural.match_rate@selected_of_3"] == 0.25
+    assert "mark as selected" in report["definition"]["selected"]
     fewer = evaluate(marked, "--reference", reference, "--k", "2", out=tmp_path / "fewer")
-    assert not any("selected" in name for name in fewer["csp"]["structural"])
+    assert not any("selected" in name for name in fewer["values"])
     assert any("chosen among more candidates" in note for note in fewer["notes"])
-    again = evaluate(marked, "--reference", reference, "--k", "2", "--select", "consensus", out=tmp_path / "again")
-    assert again["csp"]["structural"]["match_rate@selected_of_2"] == 0.25  # of two that differ, the one with more room
+    again = evaluate(
+        marked, "--reference", reference, "--k", "2", "--metric.select", "consensus", out=tmp_path / "again"
+    )
+    assert again["values"]["structural.match_rate@selected_of_2"] == 0.25  # of two that differ, the one with more room
     rows[0]["selected"] = "yes"
     told = refused("evaluate", lines(tmp_path / "odd.jsonl", rows), "--reference", reference)
     assert "odd.jsonl:1: 'selected' must be true or false" in told
@@ -144,12 +149,12 @@ def test_seeds_are_selected_from_too(tmp_path: Path, reference: Path) -> None:
             for row, one in enumerate(made)
         ]
         files.append(lines(tmp_path / f"seed{seed}.jsonl", rows))
-    arguments = ("--reference", reference, "--rules", "structural")
-    plain = evaluate(*files, *arguments, out=tmp_path / "plain")["csp"]["structural"]
+    arguments = ("--reference", reference, "--metric.rules", '["structural"]')
+    plain = evaluate(*files, *arguments, out=tmp_path / "plain")["values"]
     assert not any("selected" in name for name in plain)
-    found = evaluate(*files, *arguments, "--select", "consensus", out=tmp_path / "out")["csp"]["structural"]
-    assert (found["match_rate@1"], found["match_rate@selected_of_3"]) == (0.0, 1.0)
-    assert found["match_rate@1_mean"] == pytest.approx(2 / 3)
+    found = evaluate(*files, *arguments, "--metric.select", "consensus", out=tmp_path / "out")["values"]
+    assert (found["structural.match_rate@1"], found["structural.match_rate@selected_of_3"]) == (0.0, 1.0)
+    assert found["structural.match_rate@1_mean"] == pytest.approx(2 / 3)
 
 
 def test_the_rows_that_were_asked_for_are_judged_alone(tmp_path: Path, reference: Path) -> None:
@@ -161,8 +166,8 @@ def test_the_rows_that_were_asked_for_are_judged_alone(tmp_path: Path, reference
     samples = lines(tmp_path / "samples.jsonl", rows)
     report = evaluate(samples, "--reference", reference, "--requested", out=tmp_path / "out")
     assert report["reference"] == {"name": str(reference), "rows": 2, "failed": 0, "whole": False}
-    assert report["csp"]["structural"]["match_rate@1"] == 0.5
-    assert report["csp"]["METRe"] == 0.5
+    assert report["values"]["structural.match_rate@1"] == 0.5
+    assert report["values"]["METRe"] == 0.5
     assert "2 of 4 rows of the reference are judged, those that were asked for." in report["notes"]
     assert not any("no candidate" in note for note in report["notes"])
     assert [(row["target"], row["name"], row["formula"]) for row in table(tmp_path / "out")] == [
@@ -170,7 +175,7 @@ def test_the_rows_that_were_asked_for_are_judged_alone(tmp_path: Path, reference
         ("3", "3", "AlN"),
     ]
     usual = evaluate(samples, "--reference", reference, out=tmp_path / "usual")
-    assert usual["csp"]["structural"]["match_rate@1"] == 0.25
+    assert usual["values"]["structural.match_rate@1"] == 0.25
     more = lines(tmp_path / "more.jsonl", [{"target": 0, "structure": REFERENCE[0].as_dict()}, rows[0]])
     both = evaluate(samples, more, "--reference", reference, "--requested", out=tmp_path / "both")
     assert both["reference"]["rows"] == 3
@@ -199,7 +204,7 @@ def test_rows_without_targets_are_placed_and_lost_ones_are_counted(tmp_path: Pat
     report = evaluate(samples, "--reference", reference, out=tmp_path / "out")
     assert "composition" in report["alignment"]
     assert report["unplaced"] == 1
-    assert report["csp"]["structural"]["match_rate@1"] == 0.5
+    assert report["values"]["structural.match_rate@1"] == 0.5
     found = table(tmp_path / "out")
     assert [row["target"] for row in found] == ["0", "2", ""]
     assert "no row of the reference has its composition" in found[2]["reason"]
@@ -211,14 +216,16 @@ def test_several_files_are_seeds(tmp_path: Path, reference: Path) -> None:
         made = [one if row < right else ODD for row, one in enumerate(REFERENCE)]
         rows = [{"target": row, "candidate": 0, "structure": one.as_dict()} for row, one in enumerate(made)]
         files.append(lines(tmp_path / f"seed{seed}.jsonl", rows))
-    report = evaluate(*files, "--reference", reference, "--rules", "structural", out=tmp_path / "out")
-    found = report["csp"]["structural"]
-    assert found["match_rate@1_mean"] == 0.75
-    assert found["match_rate@1_std"] == 0.25
-    assert "full" not in report["csp"]
-    generated = evaluate(*files, "--reference", reference, "--task", "dng", out=tmp_path / "dng")
-    assert generated["dng"]["struct_valid"] == 0.75
-    assert generated["dng"]["struct_valid_std"] == 0.25
+    report = evaluate(*files, "--reference", reference, "--metric.rules", '["structural"]', out=tmp_path / "out")
+    found = report["values"]
+    assert found["structural.match_rate@1_mean"] == 0.75
+    assert found["structural.match_rate@1_std"] == 0.25
+    assert not any(name.startswith("full.") for name in found)
+    generated = evaluate(*files, "--reference", reference, "--metric", "de_novo.v1", out=tmp_path / "dng")
+    assert generated["values"]["struct_valid"] == 0.75
+    assert generated["values"]["struct_valid_std"] == 0.25
+    assert generated["definition"]["oxidation_states"] == "smact14"
+    assert [one["counts"]["valid"] for one in generated["definition"]["seeds"]] == [4, 2]
     assert [one["struct_valid"] for one in generated["seeds"]] == [1.0, 0.5]
     assert generated["requests"] == 8
     assert "is given twice" in refused("evaluate", files[0], files[0], "--reference", reference)
@@ -227,16 +234,17 @@ def test_several_files_are_seeds(tmp_path: Path, reference: Path) -> None:
 def test_de_novo_generation(tmp_path: Path, reference: Path) -> None:
     made = [*REFERENCE[:2], ODD, salt("Na", "Cl", 3.5)]
     samples = lines(tmp_path / "samples.jsonl", [{"structure": one.as_dict()} for one in made])
-    arguments = ("--reference", reference, "--task", "dng", "--cutoffs", "perov_5", "--draw", "2", "--seed", "5")
-    report = evaluate(samples, *arguments, out=tmp_path / "out")
+    arguments = ("--reference", reference, "--metric", "de_novo.v1")
+    keys = ("--metric.cutoffs", "perov_5", "--metric.draw", "2", "--metric.seed", "5")
+    report = evaluate(samples, *arguments, *keys, out=tmp_path / "out")
     candidates = tuple(Candidate(row, 0, one) for row, one in enumerate(made))
     own = DeNovo(cutoffs="perov_5", draw=2, seed=5).measure(Samples(candidates, tuple(REFERENCE)))
-    assert report["dng"] == pytest.approx(dict(own.values))
-    assert report["dng"]["struct_valid"] == 0.75
+    assert report["values"] == pytest.approx(dict(own.values))
+    assert report["values"]["struct_valid"] == 0.75
     assert {"valid", "cov_recall", "cov_precision", "amsd_recall", "wdist_density", "wdist_num_elements"} <= set(
-        report["dng"]
+        report["values"]
     )
-    assert report["definitions"]["dng"]["coverage"]["cutoffs"] == "perov_5"
+    assert report["definition"]["coverage"]["cutoffs"] == "perov_5"
     assert [row["struct_valid"] for row in table(tmp_path / "out")] == ["True", "True", "False", "True"]
 
 
@@ -254,30 +262,33 @@ def test_a_folder_of_samples_is_a_file_of_samples(tmp_path: Path, reference: Pat
 
     write_samples(tmp_path / "made", [Candidate(row, 0, one) for row, one in enumerate(REFERENCE)])
     report = evaluate(tmp_path / "made", "--reference", reference, out=tmp_path / "out")
-    assert report["csp"]["structural"]["match_rate@1"] == 1
+    assert report["values"]["structural.match_rate@1"] == 1
     own = MatchRate().measure(
         Samples(tuple(Candidate(row, 0, one) for row, one in enumerate(REFERENCE)), tuple(REFERENCE))
     )
-    assert report["csp"]["full"]["rmse@1"] == own.values["full.rmse@1"]
+    assert report["values"]["full.rmse@1"] == own.values["full.rmse@1"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--rules", "strict"], '--rules: wants "structural" or "full", got "strict"'),
-        (["--task", "dng", "--cutoffs", "mp20"], "cutoffs"),
-        (["--task", "dng", "--states", "icsd16"], "--states: wants"),
-        (["--workers", "0"], "workers"),
-        (["--time-limit", "0"], "--time-limit: must be"),
+        (["--metric.rules", '["strict"]'], '--metric.rules.0: wants "structural" or "full", got "strict"'),
+        (["--metric", "match_rate.v2"], "--metric: @metrics holds no 'match_rate.v2'; did you mean 'match_rate.v1'?"),
+        (["--metric.rule", '["full"]'], "--metric.rule: unknown key; did you mean 'rules'?"),
+        (["--metric.stol", "-1"], "--metric.stol: must be above 0, got -1"),
+        (["--sampler.steps", "3"], "--sampler.steps: is not of the metric"),
+        (["--metric", "de_novo.v1", "--metric.cutoffs", "mp20"], "--metric.cutoffs: wants"),
+        (["--metric", "de_novo.v1", "--metric.states", "icsd16"], "--metric.states: wants"),
+        (["--metric", "stability.v1", "--metric.potential.@potentials", "emt.v2"], "did you mean 'emt.v1'?"),
+        (["--workers", "0"], "--metric.workers: must be a number of processes, or -1 for all cores, got 0"),
+        (["--time-limit", "0"], "--metric.time_limit: must be above 0"),
+        (["--metric", "validity.v1", "--workers", "2"], "--workers: says nothing with validity.v1"),
         (["--reference", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--reference", "mp_20"], "write it like mp_20/test"),
         (["--reference", "mp_21/test"], "reference mp_21/test: 'mp_21' is neither"),
-        (["--task", "dng", "--draw", "2", "--seed", "-1"], "seed is -1; give a whole number from 0"),
-        (["--task", "dng", "--k", "2"], "--k: says nothing with --task dng; leave it out, or say --task csp"),
-        (["--task", "dng", "--requested"], "--requested: says nothing with --task dng"),
-        (["--task", "dng", "--select", "consensus"], "--select: says nothing with --task dng"),
-        (["--draw", "1000"], "--draw: says nothing with --task csp; leave it out, or say --task dng"),
-        (["--task", "csp", "--seed", "0"], "--seed: says nothing with --task csp"),
+        (["--metric", "de_novo.v1", "--metric.seed", "-1"], "--metric.seed: must be at least 0, got -1"),
+        (["--metric", "de_novo.v1", "--k", "2"], "--k: says nothing with de_novo.v1"),
+        (["--metric", "de_novo.v1", "--requested"], "--requested: says nothing with de_novo.v1"),
     ],
     ids=str,
 )
@@ -289,13 +300,13 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path, reference: Path, argume
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("task", ["csp", "dng"])
+@pytest.mark.parametrize("metric", ["match_rate.v1", "de_novo.v1"])
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(
-    tmp_path: Path, reference: Path, task: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reference: Path, metric: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for metric in (MatchRate, DeNovo):
-        monkeypatch.setattr(metric, "measure", lambda *_: pytest.fail("there was work"))
+    for kind in (MatchRate, DeNovo):
+        monkeypatch.setattr(kind, "measure", lambda *_: pytest.fail("there was work"))
     samples = lines(tmp_path / "samples.jsonl", [{"target": 0, "structure": REFERENCE[0].as_dict()}])
-    told = refused("evaluate", samples, "--reference", reference, "--task", task, "--out", samples / "out")
+    told = refused("evaluate", samples, "--reference", reference, "--metric", metric, "--out", samples / "out")
     assert f"{samples / 'out'}: no folder can be made here" in told
     assert "choose another folder with --out" in told

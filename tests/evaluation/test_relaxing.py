@@ -1,4 +1,4 @@
-"""`kldm relax`, its entries as a hull, and `kldm evaluate --task stability`: files, values and mistakes."""
+"""`kldm relax`, its entries as a hull, and `kldm evaluate --metric stability.v1`: files, values and mistakes."""
 
 import csv
 import gzip
@@ -82,23 +82,32 @@ def test_failed_structures_keep_their_numbers_and_reasons(place: Path, tmp_path:
 
 
 def test_samples_are_judged_by_the_hull(place: Path, hull: Path, tmp_path: Path) -> None:
-    arguments = ("--reference", place / "elements.json", "--task", "stability", "--potential", "emt.v1")
-    done = kldm("evaluate", place / "samples.jsonl", *arguments, "--hull", hull, "--out", tmp_path)
+    arguments = (
+        "--reference",
+        place / "elements.json",
+        "--metric",
+        "stability.v1",
+        "--metric.potential.@potentials",
+        "emt.v1",
+    )
+    keys = ("--metric.hull", json.dumps([str(hull)]))
+    done = kldm("evaluate", place / "samples.jsonl", *arguments, *keys, "--out", tmp_path)
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "report.json").read_text())
-    values = report["stability"]
+    found = report["evaluation"]["samples"]["metrics"]["stability.v1"]
+    values = found["values"]
     assert (values["unique"], values["novel"], values["n_failed"]) == (0.4, 0.6, 2)
     assert values["stable_100meV"] == 0.6
-    assert re.search(r"^stability\.n_failed +2$", done.output, re.MULTILINE)
-    found = rows_of(tmp_path / "results.csv")
-    assert [row["unique"] for row in found] == ["True", "True", "False", "", ""]
+    assert re.search(r"^stability\.v1\.n_failed +2$", done.output, re.MULTILINE)
+    table = rows_of(tmp_path / "results.csv")
+    assert [row["unique"] for row in table] == ["True", "True", "False", "", ""]
     compared = kldm("compare", tmp_path)
-    assert "published figures of stability are by another definition" in compared.output
+    assert "published figures of stability.v1 are by another definition" in compared.output
 
 
 def test_an_evaluation_beside_a_relaxation_leaves_it_alone(place: Path, hull: Path) -> None:
     before = {file: file.read_bytes() for file in hull.parent.iterdir()}
-    done = kldm("evaluate", hull.parent, "--reference", place / "elements.json", "--task", "stability")
+    done = kldm("evaluate", hull.parent, "--reference", place / "elements.json", "--metric", "stability.v1")
     assert done.exit_code == 0, done.output
     assert (hull.parent / "report.json").is_file()
     assert {file: file.read_bytes() for file in before} == before
@@ -114,18 +123,26 @@ def test_two_samples_of_one_number_keep_their_energies(tmp_path: Path) -> None:
 
 
 def test_options_with_a_dot_stand_anywhere(place: Path, tmp_path: Path) -> None:
-    arguments = ("--relaxation.max_steps", "1", "--reference", place / "elements.json", "--relaxation.fmax=0.2")
+    arguments = (
+        "--metric.relaxation.max_steps",
+        "1",
+        "--reference",
+        place / "elements.json",
+        "--metric.relaxation.fmax=0.2",
+    )
     done = kldm(
-        *("evaluate", *arguments, "--task", "stability", "--potential", "emt.v1"),
+        *("evaluate", *arguments, "--metric", "stability.v1", "--metric.potential.@potentials", "emt.v1"),
         *("--out", tmp_path, place / "samples.jsonl"),
     )
     assert done.exit_code == 0, done.output
-    definition = json.loads((tmp_path / "report.json").read_text())["definitions"]["stability"]
+    judged = json.loads((tmp_path / "report.json").read_text())["evaluation"]["samples"]
+    definition = judged["metrics"]["stability.v1"]["definition"]
     assert (definition["relaxation"]["max_steps"], definition["relaxation"]["fmax"]) == (1, 0.2)
 
 
 JUDGE = ("evaluate", "SAMPLES", "--reference", "REFERENCE")
-STABILITY = (*JUDGE, "--task", "stability", "--potential", "emt.v1")
+BARE = (*JUDGE, "--metric", "stability.v1")
+STABILITY = (*BARE, "--metric.potential.@potentials", "emt.v1")
 RELAX = ("relax", "SAMPLES", "--potential")
 
 
@@ -134,34 +151,38 @@ RELAX = ("relax", "SAMPLES", "--potential")
     [
         ((*RELAX, "emt"), "--potential: @potentials holds no 'emt'; did you mean 'emt.v1'?"),
         ((*RELAX, "emt.v1", "--relaxation.fmx", "1"), "--relaxation.fmx: unknown key; did you mean 'fmax'?"),
-        ((*RELAX, "emt.v1", "--relaxation.fmax", "-3"), "--relaxation.fmax: is -3.0; give a number above 0"),
+        ((*RELAX, "emt.v1", "--relaxation.fmax", "-3"), "--relaxation.fmax: must be above 0, got -3.0"),
         ((*RELAX, "emt.v1", "--potential.weights", "x"), "--potential.weights: unknown key"),
         ((*RELAX, "emt.v1", "--model.hidden", "3"), "--model.hidden: says nothing here"),
-        ((*RELAX, "emt.v1", "--workers", "0"), "workers: must be a number of processes, or -1"),
-        ((*RELAX, "emt.v1", "--time-limit", "nan"), "time_limit: must be a positive number of seconds"),
-        ((*RELAX, "emt.v1", "--time-limit", "1e300"), "time_limit: must be a positive number of seconds, got 1e+300"),
-        ((*JUDGE, "--task", "stability", "--relaxation.fmax", "1"), "--relaxation.fmax: says nothing here"),
+        ((*RELAX, "emt.v1", "--workers", "0"), "kldm relax: workers is 0; give a number of processes"),
+        ((*RELAX, "emt.v1", "--time-limit", "nan"), "kldm relax: time_limit is nan; give a positive number"),
+        ((*RELAX, "emt.v1", "--time-limit", "1e300"), "kldm relax: time_limit is 1e+300"),
+        ((*BARE, "--relaxation.fmax", "1"), "--relaxation.fmax: is not of the metric"),
         ((*RELAX, "emt.v1", "--fmax", "1"), "--fmax: there is no such option"),
         (("relax", "absent", "--potential", "emt.v1"), "reference absent: neither a file nor DATASET/SPLIT"),
         ((*RELAX, "mattersim.v1", "--potential.weights", "absent.pth"), "mattersim.v1: "),
-        ((*JUDGE, "--task", "stability", "--hull", "HULL"), "a hull is of no use without energies"),
-        ((*JUDGE, "--hull", "HULL"), "--hull: says nothing with --task csp; leave it out, or say --task stability"),
-        ((*JUDGE, "--potential.device", "cpu"), "--potential.device: says nothing here"),
-        ((*STABILITY, "--hull", "SAMPLES"), "samples.jsonl, entry 0: is no entry with a composition"),
-        ((*STABILITY, "--hull", "REFERENCE"), "elements.json, entry 0: is no entry with a composition"),
-        ((*STABILITY, "--hull", "absent.json"), "absent.json: cannot be read (No such file or directory)"),
-        ((*STABILITY, "--hull", "HULL", "--corrections", "mp20"), "--corrections: wants"),
-        ((*STABILITY, "--hull", "HULL", "--corrections", "mp2020"), "leave the corrections out"),
-        ((*STABILITY, "--matcher", "orderd"), "--matcher: wants"),
-        ((*STABILITY, "--relaxation.fmax", "0"), "--relaxation.fmax: is 0.0"),
-        ((*STABILITY, "--relaxation.max_steps"), "--relaxation.max_steps: has no value"),
+        ((*BARE, "--metric.hull", "HULL"), "--metric.hull: a hull is of no use without energies"),
+        ((*JUDGE, "--metric.hull", "HULL"), "--metric.hull: unknown key"),
+        ((*JUDGE, "--potential.device", "cpu"), "--potential.device: is not of the metric"),
+        ((*STABILITY, "--metric.hull", "SAMPLES"), "samples.jsonl, entry 0: is no entry with a composition"),
+        ((*STABILITY, "--metric.hull", "REFERENCE"), "elements.json, entry 0: is no entry with a composition"),
+        ((*STABILITY, "--metric.hull", '["absent.json"]'), "absent.json: cannot be read (No such file or directory)"),
+        ((*STABILITY, "--metric.hull", "HULL", "--metric.corrections", "mp20"), "--metric.corrections: wants"),
+        ((*STABILITY, "--metric.hull", "HULL", "--metric.corrections", "mp2020"), "leave the corrections out"),
+        ((*STABILITY, "--metric.matcher", "orderd"), "--metric.matcher: wants"),
+        ((*STABILITY, "--metric.relaxation.fmax", "0"), "--metric.relaxation.fmax: must be above 0, got 0.0"),
+        ((*STABILITY, "--metric.relaxation.max_steps"), "--metric.relaxation.max_steps: has no value"),
     ],
 )
 def test_mistakes_are_one_sentence(
     place: Path, hull: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     paths = {"SAMPLES": place / "samples.jsonl", "REFERENCE": place / "elements.json", "HULL": hull}
-    done = kldm(*(paths.get(word, word) for word in arguments), "--out", tmp_path / "out")
+    words: list[str | Path] = []
+    for before, word in zip(("", *arguments), arguments, strict=False):
+        named = paths.get(word, word)
+        words.append(json.dumps([str(named)]) if before == "--metric.hull" and word in paths else named)
+    done = kldm(*words, "--out", tmp_path / "out")
     assert done.exit_code == 1
     assert message in done.output
     assert len(done.output.strip().splitlines()) == 1
@@ -178,8 +199,17 @@ def test_structures_that_are_there_are_kept(place: Path, hull: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_told_before_the_work(place: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    for command in (("relax",), ("evaluate", "--reference", place / "elements.json", "--task", "stability")):
-        arguments = (*command, place / "samples.jsonl", "--potential", "emt.v1", "--out", tmp_path / "file" / "out")
+    judge = (
+        "evaluate",
+        "--reference",
+        place / "elements.json",
+        "--metric",
+        "stability.v1",
+        "--metric.potential.@potentials",
+        "emt.v1",
+    )
+    for command in (("relax", "--potential", "emt.v1"), judge):
+        arguments = (*command, place / "samples.jsonl", "--out", tmp_path / "file" / "out")
         done = kldm(*arguments)
         assert done.exit_code == 1
         assert "no folder can be made here" in done.output

@@ -182,4 +182,4 @@ def test_the_paper_s_recipe_on_real_data(
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     found = report["evaluation"]["test"]
     assert (report["training"]["crystals"], found["reference"]["rows"], found["requests"]) == (40, 4, 8)
-    assert {"match_rate@1", "match_rate@2"} <= set(found["csp"]["structural"])
+    assert {"structural.match_rate@1", "structural.match_rate@2"} <= set(found["metrics"]["csp"]["values"])

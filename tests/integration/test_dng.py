@@ -33,7 +33,8 @@ def test_a_run_generates_and_judges_as_many_as_asked_for(finished_dng: Path) -> 
         assert found["requests"] == 5
         samples = read_samples(finished_dng / "samples" / label / "samples.jsonl")
         assert [(one.target, one.candidate) for one in samples] == [(number, 0) for number in range(5)]
-        assert 0 <= found["dng"]["valid"] <= found["dng"]["struct_valid"] <= 1
+        values = found["metrics"]["dng"]["values"]
+        assert 0 <= values["valid"] <= values["struct_valid"] <= 1
 
 
 def test_the_training_set_s_histogram_travels_with_the_model(finished_dng: Path) -> None:
@@ -52,7 +53,7 @@ def test_samples_are_judged_again(finished_dng: Path, tmp_path: Path) -> None:
     again = evaluate_run(finished_dng, tmp_path)
     before = json.loads((finished_dng / "report.json").read_text())
     for label in ("train", "train_untrained"):
-        assert again["evaluation"][label]["dng"] == before["evaluation"][label]["dng"]
+        assert again.as_json()["evaluation"][label]["metrics"] == before["evaluation"][label]["metrics"]
         table = (tmp_path / f"{label}.csv").read_text().splitlines()
         assert len(table) == 6
         assert table[1].split(",")[2] == "sample-0"
@@ -129,5 +130,7 @@ def test_the_recipes_run_on_real_data(recipe: str, tmp_path: Path, monkeypatch: 
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["evaluation"]["test"]["requests"] == 4
-    assert {"struct_valid", "cov_recall", "wdist_density"} <= set(report["evaluation"]["test"]["dng"])
+    assert {"struct_valid", "cov_recall", "wdist_density"} <= set(
+        report["evaluation"]["test"]["metrics"]["dng"]["values"]
+    )
     assert report["training"]["best"] is not None

@@ -103,7 +103,12 @@ def test_the_components_of_the_pages_run_from_their_recipe(tmp_path: Path, cache
     assert len(rows) == 2
     assert "volume_error" in header.split(",")
     report = json.loads((tmp_path / "mine" / "report.json").read_text())
-    assert set(report["evaluation"]["test"]["volume"]) == {"volume_error", "within"}
+    assert set(report["evaluation"]["test"]["metrics"]["volume"]["values"]) == {"volume_error", "within"}
+    own = ("--metric", "volume_error.v1", "--metric.tolerance", "0.3", "--code", "volume_error.py", "--out", "judged")
+    file = ("mine/samples/test/samples.jsonl", "--reference", "aflow_prototypes/test", "--requested")
+    python(tmp_path, cache, "-m", "kldm", "evaluate", *file, *own)
+    assert "volume_error" in (tmp_path / "judged" / "results.csv").read_text().splitlines()[0].split(",")
+    python(tmp_path, cache, "-m", "kldm", "compare", "mine", "judged")
     for split in SPLITS:
         store = Data(name="aflow_prototypes", max_atoms=8).load(split)
         volume = lattice_matrix(store.lattice).det() / store.layout.num_atoms

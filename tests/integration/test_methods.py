@@ -38,8 +38,8 @@ def test_trains_validates_samples_and_judges(recipe: str, tmp_path: Path, monkey
     found = json.loads((tmp_path / "run" / "report.json").read_text())["evaluation"]["test"]
     if recipe.endswith("_dng"):
         assert found["requests"] == 4
-        assert 0 <= found["dng"]["struct_valid"] <= 1
+        assert 0 <= found["metrics"]["dng"]["values"]["struct_valid"] <= 1
     else:
         assert found["requests"] == 6
-        assert {"match_rate@1", "match_rate@2"} <= set(found["csp"]["full"])
+        assert {"full.match_rate@1", "full.match_rate@2"} <= set(found["metrics"]["csp"]["values"])
     assert kldm("run", *arguments).exit_code == 0  # nothing is left to do, and nothing is refused

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from kldm.evaluation.published import STABILITY
+from kldm.evaluation.published import definitions
 from kldm.recipe import read_recipe
 from kldm.runs.experiment import assemble
 from kldm.samplers import X0Flow
@@ -226,10 +226,10 @@ def test_table_2_s_recipes_measure_its_columns(name: str) -> None:
     assert stability["potential"] == {"@potentials": "mattersim.v1", "weights": None, "device": None}
     assert stability["hull"] == stability["known"]
     assert stability["hull"]
-    wanted = {key: STABILITY[key] for key in ("relaxation.fmax", "relaxation.cell")}
-    assert all(stability["relaxation"][key.removeprefix("relaxation.")] in values for key, values in wanted.items())
-    assert (stability["corrections"],) == STABILITY["hull.corrections"]
-    assert (stability["matcher"],) == STABILITY["matcher.name"]
+    wanted = definitions("stability.v1")[""]
+    assert all(stability["relaxation"][key] in wanted[f"relaxation.{key}"] for key in ("fmax", "cell"))
+    assert [stability["corrections"]] == wanted["hull.corrections"]
+    assert [stability["matcher"]] == wanted["matcher.name"]
     assert 0.1 in stability["thresholds"]
 
 

@@ -238,7 +238,7 @@ def test_sets_of_oxidation_states_differ() -> None:
 
 
 def test_users_mistakes() -> None:
-    with pytest.raises(KldmError, match="'icsd16'; take one of smact14, icsd24"):
+    with pytest.raises(KldmError, match="states: must be one of smact14, icsd24, got 'icsd16'"):
         compositional_validity({"Na": 1}, states="icsd16")  # type: ignore[arg-type]
-    with pytest.raises(KldmError, match="legacy has no oxidation states 'icsd24'"):
+    with pytest.raises(KldmError, match="legacy: there is no legacy form of the oxidation states icsd24"):
         compositional_validity({"Na": 1}, states="icsd24", legacy=True)

@@ -22,7 +22,6 @@ from kldm.data import Data
 from kldm.data.convert import to_structures
 from kldm.errors import KldmError
 from kldm.interfaces import Candidate, Measurement, Samples
-from kldm.metrics import de_novo as module
 from kldm.metrics.composition import compositional_validity
 from kldm.metrics.de_novo import DeNovo
 from kldm.metrics.fingerprinting import fingerprints
@@ -68,7 +67,7 @@ def measure(generated: tuple[Candidate, ...], reference: Sequence[Structure | No
 def oracle(generated: list[Structure | None], reference: list[Structure], s: float, c: float) -> dict[str, float]:
     """The definitions by plain, serial calls; every structure that is not None must be constructible for matminer."""
     sites, magpie = CrystalNNFingerprint.from_preset("ops"), ElementProperty.from_preset("magpie", impute_nan=False)
-    constants = json.loads((Path(module.__file__).with_name("fingerprinting") / "magpie_scaler.json").read_text())
+    constants = json.loads(Path(fingerprints.__file__).with_name("magpie_scaler.json").read_text())
 
     def both(structure: Structure) -> tuple[Any, Any]:
         with warnings.catch_warnings():
@@ -256,13 +255,13 @@ def test_time_limit_is_a_failure() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cutoffs": "mp20"}, "no cutoffs 'mp20'"),
-        ({"draw": 0}, "draw is 0"),
-        ({"workers": 0}, "workers: must be"),
-        ({"time_limit": 0.0}, "time_limit: must be"),
-        ({"time_limit": math.nan}, "time_limit: must be"),
-        ({"states": "pauling"}, "oxidation states"),
-        ({"states": "icsd24", "legacy": True}, "legacy"),
+        ({"cutoffs": "mp20"}, "cutoffs: must be one of mp_20, .* did you mean 'mp_20'"),
+        ({"draw": 0}, "draw: must be at least 1, got 0"),
+        ({"workers": 0}, "workers: must be a number of processes"),
+        ({"time_limit": 0.0}, "time_limit: must be above 0"),
+        ({"time_limit": math.nan}, "time_limit: must be above 0 .* got nan"),
+        ({"states": "pauling"}, "states: must be one of smact14, icsd24"),
+        ({"states": "icsd24", "legacy": True}, "legacy: there is no legacy form"),
     ],
 )
 def test_users_mistakes(options: dict[str, Any], message: str) -> None:

@@ -22,7 +22,7 @@ from kldm.metrics import MatchRate, match_rate
 from kldm.metrics.fingerprinting import full_rule
 from kldm.metrics.matching import pairs
 from kldm.metrics.matching.matcher import Matcher
-from kldm.metrics.matching.pairs import Examined, Found
+from kldm.metrics.matching.pairs import Examined, PairResult
 
 VALUES = ("match_rate", "rmse", "crmse", "share_below_0.02", "share_below_0.1")
 
@@ -485,10 +485,10 @@ def test_implausible_results_are_pointed_out() -> None:
 
 
 def test_a_pair_over_the_time_limit_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(_: Matcher, target: Examined, candidate: Examined) -> Found:
+    def slow(_: Matcher, target: Examined, candidate: Examined) -> PairResult:
         if len(candidate.species) == 1:  # type: ignore[attr-defined]
             time.sleep(2)
-        return Found(0.1, 0.2)
+        return PairResult(0.1, 0.2)
 
     monkeypatch.setattr(pairs, "_match_one", slow)
     copper = crystal(Lattice.cubic(2.6), [("Cu", (0, 0, 0))])
@@ -504,13 +504,13 @@ def test_users_mistakes() -> None:
         measure([Candidate(1, 0, rock_salt())], [rock_salt()])
     with pytest.raises(KldmError, match="target 0 has two candidates 0"):
         measure([Candidate(0, 0, rock_salt()), Candidate(0, 0, rock_salt())], [rock_salt()])
-    with pytest.raises(KldmError, match="stol is -1"):
+    with pytest.raises(KldmError, match="stol: must be above 0, got -1"):
         MatchRate(stol=-1)
-    with pytest.raises(KldmError, match="workers: must be"):
+    with pytest.raises(KldmError, match="workers: must be a number of processes"):
         MatchRate(workers=0)
-    with pytest.raises(KldmError, match="rules is"):
+    with pytest.raises(KldmError, match="rules: must be different rules, at least one"):
         MatchRate(rules=())
-    with pytest.raises(KldmError, match="time_limit: must be"):
+    with pytest.raises(KldmError, match="time_limit: must be above 0"):
         MatchRate(time_limit=0)
 
 

@@ -207,11 +207,11 @@ def test_a_composition_that_cannot_be_had_is_a_reason(monkeypatch: pytest.Monkey
 
 
 def test_users_mistakes() -> None:
-    with pytest.raises(KldmError, match="longest_edge is -1"):
+    with pytest.raises(KldmError, match="longest_edge: must be above 0, got -1"):
         Validity(longest_edge=-1)
-    with pytest.raises(KldmError, match="no oxidation states 'old'"):
+    with pytest.raises(KldmError, match="states: must be one of smact14, icsd24, got 'old'"):
         Validity(states="old")  # type: ignore[arg-type]
-    with pytest.raises(KldmError, match="legacy has no oxidation states"):
+    with pytest.raises(KldmError, match="legacy: there is no legacy form of the oxidation states icsd24"):
         Validity(states="icsd24", legacy=True)
 
 

@@ -17,7 +17,7 @@ from kldm.data import Data
 from kldm.errors import KldmError
 from kldm.evaluation.results import write_samples
 from kldm.interfaces import Candidate
-from kldm.reading import Alignment, Reference, SampleFile, align, read_file, read_reference, seeds
+from kldm.reading import Alignment, Reference, SampleFile, align, read_file, read_reference
 from kldm.reading.alignment import UNPLACED
 
 ELEMENTS = ("Li", "Na", "K", "Rb", "Cs")
@@ -50,8 +50,7 @@ def labelled(numbers: Sequence[tuple[int, int]], name: str = "x.jsonl", element:
 def reference(names: Sequence[str | None]) -> Reference:
     structures = tuple(None if one is None else crystal(one) for one in names)
     blank = tuple("" for _ in names)
-    formulas = tuple(None if one is None else f"{one}Cl" for one in names)
-    return Reference("mine", structures, blank, blank, formulas)
+    return Reference("mine", structures, blank, blank, whole=False)
 
 
 def where(alignment: Alignment) -> dict[tuple[int, int], int | None]:
@@ -170,16 +169,12 @@ def test_several_files_are_seeds() -> None:
     assert found.rule.startswith("a.jsonl: Rows are placed by their order")
     assert found.rule.endswith("File f of 3 is candidate f of every target.")
     assert found.notes == ("c.jsonl has no candidate for 1 of 2 targets; they count as not matched.",)
-    assert [(c.target, c.candidate) for c in seeds(files[:2])] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    alone = labelled([(1, 1), (1, 0)])
-    assert [(c.target, c.candidate) for c in seeds([alone])] == [(1, 0), (1, 1)]
 
 
 def test_a_seed_with_several_candidates_is_refused() -> None:
     files = [samples(["Li", "Na"], "a.jsonl"), labelled([(0, 0), (1, 0), (1, 1)], "b.jsonl")]
-    for call in (lambda: align(files, reference(["Li", "Na"])), lambda: seeds(files)):
-        with pytest.raises(KldmError, match=r"b.jsonl: it has 2 candidates for target 1; several files are several"):
-            call()
+    with pytest.raises(KldmError, match=r"b.jsonl: it has 2 candidates for target 1; several files are several"):
+        align(files, reference(["Li", "Na"]))
 
 
 def lines(path: Path, rows: Sequence[object]) -> Path:

@@ -96,17 +96,17 @@ def test_the_report_says_what_was_measured_and_how(finished: Path) -> None:
     for label in LABELS:
         found = report["evaluation"][label]
         split = label.removesuffix("_untrained")
-        assert found["reference"] == {"name": f"aflow_prototypes/{split}", "rows": 5, "whole": False}
+        assert found["reference"] == {"name": f"aflow_prototypes/{split}", "rows": 5, "failed": 0, "whole": False}
         assert found["requests"] == 5
         assert found["seconds"] >= 0
-        definition = found["definitions"]["csp"]
+        definition = found["metrics"]["csp"]["definition"]
         assert (definition["stol"], definition["ltol"], definition["angle_tol"]) == (0.5, 0.3, 10.0)
         assert definition["rules"]
         assert definition["counts"]["candidates"] == 5
         valid = [row["struct_valid"] == "True" for row in table(finished / "samples" / label / "results.csv")]
         assert definition["counts"]["valid"] == sum(valid)
         matched = [row["rms"] for row in table(finished / "samples" / label / "results.csv") if row["rms"]]
-        assert found["csp"]["structural"]["match_rate@1"] == len(matched) / 5
+        assert found["metrics"]["csp"]["values"]["structural.match_rate@1"] == len(matched) / 5
 
 
 def test_the_same_command_again_does_nothing_new(finished: Path, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_longer_training_and_another_sampler_go_on_in_the_folder(finished: Path,
     report = run(RECIPES / "quickstart.cfg", folder, overrides={**longer, "evaluation.untrained": False})
     assert [row["epoch"] for row in rows(folder)] == [1, 2, 3]
     assert losses(folder)[:2] == losses(finished)
-    assert tuple(report["evaluation"]) == ("test",)
+    assert tuple(report.evaluation) == ("test",)
     samples = "samples/test/samples.jsonl"
     assert (folder / samples).read_bytes() != (finished / samples).read_bytes()
 
@@ -208,11 +208,10 @@ def test_training_alone_keeps_what_was_evaluated(finished: Path, tmp_path: Path)
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     earlier = json.loads((folder / "report.json").read_text())
-    assert (
-        run(RECIPES / "quickstart.cfg", folder, overrides=QUICK, evaluate=False)["evaluation"] == earlier["evaluation"]
-    )
+    again = run(RECIPES / "quickstart.cfg", folder, overrides=QUICK, evaluate=False)
+    assert again.as_json()["evaluation"] == earlier["evaluation"]
     longer = run(RECIPES / "quickstart.cfg", folder, overrides={**QUICK, "training.epochs": 3}, evaluate=False)
-    assert longer["evaluation"] == {}
+    assert longer.evaluation == {}
 
 
 def test_impossible_evaluations_are_refused_before_training(tmp_path: Path) -> None:
@@ -234,7 +233,7 @@ def test_validation_of_a_run_chooses_and_reports(tmp_path: Path) -> None:
     report = run(RECIPES / "quickstart.cfg", tmp_path, overrides={**overrides, "evaluation.splits": ["test"]})
     found = rows(tmp_path)
     assert all(0 <= row["validation_structural.match_rate@1"] <= 1 for row in found)
-    assert report["training"]["best"] == max(row["validation"] for row in found)
+    assert report.about["training"]["best"] == max(row["validation"] for row in found)
 
 
 def test_a_validation_score_with_a_minus_is_the_better_the_lower(tmp_path: Path) -> None:
@@ -247,8 +246,8 @@ def test_a_validation_score_with_a_minus_is_the_better_the_lower(tmp_path: Path)
     with pytest.raises(KldmError, match=r"another recipe \(validation.score differs\)"):
         run(RECIPES / "quickstart.cfg", tmp_path, overrides={**overrides, "validation.score": "structural.crmse@1"})
     lowest = min(row["validation_structural.crmse@1"] for row in found)
-    assert report["training"]["best"] == -lowest
-    assert report["training"]["best_epoch"] == next(
+    assert report.about["training"]["best"] == -lowest
+    assert report.about["training"]["best_epoch"] == next(
         row["epoch"] for row in found if row["validation_structural.crmse@1"] == lowest
     )
 
@@ -274,7 +273,7 @@ def test_a_run_is_loaded_from_its_folder_or_a_checkpoint(finished: Path, tmp_pat
 
 
 def test_a_run_s_samples_are_judged_again(finished: Path, tmp_path: Path) -> None:
-    report = evaluate_run(finished, tmp_path / "out")
+    report = evaluate_run(finished, tmp_path / "out").as_json()
     before = json.loads((finished / "report.json").read_text())
     for label in LABELS:
         assert report["evaluation"][label] == timeless(before["evaluation"][label])

@@ -60,7 +60,7 @@ class Sites:
 
 
 @attrs.frozen(eq=False)
-class Found:
+class Deviations:
     """Of K bases and translations, in pymatgen's order.
 
     Attributes:
@@ -85,7 +85,7 @@ class Assignments:
     starts: Float
     stol: float
 
-    def distances(self, best: float) -> Found | None:
+    def distances(self, best: float) -> Deviations | None:
         """The rms of every basis and translation that pymatgen would look at, unless it must exceed ``best``."""
         basis, difference = self._possible()
         if not len(basis):
@@ -113,7 +113,7 @@ class Assignments:
             rms[left[~feasible]] = np.inf
             doubt[left] = feasible & (tied | ~unique) | unsure[left]
         rms[doubt] = np.inf
-        return Found(rms, largest, np.where(doubt, bound, np.inf))
+        return Deviations(rms, largest, np.where(doubt, bound, np.inf))
 
     def _possible(self) -> tuple[Int, Float]:
         """Bases [K] and differences [K, Q, 3] in their average cells, where every site of the target has one of the

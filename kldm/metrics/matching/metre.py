@@ -6,7 +6,7 @@ import attrs
 import numpy as np
 
 from kldm.metrics.matching.matcher import Matcher
-from kldm.metrics.matching.pairs import Examined, Formula, Found, match
+from kldm.metrics.matching.pairs import Examined, PairResult, Proportions, match
 
 
 @attrs.frozen
@@ -27,7 +27,7 @@ def everywhere(
     reference: Sequence[Examined],
     candidates: Sequence[Examined],
     generated: Mapping[int, int],
-    known: Mapping[tuple[int, int], Found],
+    known: Mapping[tuple[int, int], PairResult],
     *,
     workers: int,
     time_limit: float | None,
@@ -43,7 +43,7 @@ def everywhere(
         workers: processes.
         time_limit: seconds per pair.
     """
-    by_formula: dict[Formula, list[int]] = {}
+    by_formula: dict[Proportions, list[int]] = {}
     for place in generated.values():
         formula = candidates[place].formula
         if formula is not None:

@@ -16,7 +16,7 @@ from kldm.runtime.pool import Failure, each
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
-Formula = tuple[tuple[int, float], ...]
+Proportions = tuple[tuple[int, float], ...]
 """(atomic number, count over the greatest common divisor) of every element."""
 
 
@@ -32,13 +32,13 @@ class Examined:
     """
 
     invalid: str
-    formula: Formula | None = None
+    formula: Proportions | None = None
     cell: ReducedCell | None = None
     fault: str = ""
 
 
 @attrs.frozen
-class Found:
+class PairResult:
     """What the matcher said of a pair: a match (both numbers), no match (neither), or why it has no answer."""
 
     rms: float | None = None
@@ -69,12 +69,12 @@ def match(
     workers: int,
     time_limit: float | None,
     unit: str = "target",
-) -> dict[tuple[int, int], Found]:
+) -> dict[tuple[int, int], PairResult]:
     """(target, candidate), both as places in their sequences, of all wanted candidates that have a cell.
 
     A target whose candidates take longer than the time limit is done again pair by pair, each within the limit.
     """
-    found: dict[tuple[int, int], Found] = {}
+    found: dict[tuple[int, int], PairResult] = {}
     cells: dict[tuple[int, int], ReducedCell] = {}
     for target, places in wanted.items():
         for place in places:
@@ -82,9 +82,9 @@ def match(
             if cell is None:
                 continue
             if targets[target].cell is None:
-                found[target, place] = Found(reason=f"target cannot be compared: {targets[target].fault}")
+                found[target, place] = PairResult(reason=f"target cannot be compared: {targets[target].fault}")
             elif candidates[place].formula != targets[target].formula:
-                found[target, place] = Found(reason="composition differs from the target's")
+                found[target, place] = PairResult(reason="composition differs from the target's")
             else:
                 cells[target, place] = cell
     tasks: dict[int, list[tuple[int, int]]] = {}
@@ -107,11 +107,11 @@ def match(
             elif again is not None:
                 again.extend([key] for key in task)
             else:
-                found[task[0]] = Found(reason=f"matcher failed: {answer.reason}")
+                found[task[0]] = PairResult(reason=f"matcher failed: {answer.reason}")
     return found
 
 
-def reduced_formula(structure: "Structure") -> Formula:
+def proportions(structure: "Structure") -> Proportions:
     """Counts by atomic number over their greatest common divisor; shares where they are not whole."""
     amounts = {element.Z: float(n) for element, n in structure.composition.element_composition.items()}
     if all(amount == round(amount) for amount in amounts.values()):
@@ -126,24 +126,24 @@ def _examine(structure: "Structure | None", *, validity: bool, longest_edge: flo
     if validity and (invalid := structural_validity(structure, longest_edge=longest_edge)):
         return Examined(invalid, fault=invalid)
     try:
-        formula = reduced_formula(structure)
+        formula = proportions(structure)
         return Examined("", formula, ReducedCell.of(structure))
     except Exception as error:  # pymatgen raises all sorts on odd cells; each is one structure that matches nothing
         return Examined("", fault=type(error).__name__)
 
 
-def _match(matcher: Matcher, item: tuple[ReducedCell, Sequence[ReducedCell]]) -> list[Found]:
+def _match(matcher: Matcher, item: tuple[ReducedCell, Sequence[ReducedCell]]) -> list[PairResult]:
     target, candidates = item
     return [_match_one(matcher, target, candidate) for candidate in candidates]
 
 
-def _match_one(matcher: Matcher, target: ReducedCell, candidate: ReducedCell) -> Found:
+def _match_one(matcher: Matcher, target: ReducedCell, candidate: ReducedCell) -> PairResult:
     try:
         distance = matcher.distance(candidate, target)
     except Exception as error:  # here too
-        return Found(reason=f"matcher failed: {type(error).__name__}")
+        return PairResult(reason=f"matcher failed: {type(error).__name__}")
     if distance is None:
-        return Found()
+        return PairResult()
     if not math.isfinite(distance[0]):
-        return Found(reason="matcher failed: rms not finite")
-    return Found(*distance)
+        return PairResult(reason="matcher failed: rms not finite")
+    return PairResult(*distance)

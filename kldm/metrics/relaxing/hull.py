@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Scheme = Literal["none", "mp2020"]
 """Corrections in the energies of a file of entries: none, or those of ``MaterialsProject2020Compatibility``."""
 
-Formula = tuple[tuple[str, float], ...]
+Fractions = tuple[tuple[str, float], ...]
 """Symbols and fractions, sorted by symbol; fractions rounded, so that equal compositions are equal."""
 
 SPECIES = re.compile(r"([A-Z][a-z]?)(?:\d*\.?\d*[+-])?")
@@ -57,14 +57,14 @@ class Hull:
     scheme: Scheme | None
     potential: Mapping[str, Json] | None
     entries: int
-    lowest: Mapping[frozenset[str], Mapping[Formula, float]]
+    lowest: Mapping[frozenset[str], Mapping[Fractions, float]]
 
     @property
     def place(self) -> str:
         """The files, for messages."""
         return ", ".join(self.names)
 
-    def phases(self, elements: frozenset[str]) -> dict[Formula, float]:
+    def phases(self, elements: frozenset[str]) -> dict[Fractions, float]:
         """All that compete with a composition of these elements."""
         subsets: Iterable[frozenset[str]] = self.lowest
         if 2 ** len(elements) < len(self.lowest):
@@ -98,7 +98,7 @@ def read_hull(paths: Sequence[Path], corrections: Scheme | None) -> Hull:
 def _read_hull(paths: tuple[Path, ...], corrections: Scheme | None, _: tuple[int, ...]) -> Hull:
     """Of files at the times of their last changes: a metric asks before training and after sampling."""
     count = 0
-    lowest: dict[frozenset[str], dict[Formula, float]] = {}
+    lowest: dict[frozenset[str], dict[Fractions, float]] = {}
     sources: dict[str, Mapping[str, Json] | None] = {}
     for place, record in _entries(paths):
         count += 1
@@ -168,7 +168,7 @@ def above_hull(
     for row, composition in enumerate(compositions):
         if not hull.lacks(frozenset(composition)):
             groups.setdefault(frozenset(composition), []).append(row)
-    items = [(hull.phases(elements), [_formula(compositions[n]) for n in rows]) for elements, rows in groups.items()]
+    items = [(hull.phases(elements), [_fractions(compositions[n]) for n in rows]) for elements, rows in groups.items()]
     work = each(_heights, items, workers=workers, time_limit=time_limit, description="convex hulls", unit="system")
     found: list[float | None] = [None] * len(structures)
     for rows, heights in zip(groups.values(), work, strict=True):
@@ -177,7 +177,7 @@ def above_hull(
     return found
 
 
-def _heights(item: tuple[Mapping[Formula, float], Sequence[Formula]]) -> list[float | None]:
+def _heights(item: tuple[Mapping[Fractions, float], Sequence[Fractions]]) -> list[float | None]:
     """Energies of the hull at compositions, eV/atom. A linear program: the hull itself, in as many dimensions as there
     are elements, is beyond reach from ten on."""
     from scipy.optimize import linprog
@@ -196,7 +196,7 @@ def _heights(item: tuple[Mapping[Formula, float], Sequence[Formula]]) -> list[fl
     return heights
 
 
-def _formula(amounts: Mapping[str, float]) -> Formula:
+def _fractions(amounts: Mapping[str, float]) -> Fractions:
     total = sum(amounts.values())
     return tuple(sorted((symbol, round(amount / total, 9)) for symbol, amount in amounts.items()))
 
@@ -245,7 +245,7 @@ def _potential(record: Mapping[str, Any], place: str) -> Mapping[str, Json] | No
     return source
 
 
-def _entry(record: Any, place: str) -> tuple[Formula, float]:
+def _entry(record: Any, place: str) -> tuple[Fractions, float]:
     """Composition and eV/atom. Nothing in the record but numbers and symbols is looked at."""
     from pymatgen.core.periodic_table import Element
 
@@ -265,4 +265,4 @@ def _entry(record: Any, place: str) -> tuple[Formula, float]:
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         problem = "is no entry with a composition and a finite energy"
         raise KldmError(problem, place=place, remedy=REMEDY) from error
-    return _formula(amounts), energy
+    return _fractions(amounts), energy

@@ -14,10 +14,10 @@ import attrs
 import numpy as np
 
 from kldm.data.cache import folder
-from kldm.errors import KldmError
 from kldm.interfaces import Json, Potential
 from kldm.metrics.structure import structural_validity, structure_bytes
 from kldm.runtime.pool import Failure, each
+from kldm.validators import above, one_of, within
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
@@ -45,18 +45,10 @@ class Relaxation:
         largest_change: a structure whose volume has grown or shrunk by more than this factor has failed.
     """
 
-    fmax: float = 0.05
-    max_steps: int = 500
-    cell: Literal["frechet", "exp", "fixed"] = "frechet"
-    largest_change: float = 5.0
-
-    def __attrs_post_init__(self) -> None:
-        for name, low in (("fmax", 0.0), ("largest_change", 1.0)):
-            value = getattr(self, name)
-            if not (value > low and math.isfinite(value)):
-                raise KldmError(f"is {value}", place=name, remedy=f"give a number above {low:g}")
-        if not 0 <= self.max_steps <= 10**6:
-            raise KldmError(f"is {self.max_steps}", place="max_steps", remedy="give a number from 0 to 1000000")
+    fmax: float = attrs.field(default=0.05, validator=above(0))
+    max_steps: int = attrs.field(default=500, validator=within(0, 10**6))
+    cell: Literal["frechet", "exp", "fixed"] = attrs.field(default="frechet", validator=one_of())
+    largest_change: float = attrs.field(default=5.0, validator=above(1))
 
 
 @attrs.frozen(eq=False)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pymatgen.analysis.structure_matcher import StructureMatcher
     from pymatgen.core.structure import Structure
 
-Matcher = Literal["ordered", "disordered"]
+Comparator = Literal["ordered", "disordered"]
 
 TOLERANCES: Mapping[str, Any] = {"ltol": 0.2, "stol": 0.3, "angle_tol": 5.0}
 """pymatgen's defaults; Zeni et al. 2025 compare structures with them."""
@@ -23,7 +23,7 @@ RADII, ELECTRONEGATIVITIES = 0.3, 1.0
 electronegativities (Pauling) by at most this: the rules of Hume-Rothery."""
 
 
-def same(one: "Structure", other: "Structure", matcher: Matcher) -> bool:
+def same(one: "Structure", other: "Structure", matcher: Comparator) -> bool:
     """Whether two structures of one formula are one material. Not symmetric: alloys are looked for in ``one``.
 
     ``ordered`` is ``StructureMatcher.fit``. ``disordered`` (the default of MatterGen's pipeline, behind its published
@@ -43,7 +43,7 @@ def same(one: "Structure", other: "Structure", matcher: Matcher) -> bool:
             return True
 
 
-def unique(structures: "Sequence[Structure]", matcher: Matcher, *, workers: int = 1) -> list[bool]:
+def unique(structures: "Sequence[Structure]", matcher: Comparator, *, workers: int = 1) -> list[bool]:
     """For each structure, in their order, whether none of those kept before it is the same."""
     flags = [False] * len(structures)
     groups = _by_formula(structures)
@@ -56,7 +56,7 @@ def unique(structures: "Sequence[Structure]", matcher: Matcher, *, workers: int 
 
 
 def novel(
-    structures: "Sequence[Structure]", known: "Sequence[Structure]", matcher: Matcher, *, workers: int = 1
+    structures: "Sequence[Structure]", known: "Sequence[Structure]", matcher: Comparator, *, workers: int = 1
 ) -> list[bool]:
     """For each structure whether none of the known ones with its reduced formula is the same."""
     groups = _by_formula(known)
@@ -73,7 +73,7 @@ def _by_formula(structures: "Sequence[Structure]") -> dict[str, list[int]]:
     return groups
 
 
-def _kept(group: "Sequence[Structure]", *, matcher: Matcher) -> list[bool]:
+def _kept(group: "Sequence[Structure]", *, matcher: Comparator) -> list[bool]:
     kept: list[Structure] = []
     flags = []
     for one in group:
@@ -83,7 +83,7 @@ def _kept(group: "Sequence[Structure]", *, matcher: Matcher) -> list[bool]:
     return flags
 
 
-def _unlike(item: "tuple[Structure, Sequence[Structure]]", *, matcher: Matcher) -> bool:
+def _unlike(item: "tuple[Structure, Sequence[Structure]]", *, matcher: Comparator) -> bool:
     one, known = item
     return not any(same(one, other, matcher) for other in known)
 

@@ -92,10 +92,10 @@ def test_a_pair_over_the_time_limit_does_not_match(monkeypatch: pytest.MonkeyPat
     import time
 
     from kldm.metrics.matching import pairs
-    from kldm.metrics.matching.pairs import Found, _match_one
+    from kldm.metrics.matching.pairs import PairResult, _match_one
     from kldm.metrics.matching.reduction import ReducedCell
 
-    def slow(matcher: Matcher, target: ReducedCell, candidate: ReducedCell) -> Found:
+    def slow(matcher: Matcher, target: ReducedCell, candidate: ReducedCell) -> PairResult:
         if candidate.volume > 60:
             time.sleep(1)
         return _match_one(matcher, target, candidate)

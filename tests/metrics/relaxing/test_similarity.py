@@ -5,10 +5,10 @@ import pytest
 from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
 
-from kldm.metrics.relaxing.similarity import Matcher, _similar, novel, same, unique
+from kldm.metrics.relaxing.similarity import Comparator, _similar, novel, same, unique
 from tests.metals import FCC, fcc, layered, ordered
 
-BOTH: tuple[Matcher, ...] = ("ordered", "disordered")
+BOTH: tuple[Comparator, ...] = ("ordered", "disordered")
 
 
 def turned(one: str, other: str, edge: float) -> Structure:
@@ -20,7 +20,7 @@ def turned(one: str, other: str, edge: float) -> Structure:
 
 
 @pytest.mark.parametrize("matcher", BOTH)
-def test_another_cell_of_the_same_material(matcher: Matcher) -> None:
+def test_another_cell_of_the_same_material(matcher: Comparator) -> None:
     salt = ordered("Cs", "Cl", 5.0)
     moved = salt.copy()
     moved.translate_sites(range(4), [0.1, 0.2, 0.3])
