@@ -8,7 +8,6 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 import attrs
 import torch
 
-from kldm.compiling import fuse
 from kldm.errors import KldmError
 
 Messages = Literal["autograd", "manual", "triton"]
@@ -25,8 +24,8 @@ class Execution:
         messages: how networks over pairs of atoms compute their messages: ``manual``, with a backward pass written by
             hand that keeps two numbers per edge and hidden unit; ``autograd``, in plain torch, which can be
             differentiated twice; ``triton``, one fused kernel on an NVIDIA GPU, elsewhere ``manual``.
-        compile: whether ``torch.compile`` is used, where a network provides for it and for the noise and targets of
-            training; the first batches take minutes, and ``messages`` says nothing.
+        compile: whether ``torch.compile`` is used, where a network provides for it; the first batches take minutes, and
+            ``messages`` says nothing.
         graphs: whether sampling on an NVIDIA GPU replays its steps as a CUDA graph.
         deterministic: whether a GPU computes the same bits again; slower.
 
@@ -55,14 +54,13 @@ class Executes(Protocol):
 
 
 def set_execution(network: object, execution: Execution) -> None:
-    """Choose how a network computes and, for the whole process, whether noise is compiled and torch reproducible."""
+    """Choose how a network computes and, for the whole process, whether torch is reproducible."""
     if execution.deterministic:
         # Read when the GPU's matrix library starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if torch.get_deterministic_debug_mode() != (2 if execution.deterministic else 0):
         # Not without need: it imports torch's compiler, which takes longer than to sample.
         torch.use_deterministic_algorithms(execution.deterministic)
-    fuse(execution.compile)
     if isinstance(network, Executes):
         network.execute(execution)
 
