@@ -57,7 +57,7 @@ class CellPrior:
         if self._moments is None:
             raise KldmError(
                 "the prior of the lattice is used before it is fitted",
-                place="lattice_flow",
+                place="fit",
                 remedy="fit it on the training split",
             )
         values, shape = like.lattice, (len(like), 3)
