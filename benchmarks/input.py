@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks import plain_targets
 from benchmarks.network import MP20_SIZES
-from benchmarks.operators import compiled_operators, operators
+from benchmarks.operators import operators
 from benchmarks.options import common, described, parsed
 from benchmarks.timing import Timing, Work, device_name, interleaved, write_json
 from kldm.crystals import Crystals, CrystalStore
@@ -189,14 +189,13 @@ def main() -> None:
         "ours": operators(targets.ours),
         "plain": operators(targets.plain),
         "all modalities, ours": operators(whole),
-        "all modalities, compiled": compiled_operators(whole),
     }
     record["difference"] = Targets.of(clean, torch.float64, options.device).difference()
     record["start"] = dict(zip(("imports", "model", "tables"), start(options.starts), strict=True))
     count = record["operators"]
     print(
         f"operators of noise and targets: coordinates {count['ours']}, plain {count['plain']}; with lattice and "
-        f"species {count['all modalities, ours']}, compiled {count['all modalities, compiled']}\n"
+        f"species {count['all modalities, ours']}\n"
         f"largest difference from the plain ones in float64: {record['difference']:.1e}\n"
         f"start after torch (CPU seconds): {sum(record['start'].values()):.2f}, bar {BARS['start']}: "
         + ", ".join(f"{name} {value:.2f}" for name, value in record["start"].items())

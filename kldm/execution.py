@@ -8,7 +8,6 @@ from typing import Literal, Protocol, runtime_checkable
 import attrs
 import torch
 
-from kldm.compiling import fuse
 from kldm.validators import one_of
 
 Messages = Literal["manual", "triton", "autograd", "plain"]
@@ -27,9 +26,8 @@ class Execution:
             hand that keeps two numbers per edge and hidden unit; ``triton``, one fused kernel on an NVIDIA GPU,
             elsewhere ``manual``; ``autograd``, by torch's own operators, which can be differentiated twice. ``plain``
             computes the network as its file writes it, for comparison; it can be differentiated twice too.
-        compile: whether ``torch.compile`` is used, for the noise and targets of training and in networks that provide
-            for it; the first batches take minutes. ``messages`` then says nothing, but for ``plain``, which is computed
-            as it is written.
+        compile: whether ``torch.compile`` is used in networks that provide for it; the first batches take minutes.
+            ``messages`` then says nothing, but for ``plain``, which is computed as it is written.
         graphs: whether sampling on an NVIDIA GPU replays its steps as a CUDA graph.
         deterministic: whether a GPU computes the same bits again; slower.
 
@@ -53,14 +51,13 @@ class Executes(Protocol):
 
 
 def set_execution(network: object, execution: Execution) -> None:
-    """Choose how a network computes and, for the whole process, whether noise is compiled and torch reproducible."""
+    """Choose how a network computes and, for the whole process, whether torch is reproducible."""
     if execution.deterministic:
         # Read when the GPU's matrix library starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if torch.get_deterministic_debug_mode() != (2 if execution.deterministic else 0):
         # Not without need: it imports torch's compiler, which takes longer than to sample.
         torch.use_deterministic_algorithms(execution.deterministic)
-    fuse(execution.compile)
     if isinstance(network, Executes):
         network.execute(execution)
 

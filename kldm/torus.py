@@ -1,7 +1,6 @@
 """Pure functions on the circle: wrapping, the score of the wrapped normal and its root mean square.
 
-Angles have period 2 pi. Everything follows the dtype and device of its input, in few kernels, and never waits for the
-device.
+Angles have period 2 pi. Everything follows the dtype and device of its input, and never waits for the device.
 """
 
 from math import inf, pi
@@ -9,7 +8,10 @@ from math import inf, pi
 import torch
 from torch import Tensor
 
-from kldm.compiling import table
+from kldm.runtime.tables import table
+
+TURN = 2 * pi
+"""Radians of a turn. Processes compute in angles; their latents hold fractions of a turn."""
 
 # With x in [-pi, pi] and a variance v, leaving out |k| >= 2 changes the score by at most 3 pi exp(-4 pi^2 / v) / (2 v),
 # at |x| = pi; leaving out the sixth wave, by 12 exp(-18 v) over the density, whose least is 0.18 of the uniform one's
@@ -21,12 +23,12 @@ _GRID = (4.5, 4096)  # sigma up to which the root mean square is interpolated, c
 _NARROW = 0.3  # sigma up to which the other limit holds to 2e-9
 
 
-def wrap(x: Tensor, period: float = 2 * pi) -> Tensor:
+def wrap(x: Tensor, period: float = TURN) -> Tensor:
     """``x`` moved by whole periods into [-period / 2, period / 2)."""
     half = period / 2
     turns = torch.floor(x / period + 0.5)
     # Rounding may leave a result on the wrong side of either end.
-    return torch.sub(x, turns, alpha=period).clamp(-half, half * (1 - torch.finfo(x.dtype).eps))
+    return (x - period * turns).clamp(-half, half * (1 - torch.finfo(x.dtype).eps))
 
 
 def unit(x: Tensor) -> Tensor:
@@ -52,7 +54,7 @@ def wrapped_normal_score(displacement: Tensor, variance: Tensor, widest: float =
         variance: > 0, broadcastable to ``displacement``.
         widest: a standard deviation that none exceeds; where three images do for it, nothing else is computed.
     """
-    x = torch.sub(displacement, (displacement / (2 * pi)).round(), alpha=2 * pi)
+    x = displacement - TURN * (displacement / TURN).round()
     if widest**2 <= _IMAGES_UP_TO:
         return _by_images(x, variance)
     wide = _by_waves(x, variance.clamp(min=_IMAGES_UP_TO))
@@ -60,10 +62,10 @@ def wrapped_normal_score(displacement: Tensor, variance: Tensor, widest: float =
 
 
 def _by_images(x: Tensor, variance: Tensor) -> Tensor:
-    shift = torch.linspace(2 * pi, -2 * pi, 3, dtype=x.dtype, device=x.device)  # -2 pi k
-    weights = torch.softmax(torch.sub(x.unsqueeze(-1), shift, alpha=0.5) * (shift / variance.unsqueeze(-1)), -1)
+    shift = torch.linspace(TURN, -TURN, 3, dtype=x.dtype, device=x.device)  # -2 pi k
+    weights = torch.softmax((x.unsqueeze(-1) - shift / 2) * (shift / variance.unsqueeze(-1)), -1)
     before, _, after = weights.unbind(-1)
-    return torch.add(x, after - before, alpha=2 * pi) / variance
+    return (x + TURN * (after - before)) / variance
 
 
 def _by_waves(x: Tensor, variance: Tensor) -> Tensor:
@@ -100,7 +102,7 @@ def _log_root_mean_square(device: torch.device, dtype: torch.dtype) -> Tensor:
     sigma = torch.linspace(0, high, cells + 1, dtype=torch.float64, device="cpu").unsqueeze(-1)
     wide = sigma.clamp(min=_NARROW)
     x = (torch.arange(48, dtype=torch.float64, device="cpu") + 0.5) * (pi / 48)  # even: half the circle is enough
-    shift = 2 * pi * torch.arange(-4, 5, dtype=torch.float64, device="cpu").view(-1, 1, 1)
+    shift = TURN * torch.arange(-4, 5, dtype=torch.float64, device="cpu").view(-1, 1, 1)
     density = torch.exp(((x + shift) / wide).square() / -2).sum(0)
     mean = (wrapped_normal_score(x, wide.square()).square() * density).sum(-1) / density.sum(-1)
     ends = torch.where(sigma > _NARROW, 0.5 * (mean.unsqueeze(-1) * wide.square()).log(), 0.0).squeeze(-1)

@@ -13,7 +13,7 @@ FLOORS = (
     ("runtime", "validators"),
     ("crystals",),
     ("interfaces",),
-    ("registry", "compiling"),
+    ("registry",),
     ("torus", "execution", "memory", "recipe"),
     ("processes", "networks", "samplers", "augmentations", "potentials", "data"),
     ("reading", "model"),

@@ -6,9 +6,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from kldm.compiling import table
 from kldm.crystals import Crystals
 from kldm.registry import augmentation
+from kldm.runtime.tables import table
 from kldm.torus import unit
 
 _ORDERS = tuple(itertools.permutations(range(3)))

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from kldm.compiling import fused, table
 from kldm.crystals import Crystals, Layout
 from kldm.interfaces import OF_SAMPLING, Channel, Latent, Move, Noised, Prediction, Step
+from kldm.processes.draws import uniform
 from kldm.processes.masking import Masking, masked, rate
 from kldm.processes.vocabulary import VOCABULARY, check_elements, narrowed
 from kldm.registry import process
+from kldm.runtime.tables import table
 from kldm.validators import one_of
 
 _MASK = VOCABULARY  # the token after the last type
@@ -78,16 +79,10 @@ class Absorbing:
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
         """Each atom masked with probability m(s); the target is the clean token of every atom."""
-        uniform = torch.rand(clean.species.shape, generator=rng, dtype=s.dtype, device=s.device)
-        noisy, tokens = self._noised(clean.species, clean.layout, s, uniform)
+        tokens = clean.species - 1
+        probability = clean.layout.per_atom(torch.where(s > 0, masked(self.schedule, s), 0.0))
+        noisy = torch.where(_happens(probability, rng), _MASK, tokens)
         return Noised({"species": noisy}, {"species": tokens})
-
-    @fused
-    def _noised(self, species: Tensor, layout: Layout, s: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens after and before, [N] each, from uniform draws [N]."""
-        tokens = species - 1
-        probability = layout.per_atom(torch.where(s > 0, masked(self.schedule, s), 0.0))
-        return torch.where(uniform < probability, _MASK, tokens), tokens
 
     def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
         """Mean over all N atoms of w(s) times the cross-entropy, 0 for those that are not masked (Shi et al., 2024).
@@ -155,8 +150,8 @@ class Absorbing:
         """
         finite = self._finite(prediction)
         below = finite - finite.amax(-1, keepdim=True)
-        uniform = torch.rand(below.shape, generator=rng, dtype=below.dtype, device=below.device)
-        gumbel = -torch.log(-torch.log(uniform.clamp(min=torch.finfo(below.dtype).tiny)))
+        draws = uniform(below, rng).clamp(min=torch.finfo(below.dtype).tiny)
+        gumbel = -torch.log(-torch.log(draws))
         return (below + gumbel).argmax(-1)
 
     def _finite(self, prediction: Prediction) -> Tensor:
@@ -179,13 +174,11 @@ def _forbidden(elements: tuple[int, ...], device: torch.device) -> Tensor:
 
 def _happens(probability: Tensor, rng: torch.Generator) -> Tensor:
     """Independent draws, True with the given probability."""
-    uniform = torch.rand(probability.shape, generator=rng, dtype=probability.dtype, device=probability.device)
-    return uniform < probability
+    return uniform(probability, rng) < probability
 
 
 def _one_atom_each(layout: Layout, rng: torch.Generator) -> Tensor:
     """bool [N], True for one atom of every crystal, uniformly chosen."""
-    uniform = torch.rand(len(layout), generator=rng, dtype=torch.float64, device=layout.device)
-    first = layout.ptr[:-1]
-    chosen = first + (uniform * layout.num_atoms).long()
+    share = uniform(layout.num_atoms.double(), rng)
+    chosen = layout.ptr[:-1] + (share * layout.num_atoms).long()
     return layout.per_atom(chosen) == torch.arange(layout.total, device=layout.device)

@@ -8,12 +8,13 @@ import attrs
 import torch
 from torch import Tensor
 
-from kldm.compiling import table
 from kldm.crystals import Crystals, CrystalStore
 from kldm.errors import KldmError
 from kldm.interfaces import Codec, Json
+from kldm.processes.draws import normal, uniform
 from kldm.processes.euclidean_flow import EuclideanFlow
 from kldm.registry import process
+from kldm.runtime.tables import table
 
 _SMALLEST_SCALE = 0.01  # of a log length: 1 % of the length
 _ANGLES = (pi / 3, 2 * pi / 3)  # of Niggli-reduced cells, up to rounding
@@ -56,14 +57,13 @@ class CellPrior:
         if self._moments is None:
             raise KldmError(
                 "the prior of the lattice is used before it is fitted",
-                place="lattice_flow",
+                place="fit",
                 remedy="fit it on the training split",
             )
         values, shape = like.lattice, (len(like), 3)
         mean, std = _table(self._moments, values.device, values.dtype)
-        logs = mean + std * torch.randn(shape, generator=rng, dtype=values.dtype, device=values.device)
-        uniform = torch.rand(shape, generator=rng, dtype=values.dtype, device=values.device)
-        angles = _ANGLES[0] + (_ANGLES[1] - _ANGLES[0]) * uniform
+        logs = mean + std * normal(values, rng, shape)
+        angles = _ANGLES[0] + (_ANGLES[1] - _ANGLES[0]) * uniform(values, rng, shape)
         return codec.encode(attrs.evolve(like, lattice=torch.cat([logs.exp(), angles], -1)))
 
 

@@ -7,10 +7,10 @@ import attrs
 import torch
 from torch import Tensor
 
-from kldm.compiling import table
 from kldm.crystals import Crystals
 from kldm.interfaces import Channel
 from kldm.processes.vocabulary import VOCABULARY, check_elements, narrowed
+from kldm.runtime.tables import table
 
 _LARGEST = 1e300  # of the numbers of a row: no sum of them overflows
 _BITS = 7

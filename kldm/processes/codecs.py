@@ -8,11 +8,11 @@ import attrs
 import torch
 from torch import Tensor
 
-from kldm.compiling import table
 from kldm.crystals import Crystals, CrystalStore, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, Json
 from kldm.registry import codec
+from kldm.runtime.tables import table
 
 _CUT = 0.025  # share of the structures left out at each end, per axis
 _ENOUGH = 20  # structures left after the cut for statistics of their own

@@ -10,6 +10,7 @@ from torch import Tensor
 from kldm.crystals import Crystals, CrystalStore, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, Cleans, Codec, Fits, Json, Latent, Noised, Prediction, Restricts
+from kldm.processes.draws import normal
 
 
 @attrs.frozen(kw_only=True)
@@ -73,8 +74,7 @@ class CodedProcess:
     def _draw(self, like: Crystals, rng: torch.Generator) -> Tensor:
         """z for crystals of this layout, [B, C] or [N, C]: N(0, I). A process may draw from another law."""
         rows = len(like) if self.codec.channel.per == "crystal" else like.layout.total
-        shape, values = (rows, self.codec.channel.width), like.lattice
-        return torch.randn(shape, generator=rng, dtype=values.dtype, device=values.device)
+        return normal(like.lattice, rng, (rows, self.codec.channel.width))
 
     def _rows(self, values: Tensor, layout: Layout, like: Tensor) -> Tensor:
         """Values of crystals [B] as a column that goes with the channel's rows."""

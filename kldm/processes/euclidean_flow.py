@@ -7,7 +7,6 @@ import attrs
 import torch
 from torch import Tensor
 
-from kldm.compiling import fused
 from kldm.crystals import Crystals, CrystalStore, Layout
 from kldm.interfaces import OF_SAMPLING, Codec, Fits, Json, Latent, Move, Noised, Prediction, Step
 from kldm.processes.coded import CodedProcess
@@ -57,15 +56,10 @@ class EuclideanFlow(CodedProcess):
         return {"denoise": flow, "flow": flow, "flow_given": flow_given, "draw_given": flow_given}
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
-        noisy, target = self._noised(clean, s, self._draw(clean, rng))
-        return Noised({self._name: noisy}, {self._name: target})
-
-    @fused
-    def _noised(self, clean: Crystals, s: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """x_s and the target."""
-        start = self.codec.encode(clean)
+        start, noise = self.codec.encode(clean), self._draw(clean, rng)
         s = self._rows(s, clean.layout, start)
-        return s * noise + (1 - s) * start, start if self.parameterization == "x0" else start - noise
+        target = start if self.parameterization == "x0" else start - noise
+        return Noised({self._name: s * noise + (1 - s) * start}, {self._name: target})
 
     def flow(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Euler's step x <- x + (s - r) (1 + a t) v."""
@@ -84,7 +78,7 @@ class EuclideanFlow(CodedProcess):
         """Along the line through x_s and x_0: x_0 + (r / s) (x_s - x_0), Euler's step without anti-annealing."""
         start = clean[self._name]
         share = self._rows(step.r / step.s, step.layout, start)
-        return {self._name: torch.lerp(start, latent[self._name], share)}
+        return {self._name: start + share * (latent[self._name] - start)}
 
     def fitted(self, train: CrystalStore) -> Self:
         source = self.source.fitted(train) if isinstance(self.source, Fits) else self.source

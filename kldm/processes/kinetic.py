@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kldm.compiling import table
+from kldm.runtime.tables import table
 from kldm.torus import score_root_mean_square
 
 # Terms of the series of sigma_r^2 follow one another by (t / pi)^2 in size. Those up to t = 2 are exact to 1e-17 and
@@ -58,7 +58,7 @@ def _power_series(terms: int, device: torch.device, dtype: torch.dtype) -> Tenso
 
 
 class Kernel(NamedTuple):
-    """The kernel at times t; made by ``Kernel.at``. Compilers know named tuples, but no other records.
+    """The kernel at times t; made by ``Kernel.at``.
 
     Attributes:
         time: t.
@@ -112,7 +112,7 @@ def velocity_score(g: Tensor, velocity_noise: Tensor, gain: Tensor, velocity_var
         velocity_noise: v_t - exp(-t) v_0 = sigma_v eps_v.
         gain, velocity_variance: of the kernel.
     """
-    return torch.addcdiv(gain * g, velocity_noise, velocity_variance, value=-1)
+    return gain * g - velocity_noise / velocity_variance
 
 
 class Joint(NamedTuple):
@@ -136,13 +136,10 @@ class Joint(NamedTuple):
         if not initial_velocity_std:
             return cls(kernel.gain, kernel.velocity_variance.sqrt(), kernel.position_std)
         start = initial_velocity_std**2
-        variance = torch.addcmul(kernel.velocity_variance, kernel.decay, kernel.decay, value=start)
+        variance = kernel.velocity_variance + start * kernel.decay.square()
         known, unknown = start * kernel.decay / variance, start * kernel.velocity_variance / variance
-        return cls(
-            kernel.gain * (1 + known),
-            variance.sqrt(),
-            torch.addcmul(kernel.position_variance, kernel.gain.square(), unknown).sqrt(),
-        )
+        position_variance = kernel.position_variance + kernel.gain.square() * unknown
+        return cls(kernel.gain * (1 + known), variance.sqrt(), position_variance.sqrt())
 
 
 _EARLIEST = 1e-6  # below this share of the latest time the flow no longer turns; any angle keeps the law

@@ -43,7 +43,7 @@ class Linear:
 
     def _exponent(self, s: Tensor) -> Tensor:
         """-B(s)."""
-        return torch.addcmul(-self.beta_min * s, s, s, value=-(self.beta_max - self.beta_min) / 2)
+        return -self.beta_min * s - (self.beta_max - self.beta_min) / 2 * s.square()
 
 
 @schedule("cosine.v1")

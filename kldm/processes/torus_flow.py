@@ -6,10 +6,11 @@ import attrs
 import torch
 from torch import Tensor
 
-from kldm.compiling import fused
 from kldm.crystals import Crystals, Layout
 from kldm.interfaces import OF_SAMPLING, Channel, Latent, Move, Noised, Prediction, Step
+from kldm.processes.draws import uniform
 from kldm.processes.euler import stride
+from kldm.processes.torus_process import TorusProcess
 from kldm.registry import process
 from kldm.torus import towards, unit, wrap
 from kldm.validators import at_least
@@ -17,7 +18,7 @@ from kldm.validators import at_least
 
 @process("torus_flow.v1")
 @attrs.frozen(kw_only=True)
-class TorusFlow:
+class TorusFlow(TorusProcess):
     """Riemannian flow matching on the torus (Chen and Lipman, 2024) as in FlowMM (Miller et al., 2024).
 
     With the flow time t = 1 - s, noise f_1 ~ U[0, 1) at s = 1 and data f_0 at s = 0, the shortest displacement is
@@ -55,19 +56,14 @@ class TorusFlow:
 
     def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
         """f ~ U[0, 1)."""
-        return {"fractional": _uniform(given.fractional, rng)}
+        return {"fractional": uniform(given.fractional, rng)}
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
         """The point of the geodesic at s, counted from its end f_0 that rounding must not move: f_0 - s u."""
         end = clean.fractional
-        fractional, target = self._noised(end, clean.layout, s, _uniform(end, rng))
-        return Noised({"fractional": fractional}, {"flow": target})
-
-    @fused
-    def _noised(self, end: Tensor, layout: Layout, s: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Fractional coordinates and target from f_0 and f_1, [N, 3] each."""
-        u = wrap(end - noise, 1.0)
-        return unit(end - layout.per_atom(s.to(end.dtype)).unsqueeze(-1) * u), self._free(u, layout)
+        u = wrap(end - uniform(end, rng), 1.0)
+        s = clean.layout.per_atom(s.to(end.dtype)).unsqueeze(-1)
+        return Noised({"fractional": unit(end - s * u)}, {"flow": self._free(u, clean.layout)})
 
     def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
         """Mean square error over atoms and axes."""
@@ -92,14 +88,3 @@ class TorusFlow:
         end = clean["fractional"]
         share = step.layout.per_atom((step.r / step.s).to(end.dtype)).unsqueeze(-1)
         return {"fractional": towards(end, latent["fractional"], share)}
-
-    def decode(self, latent: Latent, into: Crystals) -> Crystals:
-        return attrs.evolve(into, fractional=unit(latent["fractional"]))
-
-    def _free(self, values: Tensor, layout: Layout) -> Tensor:
-        """Values without net translation, where that is asked for."""
-        return layout.centred(values) if self.zero_net_translation else values
-
-
-def _uniform(like: Tensor, rng: torch.Generator) -> Tensor:
-    return torch.rand(like.shape, generator=rng, dtype=like.dtype, device=like.device)

@@ -1,29 +1,27 @@
 """KLDM's diffusion of fractional coordinates: noise enters velocities, which carry the coordinates along the torus."""
 
 from collections.abc import Mapping
-from math import pi
 from typing import Literal
 
 import attrs
 import torch
 from torch import Tensor
 
-from kldm.compiling import fused
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, Latent, Move, Noised, Prediction, Step
+from kldm.processes.draws import normal, uniform
 from kldm.processes.kinetic import Joint, Kernel, flow, posterior, velocity_score, velocity_variance
 from kldm.processes.langevin import langevin_size
+from kldm.processes.torus_process import TorusProcess
 from kldm.registry import process
-from kldm.torus import score_root_mean_square, unit, wrap, wrapped_normal_score
+from kldm.torus import TURN, score_root_mean_square, unit, wrap, wrapped_normal_score
 from kldm.validators import above, one_of, within
-
-_TURN = 2 * pi  # inside: angles and radians per time; in the latent: fractions of a turn, v / (2 pi)
 
 
 @process("trivialized_torus.v1")
 @attrs.frozen(kw_only=True)
-class TrivializedTorus:
+class TrivializedTorus(TorusProcess):
     """Trivialized diffusion on the torus (sections 3.1 and 3.2, Algorithms 1, 3 and 4).
 
     Angles theta = 2 pi f and velocities v follow Eq. 12 up to the time t = ``horizon`` s. Noising draws from the kernel
@@ -108,45 +106,32 @@ class TrivializedTorus:
     def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
         """v ~ N(0, I), f ~ U[0, 1)."""
         like = given.fractional
-        fractional = torch.rand(like.shape, generator=rng, dtype=like.dtype, device=like.device)
-        return {"fractional": fractional, "velocity": self._normal(like, given.layout, rng) / _TURN}
+        return {"fractional": uniform(like, rng), "velocity": self._normal(like, given.layout, rng) / TURN}
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
         """A draw from the kernel of Eq. 16 and the target (Algorithm 1)."""
-        like = clean.fractional
-        noise = _draw(like, rng, 2)
-        start = _draw(like, rng) if self.initial_velocity_std > 0 else None
-        fractional, velocity, target = self._noised(like, clean.layout, s, noise, start)
-        return Noised({"fractional": fractional, "velocity": velocity}, {"velocity": target})
-
-    @fused
-    def _noised(
-        self, fractional: Tensor, layout: Layout, s: Tensor, noise: Tensor, start: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Fractional coordinates, velocities and target, [N, 3] each, from normal draws [N, 2, 3], of v_0 [N, 3]."""
-        kernel, simplified = self._kernel(s, fractional), self.parameterization == "simplified"
-        gain, sigma_v, sigma_r, variance, scale = layout.columns(
+        layout, kernel = clean.layout, self._kernel(s, clean.fractional)
+        simplified = self.parameterization == "simplified"
+        gain, decay, sigma_v, sigma_r, size = layout.columns(
             kernel.gain,
+            kernel.decay,
             kernel.velocity_variance.sqrt(),
             kernel.position_std,
-            kernel.position_variance,
             kernel.score_size if simplified else kernel.velocity_variance,
         )
+        eps_v, eps_r = self._normals(clean.fractional, rng).unbind(1)
+        eps_v = self._free(eps_v, layout)
         if self.displacement_noise == "projected":
-            noise = self._free(noise, layout)
-        else:
-            noise = torch.stack([self._free(noise[:, 0], layout), noise[:, 1]], 1)
-        push, displacement = sigma_v * noise[:, 0], sigma_r * noise[:, 1]
-        velocity, travelled = push, push  # v_t, v_t + v_0
-        if start is not None:
-            start = self.initial_velocity_std * self._free(start, layout)
-            velocity = torch.addcmul(push, layout.per_atom(kernel.decay).unsqueeze(-1), start)
-            travelled = velocity + start
-        r = torch.addcmul(displacement, gain, travelled)
-        moved = unit(torch.add(fractional, r, alpha=1 / _TURN))
-        g = self._free(wrapped_normal_score(displacement, variance, kernel.widest), layout)
-        target = g / scale if simplified else velocity_score(g, push, gain, scale)
-        return moved, velocity / _TURN, target
+            eps_r = self._free(eps_r, layout)
+        start = torch.zeros_like(eps_v)
+        if self.initial_velocity_std > 0:
+            start = self.initial_velocity_std * self._normal(eps_v, layout, rng)
+        velocity, displacement = decay * start + sigma_v * eps_v, sigma_r * eps_r
+        r = gain * (velocity + start) + displacement
+        g = self._free(wrapped_normal_score(displacement, sigma_r.square(), kernel.widest), layout)
+        target = g / size if simplified else velocity_score(g, sigma_v * eps_v, gain, size)
+        latent = {"fractional": unit(clean.fractional + r / TURN), "velocity": velocity / TURN}
+        return Noised(latent, {"velocity": target})
 
     def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
         """Mean square error over atoms and axes.
@@ -168,14 +153,14 @@ class TrivializedTorus:
         velocity, score = self._state(latent, prediction, step.s, layout)
         growth, push, spread, h = layout.columns(h.exp(), 2 * h.expm1(), (2 * h).expm1().sqrt(), h)
         noise = self._normal(velocity, layout, step.rng)
-        return self._carry(latent, (growth * velocity).addcmul(push, score).addcmul(spread, noise), h)
+        return self._carry(latent, growth * velocity + push * score + spread * noise, h)
 
     def flow(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Probability flow by the same integrator: no noise and half the score, v <- e^h v + (e^h - 1) S."""
         h = self._duration(step, latent["fractional"])
         velocity, score = self._state(latent, prediction, step.s, step.layout)
         growth, push, h = step.layout.columns(h.exp(), h.expm1(), h)
-        return self._carry(latent, torch.addcmul(growth * velocity, push, score), h)
+        return self._carry(latent, growth * velocity + push * score, h)
 
     def predict(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Predictor of Algorithm 4: v <- rho v + c S, rho = e^h, c = (rho sigma_v(t) - sigma_v(t - h)) sigma_v(t)."""
@@ -184,7 +169,7 @@ class TrivializedTorus:
         before, after = velocity_variance(self._times(step, h), self.variance_floor).sqrt().unbind()
         rho = h.exp()
         rho, push, h = step.layout.columns(rho, (rho * before - after) * before, h)
-        return self._carry(latent, torch.addcmul(rho * velocity, push, score), h)
+        return self._carry(latent, rho * velocity + push * score, h)
 
     def correct(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Corrector of Algorithm 4: v <- v + delta S + sqrt(2 delta) eps, delta = tau / S^2.
@@ -204,11 +189,11 @@ class TrivializedTorus:
         else:
             square = layout.mean(score.square()).mean(-1)
         delta = langevin_size(square, step.correction.tau)
-        delta, spread, h = layout.columns(delta, (2 * delta).sqrt(), self._duration(step, velocity))
-        velocity = velocity.addcmul(delta, score).addcmul(spread, self._normal(velocity, layout, step.rng))
+        delta, h = layout.columns(delta, self._duration(step, velocity))
+        velocity = velocity + delta * score + (2 * delta).sqrt() * self._normal(velocity, layout, step.rng)
         if step.correction.positions:
             return self._carry(latent, velocity, h)
-        return {"fractional": latent["fractional"], "velocity": velocity / _TURN}
+        return {"fractional": latent["fractional"], "velocity": velocity / TURN}
 
     def estimate(self, latent: Latent, prediction: Prediction, s: Tensor, layout: Layout) -> Latent:
         """theta_0 = y - sigma_r^2 g, the mean of the law's posterior by Tweedie's formula; v_0 = 0."""
@@ -218,9 +203,9 @@ class TrivializedTorus:
         if self.parameterization == "simplified":
             g = output * layout.per_atom(self._kernel(s, output).score_size).unsqueeze(-1)
         else:
-            g = (output + latent["velocity"] * _TURN / velocity_std.square()) / gain
+            g = (output + latent["velocity"] * TURN / velocity_std.square()) / gain
         y = self._free_of_displacement(latent, joint.gain, layout)
-        clean = torch.addcmul(y, position_std.square(), g, value=-1 / _TURN)
+        clean = y - position_std.square() * g / TURN
         return {"fractional": unit(clean), "velocity": torch.zeros_like(clean)}
 
     def flow_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
@@ -237,24 +222,21 @@ class TrivializedTorus:
         a, b, c, spread_1, spread_2, shared = step.layout.columns(
             *posterior(t, r, self.horizon, self.initial_velocity_std)
         )
-        n_1, n_2 = self._free(_draw(w_1, step.rng, 2), step.layout).unbind(1)
+        n_1, n_2 = self._free(self._normals(w_1, step.rng), step.layout).unbind(1)
         return self._coloured(clean, a * w_1 + b * w_2 + spread_1 * n_1 + shared * n_2, c * w_2 + spread_2 * n_2, step)
-
-    def decode(self, latent: Latent, into: Crystals) -> Crystals:
-        return attrs.evolve(into, fractional=unit(latent["fractional"]))
 
     def _whitened(self, latent: Latent, clean: Latent, step: Step) -> tuple[Tensor, Tensor]:
         """w_1 and w_2 of ``Joint`` at s, [N, 3] each; of the images of the displacement the nearest one."""
         joint = self._joint(step.s, latent["fractional"])
         velocity_std, position_std = step.layout.columns(joint.velocity_std, joint.position_std)
         y = self._free_of_displacement(latent, joint.gain, step.layout)
-        return latent["velocity"] * _TURN / velocity_std, wrap(y - clean["fractional"], 1.0) * _TURN / position_std
+        return latent["velocity"] * TURN / velocity_std, wrap(y - clean["fractional"], 1.0) * TURN / position_std
 
     def _coloured(self, clean: Latent, w_1: Tensor, w_2: Tensor, step: Step) -> Latent:
         """The latent with these w_1 and w_2 at r; at r = 0 itself, where only the floor of the variances is left, the
         clean one."""
         joint = self._joint(step.r, w_1)
-        stds = torch.stack([joint.velocity_std, joint.position_std]) / _TURN
+        stds = torch.stack([joint.velocity_std, joint.position_std]) / TURN
         ends = stds.masked_fill(step.r <= 0, 0.0).unbind()
         gain, velocity_std, position_std = step.layout.columns(joint.gain, *ends)
         velocity = velocity_std * w_1
@@ -265,11 +247,11 @@ class TrivializedTorus:
 
     def _free_of_displacement(self, latent: Latent, gain: Tensor, layout: Layout) -> Tensor:
         """y / (2 pi) = f - gain v / (2 pi), not yet wrapped, with a gain for each crystal."""
-        return torch.addcmul(latent["fractional"], layout.per_atom(gain).unsqueeze(-1), latent["velocity"], value=-1)
+        return latent["fractional"] - layout.per_atom(gain).unsqueeze(-1) * latent["velocity"]
 
     def _state(self, latent: Latent, prediction: Prediction, s: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Velocity v and full score S, [N, 3] both, in radians, from the network's output at time s."""
-        velocity, output = latent["velocity"] * _TURN, self._free(prediction["velocity"], layout)
+        velocity, output = latent["velocity"] * TURN, self._free(prediction["velocity"], layout)
         if self.parameterization == "direct":
             return velocity, output
         kernel = self._kernel(s, velocity)
@@ -278,8 +260,8 @@ class TrivializedTorus:
 
     def _carry(self, latent: Latent, velocity: Tensor, h: Tensor) -> Latent:
         """The latent with this new velocity, and its positions moved back along it for a time h."""
-        velocity = velocity / _TURN
-        return {"fractional": unit(latent["fractional"].addcmul(h, velocity, value=-1)), "velocity": velocity}
+        velocity = velocity / TURN
+        return {"fractional": unit(latent["fractional"] - h * velocity), "velocity": velocity}
 
     def _kernel(self, s: Tensor, like: Tensor) -> Kernel:
         """The kernel at unit times s, one for each crystal."""
@@ -300,14 +282,8 @@ class TrivializedTorus:
 
     def _normal(self, like: Tensor, layout: Layout, rng: torch.Generator) -> Tensor:
         """Noise of the shape of ``like`` [N, 3]."""
-        return self._free(_draw(like, rng), layout)
+        return self._free(normal(like, rng), layout)
 
-    def _free(self, values: Tensor, layout: Layout) -> Tensor:
-        """Values without net translation, where that is asked for."""
-        return layout.centred(values) if self.zero_net_translation else values
-
-
-def _draw(like: Tensor, rng: torch.Generator, draws: int | None = None) -> Tensor:
-    """Normal numbers of the shape of ``like`` [N, 3], or so many of them at once, [N, draws, 3]."""
-    shape = like.shape if draws is None else (len(like), draws, like.shape[-1])
-    return torch.randn(shape, generator=rng, dtype=like.dtype, device=like.device)
+    def _normals(self, like: Tensor, rng: torch.Generator) -> Tensor:
+        """Two draws for every number of ``like``, [N, 2, 3], with their net translation."""
+        return normal(like, rng, (len(like), 2, 3))

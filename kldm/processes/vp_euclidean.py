@@ -7,10 +7,10 @@ import attrs
 import torch
 from torch import Tensor
 
-from kldm.compiling import fused
 from kldm.crystals import Crystals, Layout
 from kldm.interfaces import OF_SAMPLING, Latent, Move, Noised, Prediction, Schedule, Step
 from kldm.processes.coded import CodedProcess
+from kldm.processes.draws import normal
 from kldm.processes.langevin import langevin_size
 from kldm.processes.schedules import Linear
 from kldm.registry import process
@@ -57,17 +57,11 @@ class VPEuclidean(CodedProcess):
         }
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
-        noise = self._draw(clean, rng)
-        noisy, start = self._noised(clean, s, noise)
-        return Noised({self._name: noisy}, {self._name: start if self.parameterization == "x0" else noise})
-
-    @fused
-    def _noised(self, clean: Crystals, s: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """x_s and x_0."""
-        start = self.codec.encode(clean)
+        start, noise = self.codec.encode(clean), self._draw(clean, rng)
         s = s.to(start.dtype)
         alpha, sigma = self._columns(clean.layout, self.schedule.alpha(s), self.schedule.sigma(s))
-        return torch.addcmul(alpha * start, sigma, noise), start
+        target = start if self.parameterization == "x0" else noise
+        return Noised({self._name: alpha * start + sigma * noise}, {self._name: target})
 
     def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Euler-Maruyama: x <- x + (x / 2 + score) beta h + sqrt(beta h) eps; the step that ends at 0 adds no noise.
@@ -80,8 +74,7 @@ class VPEuclidean(CodedProcess):
         kick = torch.where(r > 0, spread, 0.0).sqrt()
         alpha, sigma, spread, kick = self._columns(step.layout, self.schedule.alpha(s), self._sigma(s), spread, kick)
         _, noise = self._split(x, prediction[self._name], alpha, sigma)
-        drift = torch.addcdiv(x / 2, noise, sigma, value=-1)
-        return {self._name: x.addcmul(drift, spread).addcmul(kick, _normal(x, step.rng))}
+        return {self._name: x + (x / 2 - noise / sigma) * spread + kick * normal(x, step.rng)}
 
     def flow(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Probability flow, its linear part exact (DDIM): x_r = alpha_r x_0 + sigma_r eps."""
@@ -130,21 +123,21 @@ class VPEuclidean(CodedProcess):
             rows = score.square()
             square = (rows if self.codec.channel.per == "crystal" else layout.mean(rows)).mean(-1)
         delta = langevin_size(square, step.correction.tau)
-        delta, kick = self._columns(layout, delta, (2 * delta).sqrt())
-        return {self._name: x.addcmul(delta, score).addcmul(kick, _normal(x, step.rng))}
+        delta = self._rows(delta, layout, x)
+        return {self._name: x + delta * score + (2 * delta).sqrt() * normal(x, step.rng)}
 
     def _noise_given(self, latent: Latent, clean: Latent, step: Step) -> tuple[Tensor, Tensor]:
         """x_0 and the eps that goes with it at s."""
         x, s, _ = self._state(latent, step)
         alpha, sigma = self._columns(step.layout, self.schedule.alpha(s), self._sigma(s))
         start = clean[self._name]
-        return start, x.addcmul(alpha, start, value=-1) / sigma
+        return start, (x - alpha * start) / sigma
 
     def _flowed(self, start: Tensor, noise: Tensor, step: Step) -> Latent:
         """alpha_r x_0 + sigma_r eps."""
         r = step.r.to(start.dtype)
         alpha_r, sigma_r = self._columns(step.layout, self.schedule.alpha(r), self.schedule.sigma(r))
-        return {self._name: torch.addcmul(alpha_r * start, sigma_r, noise)}
+        return {self._name: alpha_r * start + sigma_r * noise}
 
     def _drawn(self, start: Tensor, noise: Tensor, step: Step, eta: float) -> Latent:
         """alpha_r x_0 + sqrt(sigma_r^2 - w^2) eps + w z; see ``exponential``."""
@@ -154,7 +147,7 @@ class VPEuclidean(CodedProcess):
         fresh = eta**2 * variance / before * (before - variance).clamp(min=0) / alpha_r.square()
         kept = (variance - fresh).clamp(min=0).sqrt()
         alpha_r, kept, kick = self._columns(step.layout, alpha_r, kept, fresh.sqrt())
-        return {self._name: (alpha_r * start).addcmul(kept, noise).addcmul(kick, _normal(start, step.rng))}
+        return {self._name: alpha_r * start + kept * noise + kick * normal(start, step.rng)}
 
     def _state(self, latent: Latent, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """x, and the times s and r of its crystals [B] in its dtype."""
@@ -168,12 +161,8 @@ class VPEuclidean(CodedProcess):
         """x_0 and eps from the network's output, in keeping with each other: x = alpha x_0 + sigma eps."""
         if self.parameterization == "x0":
             start = self._clean(output)
-            return start, x.addcmul(alpha, start, value=-1) / sigma
-        estimate = x.addcmul(sigma, output, value=-1) / alpha
+            return start, (x - alpha * start) / sigma
+        estimate = (x - sigma * output) / alpha
         start = self._clean(estimate)
         # What ``_clean`` left alone keeps the network's eps to the last digit.
         return start, output + alpha * (estimate - start) / sigma
-
-
-def _normal(like: Tensor, rng: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=rng, dtype=like.dtype, device=like.device)

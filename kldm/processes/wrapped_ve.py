@@ -1,26 +1,25 @@
 """DiffCSP's diffusion of fractional coordinates: variance-exploding noise, wrapped onto the torus."""
 
 from collections.abc import Mapping
-from math import log, pi
+from math import log
 
 import attrs
 import torch
 from torch import Tensor
 
-from kldm.compiling import fused
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import OF_SAMPLING, Channel, Latent, Move, Noised, Prediction, Step
+from kldm.processes.draws import normal, uniform
+from kldm.processes.torus_process import TorusProcess
 from kldm.registry import process
-from kldm.torus import score_root_mean_square, towards, unit, wrap, wrapped_normal_score
+from kldm.torus import TURN, score_root_mean_square, towards, unit, wrap, wrapped_normal_score
 from kldm.validators import above, within
-
-_TURN = 2 * pi  # inside: angles, and standard deviations in radians; in the latent: fractions of a turn
 
 
 @process("wrapped_ve.v1")
 @attrs.frozen(kw_only=True)
-class WrappedVE:
+class WrappedVE(TorusProcess):
     """f_s = f_0 + sigma(s) eps mod 1, sigma(s) = sigma_min^(1-s) sigma_max^s (Jiao et al., 2023: DiffCSP).
 
     The network predicts S / sqrt(n(sigma)), where S = d/df_s log WN(f_s | f_0, sigma^2) on the torus of period 1 and
@@ -84,22 +83,15 @@ class WrappedVE:
 
     def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
         """f ~ U[0, 1)."""
-        like = given.fractional
-        return {"fractional": torch.rand(like.shape, generator=rng, dtype=like.dtype, device=like.device)}
+        return {"fractional": uniform(given.fractional, rng)}
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
-        like = clean.fractional
-        fractional, target = self._noised(like, clean.layout, s, _draw(like, rng))
-        return Noised({"fractional": fractional}, {"displacement": target})
-
-    @fused
-    def _noised(self, fractional: Tensor, layout: Layout, s: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Fractional coordinates and target from normal draws, [N, 3] each."""
-        sigma = self._angle(s, fractional)
-        sigma, variance, size = layout.columns(sigma, sigma.square(), self._size(sigma))
-        displacement = self._displacement(sigma * noise, layout)
-        score = self._free(wrapped_normal_score(displacement, variance, self._widest), layout)
-        return _moved(fractional, displacement), score / -size  # the score by f_s is minus that by the mean
+        layout, sigma = clean.layout, self._angle(s, clean.fractional)
+        sigma, size = layout.columns(sigma, self._size(sigma))
+        displacement = self._displacement(sigma * normal(clean.fractional, rng), layout)
+        score = self._free(wrapped_normal_score(displacement, sigma.square(), self._widest), layout)
+        # The score by f_s is minus that by the mean.
+        return Noised(self._moved(clean.fractional, displacement), {"displacement": -score / size})
 
     def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
         """Mean square error over atoms and axes."""
@@ -111,8 +103,10 @@ class WrappedVE:
         sigma_r counts as 0 at r = 0, so that the last step adds no noise.
         """
         before, after = self._sigmas(step, latent["fractional"])
-        spread = before.square() - after.square()
-        return self._pushed(latent, prediction, before, step.layout, spread, after / before * spread.sqrt(), step.rng)
+        d = before.square() - after.square()
+        d, kick, size = step.layout.columns(d, after / before * d.sqrt(), self._size(before))
+        score = size * self._free(prediction["displacement"], step.layout)
+        return self._moved(latent["fractional"], d * score + kick * self._normal(score, step))
 
     def flow(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Probability flow df = -sigma S dsigma, one step: f <- f + (sigma_s - sigma_r) sigma_s S, sigma_r = 0 at 0.
@@ -120,7 +114,9 @@ class WrappedVE:
         Exact for a normal law, where S = -(f - f_0) / sigma^2.
         """
         before, after = self._sigmas(step, latent["fractional"])
-        return self._pushed(latent, prediction, before, step.layout, (before - after) * before)
+        length, size = step.layout.columns((before - after) * before, self._size(before))
+        score = size * self._free(prediction["displacement"], step.layout)
+        return self._moved(latent["fractional"], length * score)
 
     def correct(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Langevin move f <- f + e S + sqrt(2 e) eps, e = step_lr (sigma / sigma_min)^2 (Algorithm 2).
@@ -128,35 +124,34 @@ class WrappedVE:
         No noise in the step that ends at r = 0. The length is the process's own: ``step.correction`` has no part in it.
         """
         sigma = self._angle(step.now, latent["fractional"])
-        length = self.step_lr * (sigma / self.sigma_min).square()
-        noise = (2 * length).sqrt().masked_fill(step.r <= 0, 0.0)
-        return self._pushed(latent, prediction, sigma, step.layout, length, noise, step.rng)
+        e = self.step_lr * (sigma / self.sigma_min).square()
+        e, kick, size = step.layout.columns(e, (2 * e).sqrt().masked_fill(step.r <= 0, 0.0), self._size(sigma))
+        score = size * self._free(prediction["displacement"], step.layout)
+        return self._moved(latent["fractional"], e * score + kick * self._normal(score, step))
 
     def log_noise(self, s: Tensor) -> Tensor:
         """log sigma(s) at unit times s of any shape, in radians."""
-        return (_TURN * self.sigma(s)).log()
+        return (TURN * self.sigma(s)).log()
 
     def estimate(self, latent: Latent, prediction: Prediction, s: Tensor, layout: Layout) -> Latent:
         """f_0 = f_s + sigma^2 S modulo 1, by Tweedie's formula."""
         sigma = self._angle(s, latent["fractional"])
-        return self._pushed(latent, prediction, sigma, layout, sigma.square())
+        sigma, size = layout.columns(sigma, self._size(sigma))
+        return self._moved(latent["fractional"], sigma.square() * size * self._free(prediction["displacement"], layout))
 
     def flow_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
         """f_0 + (sigma_r / sigma_s) wrap(f_s - f_0) modulo 1, sigma_r = 0 at r = 0."""
         before, after = self._sigmas(step, latent["fractional"])
-        return self._towards(latent, clean, step, after / before)
+        share = step.layout.per_atom(after / before).unsqueeze(-1)
+        return {"fractional": towards(clean["fractional"], latent["fractional"], share)}
 
     def draw_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
         """A draw around f_0 + q wrap(f_s - f_0) with q = sigma_r^2 / sigma_s^2 and the variance sigma_r^2 (1 - q)."""
         before, after = self._sigmas(step, latent["fractional"])
         share = (after / before).square()
-        moved = self._towards(latent, clean, step, share)
-        spread = step.layout.per_atom(after * (1 - share).clamp(min=0).sqrt()).unsqueeze(-1)
-        noise = self._free(_draw(latent["fractional"], step.rng), step.layout)
-        return {"fractional": _moved(moved["fractional"], spread * noise)}
-
-    def decode(self, latent: Latent, into: Crystals) -> Crystals:
-        return attrs.evolve(into, fractional=unit(latent["fractional"]))
+        share, spread = step.layout.columns(share, after * (1 - share).clamp(min=0).sqrt())
+        middle = towards(clean["fractional"], latent["fractional"], share)
+        return self._moved(middle, spread * self._normal(middle, step))
 
     def _displacement(self, noise: Tensor, layout: Layout) -> Tensor:
         """f_s - f_0 from the noise, [N, 3] both, in radians."""
@@ -165,30 +160,13 @@ class WrappedVE:
         centre = torch.atan2(layout.sum(noise.sin()), layout.sum(noise.cos()))
         return wrap(noise - layout.per_atom(centre))
 
-    def _pushed(
-        self,
-        latent: Latent,
-        prediction: Prediction,
-        sigma: Tensor,
-        layout: Layout,
-        length: Tensor,
-        noise: Tensor | None = None,
-        rng: torch.Generator | None = None,
-    ) -> Latent:
-        """f <- f + length S + noise eps, S from the network's output at sigma; numbers of crystals, [B], in radians."""
-        output = self._free(prediction["displacement"], layout)
-        length = length * self._size(sigma)
-        if noise is None or rng is None:
-            angle = layout.per_atom(length).unsqueeze(-1) * output
-        else:
-            length, noise = layout.columns(length, noise)
-            angle = torch.addcmul(length * output, noise, self._free(_draw(output, rng), layout))
-        return {"fractional": _moved(latent["fractional"], angle)}
+    def _moved(self, fractional: Tensor, displacement: Tensor) -> Latent:
+        """The coordinates moved by a displacement in radians, modulo 1."""
+        return {"fractional": unit(fractional + displacement / TURN)}
 
-    def _towards(self, latent: Latent, clean: Latent, step: Step, share: Tensor) -> Latent:
-        """f_0 + share wrap(f_s - f_0) modulo 1, a share of each crystal, [B]."""
-        kept = step.layout.per_atom(share).unsqueeze(-1)
-        return {"fractional": towards(clean["fractional"], latent["fractional"], kept)}
+    def _normal(self, like: Tensor, step: Step) -> Tensor:
+        """Noise of a reverse move."""
+        return self._free(normal(like, step.rng), step.layout)
 
     def _size(self, sigma: Tensor) -> Tensor:
         """sqrt(n(sigma)), the root mean square of the score per radian."""
@@ -196,7 +174,7 @@ class WrappedVE:
 
     @property
     def _widest(self) -> float:
-        return _TURN * self.sigma_max
+        return TURN * self.sigma_max
 
     def _sigmas(self, step: Step, like: Tensor) -> tuple[Tensor, Tensor]:
         """sigma at s and at r, [B] in radians; 0 at r = 0."""
@@ -204,19 +182,7 @@ class WrappedVE:
 
     def _angle(self, s: Tensor, like: Tensor) -> Tensor:
         """sigma in radians at times s, in the dtype of ``like``."""
-        return _TURN * self.sigma(s.to(like.dtype))
-
-    def _free(self, values: Tensor, layout: Layout) -> Tensor:
-        """Values without net translation, where that is asked for."""
-        return layout.centred(values) if self.zero_net_translation else values
-
-
-def _moved(fractional: Tensor, angle: Tensor) -> Tensor:
-    return unit(torch.add(fractional, angle, alpha=1 / _TURN))
-
-
-def _draw(like: Tensor, rng: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=rng, dtype=like.dtype, device=like.device)
+        return TURN * self.sigma(s.to(like.dtype))
 
 
 _DEFAULTS = WrappedVE()

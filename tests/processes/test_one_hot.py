@@ -140,8 +140,7 @@ def test_the_networks_eps_is_used_to_the_last_digit() -> None:
     x, eps = noised.latent["species"], noised.target["species"]
     fresh = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     spread = Linear().beta(s) * (s - r)
-    drift = torch.addcdiv(x / 2, eps, Linear().sigma(s), value=-1)
-    expected = x.addcmul(drift, spread).addcmul(spread.sqrt(), fresh)
+    expected = x + (x / 2 - eps / Linear().sigma(s)) * spread + spread.sqrt() * fresh
     assert torch.equal(process.denoise(noised.latent, noised.target, step(0.01, 0.005, crystals))["species"], expected)
 
 

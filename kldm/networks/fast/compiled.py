@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kldm.compiling import allow_shapes
 from kldm.networks.fast.messages import messages_of_tensors
 from kldm.networks.fast.rounds import Surroundings, rounds
 
 if TYPE_CHECKING:
     from kldm.networks.cspvnet import Layer
+
+SHAPES = 64
+"""How often one function is compiled for other shapes; past its limit of 8 torch would silently go on without."""
 
 PAIRS, ATOMS, CRYSTALS = 1024, 512, 64
 """Multiples that a compiled batch is padded to: a training run on MP-20 then has about ten shapes, 3 % larger."""
@@ -67,5 +69,7 @@ def _fused(
 @cache
 def _compiled() -> Callable[..., Tensor]:
     """Made once for all networks: the weights are arguments, so that a copy of a network shares what was compiled."""
-    allow_shapes()
+    import torch._dynamo.config  # takes a second, so not before it is used
+
+    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, SHAPES)
     return torch.compile(_fused, dynamic=False)

@@ -1,0 +1,27 @@
+"""What the processes of fractional coordinates share."""
+
+import attrs
+from torch import Tensor
+
+from kldm.crystals import Crystals, Layout
+from kldm.interfaces import Latent
+from kldm.torus import unit
+
+
+@attrs.frozen(kw_only=True)
+class TorusProcess:
+    """A process whose latent holds fractional coordinates.
+
+    Args:
+        zero_net_translation: whether the mean over the atoms of each crystal, a translation of which the crystal knows
+            nothing, is taken from what the network learns and predicts and from the noise of the moves.
+    """
+
+    zero_net_translation: bool
+
+    def decode(self, latent: Latent, into: Crystals) -> Crystals:
+        return attrs.evolve(into, fractional=unit(latent["fractional"]))
+
+    def _free(self, values: Tensor, layout: Layout) -> Tensor:
+        """Values [N, ...] without net translation, where that is asked for."""
+        return layout.centred(values) if self.zero_net_translation else values
