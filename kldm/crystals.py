@@ -155,18 +155,18 @@ class Layout:
         """Of the crystals ``first`` to ``last``, the latter excluded."""
         return Layout(self.num_atoms[first:last], self.sizes[first:last])
 
-    def parts(self, max_pairs: int) -> tuple["Part", ...]:
+    def parts(self, max_pairs: int) -> tuple["LayoutPart", ...]:
         """Consecutive parts of at most ``max_pairs`` ordered pairs (of a larger crystal, it alone); made once."""
         if max_pairs not in self._parts:
             atoms = [0, *accumulate(self.sizes)]
             self._parts[max_pairs] = tuple(
-                Part(slice(atoms[first], atoms[last]), slice(first, last), self.part(first, last))
+                LayoutPart(slice(atoms[first], atoms[last]), slice(first, last), self.part(first, last))
                 for first, last in pieces(self.sizes, (0, len(self)), max_pairs)
             )
         return self._parts[max_pairs]
 
     @cached_property
-    def _parts(self) -> dict[int, tuple["Part", ...]]:
+    def _parts(self) -> dict[int, tuple["LayoutPart", ...]]:
         return {}
 
     def per_atom(self, values: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ class Layout:
         return Layout(self.num_atoms.to(device), self.sizes)
 
 
-class Part(NamedTuple):
+class LayoutPart(NamedTuple):
     """Consecutive crystals of a batch, and their atoms."""
 
     atoms: slice
@@ -351,7 +351,7 @@ class CrystalStore:
         )
 
 
-def joined(stores: Sequence[CrystalStore]) -> CrystalStore:
+def concatenated(stores: Sequence[CrystalStore]) -> CrystalStore:
     """The crystals of several stores, at least one, as one store in their order.
 
     Raises:

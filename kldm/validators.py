@@ -81,7 +81,7 @@ def each(validator: Validator) -> Validator:
     return check
 
 
-def check(name: str, value: Any, validator: Validator) -> None:
+def validate(name: str, value: Any, validator: Validator) -> None:
     """Validate an argument of a function, or of a class that attrs does not make."""
     validator(None, cast("attrs.Attribute[Any]", SimpleNamespace(name=name)), value)
 

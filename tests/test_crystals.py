@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core.lattice import Lattice
 
-from kldm.crystals import Crystals, CrystalStore, Layout, joined, lattice_matrix
+from kldm.crystals import Crystals, CrystalStore, Layout, concatenated, lattice_matrix
 from kldm.errors import KldmError
 
 some_sizes = st.lists(st.integers(1, 7), min_size=1, max_size=6)
@@ -164,7 +164,7 @@ def test_the_parts_of_a_store_are_joined_to_it_again(sizes: list[int], data: st.
     everything = store(sizes)
     cut = data.draw(st.integers(1, len(sizes)))
     rows = [list(range(cut)), list(range(cut, len(sizes)))]
-    again = joined([everything.subset(part) for part in rows if part])
+    again = concatenated([everything.subset(part) for part in rows if part])
     assert (again.sizes, again.ids) == (everything.sizes, everything.ids)
     for found, wanted in (
         (again.fractional, everything.fractional),
@@ -178,7 +178,7 @@ def test_the_parts_of_a_store_are_joined_to_it_again(sizes: list[int], data: st.
 
 def test_stores_of_other_columns_are_not_joined() -> None:
     with pytest.raises(KldmError, match=r"per_crystal\['energy'\]: not all of the stores have this column"):
-        joined([store([1, 2]), attrs.evolve(store([3]), per_crystal={})])
+        concatenated([store([1, 2]), attrs.evolve(store([3]), per_crystal={})])
 
 
 @pytest.mark.parametrize("make", [store, lambda sizes: store(sizes).batch(range(len(sizes)))], ids=["store", "batch"])

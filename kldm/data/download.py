@@ -12,7 +12,7 @@ from kldm.errors import KldmError
 
 TIMEOUT = 30.0
 ATTEMPTS = 3
-BLOCK = 2**16
+_BLOCK = 2**16
 
 
 class Interrupted(Exception):
@@ -92,7 +92,7 @@ def _transfer(url: str, part: Path, timeout: float) -> None:
         ):
             got = have
             try:
-                while block := response.read(BLOCK):
+                while block := response.read(_BLOCK):
                     file.write(block)
                     got += len(block)
                     bar.update(len(block))

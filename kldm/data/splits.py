@@ -10,7 +10,7 @@ HELD_OUT = 0.1
 """Part of the crystals that goes to ``val``, and the same to ``test``; the rest is ``train``."""
 
 
-def compositions(store: CrystalStore) -> list[tuple[tuple[int, int], ...]]:
+def reduced_compositions(store: CrystalStore) -> list[tuple[tuple[int, int], ...]]:
     """The reduced composition of each crystal: (atomic number, count) in order, without common divisor."""
     species: list[int] = store.species.tolist()
     result = []
@@ -29,7 +29,7 @@ def split_rows(store: CrystalStore) -> dict[str, list[int]]:
     Compositions are taken in the order of a hash of their own numbers, hence independent of order and platform.
     """
     groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
-    for row, composition in enumerate(compositions(store)):
+    for row, composition in enumerate(reduced_compositions(store)):
         groups.setdefault(composition, []).append(row)
     wanted = round(HELD_OUT * len(store))
     rows: dict[str, list[int]] = {"train": [], "val": [], "test": []}

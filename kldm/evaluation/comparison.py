@@ -126,7 +126,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
     Raises:
         KldmError: no path, one given twice, or what is there is not a report with values.
     """
-    columns = read_columns(paths)
+    columns = report_columns(paths)
     agreed: dict[Figure, dict[str, None]] = {}
     reasons: dict[str, None] = {}
     for entries in _by_metric(columns).values():
@@ -147,7 +147,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
     return Comparison(columns, tuple(figures), tuple(reasons), tuple(_warnings(columns)))
 
 
-def read_columns(paths: Sequence[Path]) -> tuple[Column, ...]:
+def report_columns(paths: Sequence[Path]) -> tuple[Column, ...]:
     """The columns of all reports; names that would be equal are replaced by paths.
 
     Raises:

@@ -13,7 +13,7 @@ import attrs
 from kldm.errors import KldmError
 from kldm.evaluation.results import library_versions, write_json, write_samples, write_table
 from kldm.interfaces import Candidate, Json, Potential
-from kldm.metrics.relaxing.relaxation import TIME_LIMIT, Relaxation, Relaxed, relaxed, versions
+from kldm.metrics.relaxing.relaxation import RELAXATION_SECONDS, Relaxation, Relaxed, relaxation_versions, relaxed
 from kldm.reading import read_file, read_reference, record_of
 from kldm.recipe import build, overridden
 from kldm.runtime.files import atomic_write, make_writable
@@ -53,7 +53,7 @@ def relax_file(
     out: Path,
     *,
     workers: int = 1,
-    time_limit: float = TIME_LIMIT,
+    time_limit: float = RELAXATION_SECONDS,
     limit: int | None = None,
 ) -> dict[str, Any]:
     """Relax structures and write to ``out``:
@@ -95,7 +95,7 @@ def relax_file(
         "relaxed": sum(one.structure is not None for one in done),
         "unconverged": sum(one.structure is not None and not one.converged for one in done),
         "failures": dict(Counter(one.reason for one in made if one.structure is None)),
-        "libraries": library_versions() | versions(),
+        "libraries": library_versions() | relaxation_versions(),
         "seconds": round(time.monotonic() - started, 1),
     }
     write_samples(out, made, names, [row["energy"] for row in rows])

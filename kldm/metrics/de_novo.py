@@ -13,11 +13,11 @@ from kldm.metrics.composition import States, check_states, compositional_rule
 from kldm.metrics.distributions import drawn, property_distances
 from kldm.metrics.fingerprinting.coverage import CUTOFFS, Coverage, Dataset, coverage
 from kldm.metrics.fingerprinting.fingerprints import (
-    TIME_LIMIT,
+    FINGERPRINT_SECONDS,
     Fingerprint,
     cached_fingerprints,
+    fingerprint_versions,
     fingerprints,
-    versions,
 )
 from kldm.metrics.structure import structural_rule
 from kldm.metrics.validity import Validity, Verdict, share
@@ -76,7 +76,7 @@ class DeNovo:
     valid_only: bool = False
     coverage: bool = True
     workers: int = attrs.field(default=1, validator=worker_count())
-    time_limit: float = attrs.field(default=TIME_LIMIT, validator=duration())
+    time_limit: float = attrs.field(default=FINGERPRINT_SECONDS, validator=duration())
 
     def __attrs_post_init__(self) -> None:
         check_states(self.states, self.legacy)
@@ -171,7 +171,7 @@ class DeNovo:
             "seed": self.seed,
             "time_limit": self.time_limit,
             "counts": counts,
-            "versions": {**versions(), "smact": version("smact")},
+            "versions": {**fingerprint_versions(), "smact": version("smact")},
         }
         if self.coverage:
             definition["coverage"] = {

@@ -32,7 +32,7 @@ CLOSE = (0.02, 0.1)
 """The match rate counts what lies within ``stol`` of its target, where little looks alike; these shares count what is
 close."""
 
-TIME_LIMIT: float | None = 60.0
+_SECONDS: float | None = 60.0
 """Seconds for one structure or one pair."""
 
 EXACT_RMSE = 1e-6
@@ -125,7 +125,7 @@ class MatchRate:
     full_seeds: bool = False
     metre: bool = True
     workers: int = attrs.field(default=1, validator=worker_count())
-    time_limit: float | None = attrs.field(default=TIME_LIMIT, validator=optional(duration()))
+    time_limit: float | None = attrs.field(default=_SECONDS, validator=optional(duration()))
 
     def __attrs_post_init__(self) -> None:
         if not self.rules or len(set(self.rules)) < len(self.rules):

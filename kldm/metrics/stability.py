@@ -14,13 +14,20 @@ from kldm.interfaces import Candidate, Json, Measurement, Potential, Samples, Te
 from kldm.metrics.relaxing.corrections import mp2020
 from kldm.metrics.relaxing.displacement import displacement, displacement_mattergen
 from kldm.metrics.relaxing.hull import Hull, Scheme, above_hull, check_scales, read_hull
-from kldm.metrics.relaxing.relaxation import TIME_LIMIT, Relaxation, calculator_of, impossible, relaxed, versions
+from kldm.metrics.relaxing.relaxation import (
+    RELAXATION_SECONDS,
+    Relaxation,
+    calculator_of,
+    impossible,
+    relaxation_versions,
+    relaxed,
+)
 from kldm.metrics.relaxing.similarity import ELECTRONEGATIVITIES, RADII, TOLERANCES, Comparator, novel, unique
 from kldm.metrics.structure import without_charges
 from kldm.metrics.validity import formula, share
 from kldm.reading import find_reference, read_reference
 from kldm.registry import metric
-from kldm.runtime.pool import Failure, each
+from kldm.runtime.pool import Failure, parallel_map
 from kldm.validators import duration, finite, one_of, worker_count
 from kldm.validators import each as each_of
 
@@ -66,7 +73,7 @@ class Stability:
     matcher: Comparator = attrs.field(default="disordered", validator=one_of())
     known: tuple[str, ...] = ()
     workers: int = attrs.field(default=1, validator=worker_count())
-    time_limit: float = attrs.field(default=TIME_LIMIT, validator=duration())
+    time_limit: float = attrs.field(default=RELAXATION_SECONDS, validator=duration())
 
     def __attrs_post_init__(self) -> None:
         if self.hull and self.potential is None:
@@ -150,7 +157,7 @@ class Stability:
             row.steps, row.converged = result.steps, result.converged
             made.append(_Made(row, result.structure))
         ends = [(before, one.structure) for one in made if (before := one.row.candidate.structure) is not None]
-        moved = each(
+        moved = parallel_map(
             _displacements, ends, workers=self.workers, time_limit=self.time_limit, description="displacements"
         )
         for one, found in zip(made, moved, strict=True):
@@ -162,7 +169,9 @@ class Stability:
         """Energies above the hull, of those that have one."""
         if hull.scheme == "mp2020" and self.potential is not None and self.potential.scale == "uncorrected":
             structures = [one.structure for one in made]
-            work = each(mp2020, structures, workers=self.workers, time_limit=self.time_limit, description="corrections")
+            work = parallel_map(
+                mp2020, structures, workers=self.workers, time_limit=self.time_limit, description="corrections"
+            )
             for one, added in zip(made, work, strict=True):
                 if isinstance(added, Failure):
                     one.row.energy, one.row.reason = None, "its energy cannot be corrected"
@@ -228,7 +237,7 @@ class Stability:
                 "failures": dict(sorted(Counter(row.reason for row in rows if row.reason).items())),
                 "rmsd_mattergen": sum(row.rmsd_mattergen is not None for row in rows),
             },
-            "versions": versions(),
+            "versions": relaxation_versions(),
         }
         if self.matcher == "disordered":
             definition["similar_elements"] = {"radii": RADII, "electronegativities": ELECTRONEGATIVITIES}

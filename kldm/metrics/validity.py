@@ -14,7 +14,7 @@ from kldm.interfaces import Candidate, Json, Measurement, Samples, Terms
 from kldm.metrics.composition import MOST_COMBINATIONS, States, check_states, compositional_rule, compositional_validity
 from kldm.metrics.structure import CUTOFF, MINIMUM_VOLUME, structural_rule, structural_validity
 from kldm.registry import metric
-from kldm.runtime.pool import Failure, each
+from kldm.runtime.pool import Failure, parallel_map
 from kldm.validators import above
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Validity:
             time_limit: seconds per candidate; one that takes longer passes no test. None: no limit.
         """
         judge = partial(_faults, rules=self)
-        work = each(judge, candidates, workers=workers, time_limit=time_limit, description="validity")
+        work = parallel_map(judge, candidates, workers=workers, time_limit=time_limit, description="validity")
         return [
             Faults(candidate, "", *[found.reason] * 3) if isinstance(found, Failure) else found
             for candidate, found in zip(candidates, work, strict=True)

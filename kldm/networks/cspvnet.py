@@ -16,7 +16,7 @@ from kldm.networks.channels import Roles, answer
 from kldm.networks.features import TimeEmbedding, TimeFeatures, sinusoids
 from kldm.registry import network
 from kldm.runtime.rows import add_rows, take_rows
-from kldm.validators import at_least, check, one_of
+from kldm.validators import at_least, one_of, validate
 
 TangentHead = Literal["mlp", "linear"]
 
@@ -64,8 +64,8 @@ class CSPVNet(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("hidden", hidden), ("layers", layers), ("frequencies", frequencies)):
-            check(name, value, at_least(1))
-        check("tangent_head", tangent_head, one_of(*get_args(TangentHead)))
+            validate(name, value, at_least(1))
+        validate("tangent_head", tangent_head, one_of(*get_args(TangentHead)))
         self.roles = roles = Roles.of(interface)
         self.frequencies, self.self_edges, self.execution = frequencies, self_edges, Execution()
         self.nodes = Embedding(roles.atoms, hidden, time_features, time_embedding, interface.log_noise)

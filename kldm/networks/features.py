@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kldm.errors import KldmError
-from kldm.validators import at_least, check, one_of
+from kldm.validators import at_least, one_of, validate
 
 TimeEmbedding = Literal["fourier", "sinusoidal", "log_noise"]
 
@@ -55,8 +55,8 @@ class TimeFeatures(nn.Module):
         self, features: int, embedding: TimeEmbedding, log_noise: Callable[[Tensor], Tensor] | None = None
     ) -> None:
         super().__init__()
-        check("time_embedding", embedding, one_of(*get_args(TimeEmbedding)))
-        check("time_features", features, at_least(2))
+        validate("time_embedding", embedding, one_of(*get_args(TimeEmbedding)))
+        validate("time_features", features, at_least(2))
         if features % 2:
             raise KldmError(f"must be even, got {features}", place="time_features")
         if embedding == "log_noise" and log_noise is None:

@@ -15,10 +15,10 @@ from kldm.registry import potential
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
 
-NAME = "chgnet.v1"
+_NAME = "chgnet.v1"
 
 
-@potential(NAME)
+@potential(_NAME)
 @attrs.frozen(kw_only=True)
 class CHGNet:
     """CHGNet (Deng et al., Nature Machine Intelligence 2023), trained on relaxations of the Materials Project.
@@ -44,17 +44,17 @@ class CHGNet:
 
     @property
     def identity(self) -> Mapping[str, Json]:
-        return {"name": NAME, "model": self.model, "chgnet": package_version("chgnet", NAME)}
+        return {"name": _NAME, "model": self.model, "chgnet": package_version("chgnet", _NAME)}
 
     def calculator(self) -> "Calculator":
-        package_version("chgnet", NAME)
-        device = usual_device(self.device, NAME)
+        package_version("chgnet", _NAME)
+        device = usual_device(self.device, _NAME)
         with warnings.catch_warnings(), redirect_stdout(StringIO()):  # it prints its name and device
             warnings.simplefilter("ignore")
             try:
                 from chgnet.model.dynamics import CHGNetCalculator
                 from chgnet.model.model import CHGNet as Model
             except Exception as error:  # of its compiled parts, or of what it imports
-                raise unusable("chgnet", NAME, error) from error
+                raise unusable("chgnet", _NAME, error) from error
             model = Model.load(model_name=self.model, use_device=device, verbose=False)
             return cast("Calculator", CHGNetCalculator(model, use_device=device))

@@ -18,13 +18,13 @@ from kldm.runtime.files import digest
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
 
-NAME = "mattersim.v1"
+_NAME = "mattersim.v1"
 
 USUAL = Path("~/.local/mattersim/pretrained_models/mattersim-v1.0.0-1M.pth")
 """Where MatterSim itself keeps the weights that the published figures were made with."""
 
 
-@potential(NAME)
+@potential(_NAME)
 @attrs.frozen(kw_only=True)
 class MatterSim:
     """MatterSim (Yang et al., arXiv 2405.04967): raw PBE(+U) energies (``uncorrected``), elements up to Z = 94.
@@ -50,11 +50,11 @@ class MatterSim:
     def identity(self) -> Mapping[str, Json]:
         file = self._file()
         weights = _digest(file, file.stat().st_mtime_ns)
-        return {"name": NAME, "sha256": weights, "mattersim": package_version("mattersim", NAME)}
+        return {"name": _NAME, "sha256": weights, "mattersim": package_version("mattersim", _NAME)}
 
     def calculator(self) -> "Calculator":
-        package_version("mattersim", NAME)
-        file, device = self._file(), usual_device(self.device, NAME)
+        package_version("mattersim", _NAME)
+        file, device = self._file(), usual_device(self.device, _NAME)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -63,7 +63,7 @@ class MatterSim:
                 from mattersim.forcefield import Potential as Model
                 from mattersim.forcefield.m3gnet.m3gnet import M3Gnet
             except Exception as error:  # above all of a torchvision that does not fit
-                raise unusable("mattersim", NAME, error) from error
+                raise unusable("mattersim", _NAME, error) from error
             logger.disable("mattersim")
             content = _content(file)
             try:
@@ -87,7 +87,7 @@ class MatterSim:
         file = (self.weights or USUAL).expanduser()
         if not file.is_file():
             remedy = "download mattersim-v1.0.0-1M.pth from MatterSim's repository and name it as `weights`"
-            raise KldmError(f"there are no weights {file}", place=NAME, remedy=remedy)
+            raise KldmError(f"there are no weights {file}", place=_NAME, remedy=remedy)
         return file
 
 

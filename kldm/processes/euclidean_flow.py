@@ -15,7 +15,7 @@ from kldm.registry import process
 from kldm.validators import at_least, one_of
 
 
-class Source(Protocol):
+class NoiseSource(Protocol):
     """A law of the noise at s = 1."""
 
     def draw(self, like: Crystals, codec: Codec, rng: torch.Generator) -> Tensor:
@@ -47,7 +47,7 @@ class EuclideanFlow(CodedProcess):
 
     parameterization: Literal["velocity", "x0"] = attrs.field(default="velocity", validator=one_of())
     anti_annealing: float = attrs.field(default=0.0, validator=at_least(0), metadata=OF_SAMPLING)
-    source: Source | None = None
+    source: NoiseSource | None = None
 
     @property
     def moves(self) -> Mapping[str, Move]:

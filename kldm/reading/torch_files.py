@@ -25,7 +25,7 @@ from kldm.reading.rows import Row
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
-CHUNK = 256
+_CHUNK = 256
 """Crystals that are built between two moves of the progress bar."""
 
 
@@ -64,14 +64,14 @@ def read_torch(path: Path) -> Sequence[Row]:
 def _built(one: _Set, bar: "tqdm[Any]") -> "list[tuple[Structure | None, str]]":
     result: list[tuple[Structure | None, str]] = []
     ends = one.num_atoms.cumsum(0)
-    for first in range(0, len(one.num_atoms), CHUNK):
-        counts = one.num_atoms[first : first + CHUNK]
+    for first in range(0, len(one.num_atoms), _CHUNK):
+        counts = one.num_atoms[first : first + _CHUNK]
         atoms = slice(int(ends[first] - counts[0]), int(ends[first] - counts[0] + counts.sum()))
         filled = counts > 0
         store = CrystalStore(
             fractional=one.fractional[atoms],
             species=one.species[atoms],
-            lattice=one.lattice[first : first + CHUNK][filled],
+            lattice=one.lattice[first : first + _CHUNK][filled],
             sizes=tuple(counts[filled].tolist()),
             ids=(),
         )

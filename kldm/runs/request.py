@@ -16,7 +16,7 @@ from kldm.errors import KldmError, nearest
 from kldm.runs.experiment import Experiment, takes_compositions
 from kldm.runs.splits import drawn_rows
 from kldm.sampling.targets import (
-    Part,
+    KnownPart,
     Targets,
     atom_range,
     compositions,
@@ -140,11 +140,11 @@ class SamplingRequest:
             )
         return targets, 1
 
-    def _part(self) -> tuple[Part | None, int | None]:
+    def _part(self) -> tuple[KnownPart | None, int | None]:
         """What is known of every crystal, and the number of atoms that goes with it unless another is asked for."""
         if self.contains:
             (cell,) = cells([self.contains])
-            return Part(cell.numbers), None
+            return KnownPart(cell.numbers), None
         if self.template is None:
             return None, None
         for name in self.keep:
@@ -152,7 +152,7 @@ class SamplingRequest:
                 raise KldmError(f"cannot keep {name!r}", place="--keep", remedy=nearest(name, KEPT))
         store = from_structures([_structure(self.template)], [str(self.template)])
         atoms = _atoms(self.keep_atoms, store.sizes[0]) if {"positions", "species"} & set(self.keep) else []
-        part = Part(
+        part = KnownPart(
             species=tuple(store.species[atoms].tolist()),
             fractional=store.fractional[atoms] if "positions" in self.keep else None,
             lattice=store.lattice[0] if "cell" in self.keep else None,

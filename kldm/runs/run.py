@@ -20,7 +20,7 @@ from kldm.reading import read_samples
 from kldm.recipe import read_recipe, write_recipe
 from kldm.runs.experiment import Experiment, assemble, fitted, prepare
 from kldm.runs.folder import claim
-from kldm.runs.splits import EvaluationSplit, Validator, evaluate_splits
+from kldm.runs.splits import EvaluationSplit, ModelValidation, evaluate_splits
 from kldm.runtime.distributed import world
 from kldm.samplers import replaying
 from kldm.training import checkpoint as checkpoints
@@ -52,7 +52,9 @@ def run(
     untrained = copy.deepcopy(experiment.model) if evaluate and experiment.evaluation.untrained else None
     model, train = experiment.model.to(device), train.to(device)
     set_execution(model.network, experiment.execution)
-    validate = Validator(experiment, device) if experiment.validation and experiment.training.validate_every else None
+    validate = (
+        ModelValidation(experiment, device) if experiment.validation and experiment.training.validate_every else None
+    )
     with replaying(experiment.execution.graphs):
         fit(model, train, experiment.training, folder, tree, validate)
         if here.is_writer:

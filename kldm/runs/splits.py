@@ -30,7 +30,7 @@ from kldm.sampling.targets import de_novo, drawn_sizes
 from kldm.training import set_precision
 
 
-class Validator:
+class ModelValidation:
     """Samples a fixed part of the validation split and returns the deciding score first, the higher the better: a value
     of a metric, or minus one, by the name that ``validation.score`` has for it; then all values."""
 

@@ -35,7 +35,7 @@ def check_work(workers: int, time_limit: float | None) -> None:
         raise KldmError(f"must be a positive number of seconds, got {time_limit}", place="time_limit")
 
 
-def each(
+def parallel_map(
     function: Callable[[T], R],
     items: Sequence[T],
     *,

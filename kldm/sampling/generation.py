@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from kldm.crystals import CrystalStore, joined
+from kldm.crystals import CrystalStore, concatenated
 from kldm.interfaces import Candidate, GenerativeModel, Sampler
 from kldm.memory import most_pairs
 from kldm.runtime.allocator import keep_memory
@@ -118,7 +118,7 @@ def generate(
             done.append((number, CrystalStore.of(crystals, [targets.ids[row] for row in rows])))
     made = dict(one for share in here.gather(done) for one in share)
     answered = [index for group in groups for index in group]
-    return joined([made[number] for number in range(len(groups))]).subset(
+    return concatenated([made[number] for number in range(len(groups))]).subset(
         sorted(range(len(answered)), key=answered.__getitem__)
     )
 

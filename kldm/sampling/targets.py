@@ -36,7 +36,7 @@ class Targets:
 
 
 @attrs.frozen(eq=False)
-class Part:
+class KnownPart:
     """The known part of a crystal.
 
     Attributes:
@@ -64,7 +64,7 @@ def given_species(store: CrystalStore) -> Targets:
     return Targets(store, Constraints(species=torch.ones(len(store.species), dtype=torch.bool)))
 
 
-def de_novo(sizes: Sequence[int], part: Part | None = None, elements: tuple[int, ...] | None = None) -> Targets:
+def de_novo(sizes: Sequence[int], part: KnownPart | None = None, elements: tuple[int, ...] | None = None) -> Targets:
     """Crystals with these numbers of atoms, which hold ``part`` first and of which all else is generated.
 
     Raises:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kldm.crystals import Crystals, lattice_matrix
 from kldm.interfaces import Augmentation
-from kldm.testing.crystals import SIZES, expect, random_crystals, seeded
+from kldm.testing.crystals import SIZES, expect, generator, random_crystals
 
 AugmentationCheck = Callable[[Augmentation], None]
 
@@ -19,7 +19,7 @@ def keeps_sizes_and_types(augmentation: Augmentation) -> None:
     """The same numbers of atoms, in the same floating point type."""
     for dtype in (torch.float32, torch.float64):
         before = random_crystals(SIZES, 0, dtype)
-        made = augmentation.augmented(before, seeded(0))
+        made = augmentation.augmented(before, generator(0))
         expect(made.layout.sizes == SIZES, "crystals have other numbers of atoms than before")
         same = made.fractional.shape == before.fractional.shape and made.lattice.shape == before.lattice.shape
         expect(same, "positions or lattices have another shape than before")
@@ -30,7 +30,7 @@ def keeps_sizes_and_types(augmentation: Augmentation) -> None:
 def gives_numbers_of_a_crystal(augmentation: Augmentation) -> None:
     """Positions in [0, 1), lengths and angles that are some."""
     for seed in _SEEDS:
-        made = augmentation.augmented(random_crystals(SIZES), seeded(seed))
+        made = augmentation.augmented(random_crystals(SIZES), generator(seed))
         expect(((made.fractional >= 0) & (made.fractional < 1)).all(), "positions are not all in [0, 1)")
         cells = (made.lattice > 0).all() and (made.lattice[:, 3:] < torch.pi).all()
         expect(cells, "lengths are not all positive, or angles not all below pi")
@@ -40,7 +40,7 @@ def keeps_the_crystals(augmentation: Augmentation) -> None:
     """The same species, volumes and distances between atoms."""
     before = random_crystals(SIZES)
     for seed in _SEEDS:
-        made = augmentation.augmented(before, seeded(seed))
+        made = augmentation.augmented(before, generator(seed))
         for b, size in enumerate(SIZES):
             rows = slice(int(before.layout.ptr[b]), int(before.layout.ptr[b]) + size)
             same = sorted(before.species[rows].tolist()) == sorted(made.species[rows].tolist())
@@ -55,7 +55,7 @@ def keeps_columns(augmentation: Augmentation) -> None:
     """Columns stay with their crystals, and with their atoms, which may be numbered anew."""
     before = random_crystals(SIZES, columns=("energy",))
     before = attrs.evolve(before, per_atom={"species": before.species})
-    made = augmentation.augmented(before, seeded(0))
+    made = augmentation.augmented(before, generator(0))
     kept = made.per_crystal.keys() == {"energy"} and torch.allclose(
         made.per_crystal["energy"], before.per_crystal["energy"], rtol=0, atol=0, equal_nan=True
     )
@@ -64,15 +64,15 @@ def keeps_columns(augmentation: Augmentation) -> None:
     expect(kept, "a column per atom is lost, or does not follow its atoms")
 
 
-def draws_from_its_generator_alone(augmentation: Augmentation) -> None:
+def follows_its_generator_alone(augmentation: Augmentation) -> None:
     """The same generator gives the same description whatever torch's own has done, others give others."""
     given = random_crystals(SIZES)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(1)
-        first = augmentation.augmented(given, seeded(0))
+        first = augmentation.augmented(given, generator(0))
         torch.default_generator.manual_seed(2)
-        again = augmentation.augmented(given, seeded(0))
-    others = [augmentation.augmented(given, seeded(seed)) for seed in range(1, 5)]
+        again = augmentation.augmented(given, generator(0))
+    others = [augmentation.augmented(given, generator(seed)) for seed in range(1, 5)]
     same = all(torch.equal(getattr(first, n), getattr(again, n)) for n in ("fractional", "lattice", "species"))
     expect(same, "the same generator gives another description")
     expect(not all(torch.equal(first.fractional, o.fractional) for o in others), "every generator gives the same")
@@ -81,7 +81,7 @@ def draws_from_its_generator_alone(augmentation: Augmentation) -> None:
 def leaves_its_argument_alone(augmentation: Augmentation) -> None:
     """What it is given stays as it was."""
     given, kept = random_crystals(SIZES), random_crystals(SIZES)
-    augmentation.augmented(given, seeded(0))
+    augmentation.augmented(given, generator(0))
     same = all(torch.equal(getattr(given, n), getattr(kept, n)) for n in ("fractional", "lattice", "species"))
     expect(same, "it writes into the crystals that it is given")
 
@@ -91,7 +91,7 @@ AUGMENTATION_CHECKS: tuple[AugmentationCheck, ...] = (
     gives_numbers_of_a_crystal,
     keeps_the_crystals,
     keeps_columns,
-    draws_from_its_generator_alone,
+    follows_its_generator_alone,
     leaves_its_argument_alone,
 )
 

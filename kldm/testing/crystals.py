@@ -23,7 +23,7 @@ def random_crystals(
         dtype: of all real numbers.
         columns: names of columns with one number per crystal, of which every third is not known.
     """
-    rng = seeded(seed)
+    rng = generator(seed)
     layout = Layout.of(sizes)
     fractional = torch.rand(layout.total, 3, generator=rng, dtype=dtype)
     lengths = 3 + 5 * torch.rand(len(layout), 3, generator=rng, dtype=dtype)
@@ -55,7 +55,7 @@ def rows(channel: Channel, layout: Layout) -> int:
     return layout.total if channel.per == "atom" else len(layout)
 
 
-def seeded(seed: int) -> torch.Generator:
+def generator(seed: int) -> torch.Generator:
     """A source of randomness on the CPU."""
     return torch.Generator().manual_seed(seed)
 

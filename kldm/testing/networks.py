@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kldm.crystals import Layout
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, Interface, Latent, ScoreNetwork
-from kldm.testing.crystals import close, expect, random_latent, rows, seeded
+from kldm.testing.crystals import close, expect, generator, random_latent, rows
 
 FRACTIONAL = Channel("fractional", 3, "atom", "periodic")
 VELOCITY = Channel("velocity", 3, "atom", "tangent")
@@ -72,7 +72,7 @@ def ignores_a_translation_of_each_crystal(factory: NetworkFactory) -> None:
     """Periodic channels are known up to a common translation of the atoms of a crystal."""
     for title, network, interface in _built(factory):
         latent, s, layout = case(interface, MIXED)
-        shift = layout.per_atom(torch.rand(len(layout), 3, generator=seeded(1), dtype=s.dtype))
+        shift = layout.per_atom(torch.rand(len(layout), 3, generator=generator(1), dtype=s.dtype))
         moved = {
             channel.name: (latent[channel.name] + shift) % 1 if channel.kind == "periodic" else latent[channel.name]
             for channel in interface.reads
@@ -86,7 +86,7 @@ def turns_matrices_with_the_crystal(factory: NetworkFactory) -> None:
     """Where matrices turn, in what is read and in what is predicted, nothing else does."""
     for title, network, interface in _built(factory):
         latent, s, layout = case(interface, MIXED)
-        by = torch.linalg.qr(torch.randn(len(layout), 3, 3, generator=seeded(1), dtype=s.dtype)).Q
+        by = torch.linalg.qr(torch.randn(len(layout), 3, 3, generator=generator(1), dtype=s.dtype)).Q
         by[::2] *= -1  # a reflection is no less a change of axes
         before = network(latent, s, layout)
         after = network(_turned(interface.reads, latent, by), s, layout)
@@ -100,7 +100,7 @@ def follows_a_permutation_of_the_atoms(factory: NetworkFactory) -> None:
     """The order of the atoms of a crystal means nothing."""
     for title, network, interface in _built(factory):
         latent, s, layout = case(interface, MIXED)
-        order = torch.argsort(layout.owner + 0.9 * torch.rand(layout.total, generator=seeded(1)))
+        order = torch.argsort(layout.owner + 0.9 * torch.rand(layout.total, generator=generator(1)))
         of_atoms = {channel.name for channel in interface.reads if channel.per == "atom"}
         permuted = {name: values[order] if name in of_atoms else values for name, values in latent.items()}
         before, after = network(latent, s, layout), network(permuted, s, layout)
@@ -204,7 +204,7 @@ def case(
     interface: Interface, sizes: Sequence[int], dtype: torch.dtype = torch.float64, seed: int = 0
 ) -> tuple[dict[str, Tensor], Tensor, Layout]:
     """Latent, times and layout of one network call."""
-    layout, rng = Layout.of(sizes), seeded(seed)
+    layout, rng = Layout.of(sizes), generator(seed)
     latent = random_latent(interface, layout, rng, dtype)
     return latent, torch.rand(len(layout), generator=rng, dtype=dtype), layout
 

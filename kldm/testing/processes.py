@@ -10,21 +10,21 @@ from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, DiffusionProcess, Estimates, Latent, Move, Noised, ReadsColumns, Restricts, Step
 from kldm.model import NoisedBatch
-from kldm.testing.crystals import expect, random_crystals, rows, seeded
+from kldm.testing.crystals import expect, generator, random_crystals, rows
 from kldm.torus import wrap
 
 ProcessCheck = Callable[[DiffusionProcess], None]
 
-SIZES = (1, 4, 1, 20, 2)
+_SIZES = (1, 4, 1, 20, 2)
 _TYPES = (torch.float32, torch.float64)
 
 
 def fills_the_channels_it_declares(process: DiffusionProcess) -> None:
     """The prior, and noise at any time, have the channels of ``reads``; targets are finite, those of ``predicts``."""
     for crystals in _crystals(process):
-        _declared(process.prior(crystals, seeded(0)), process, crystals, "the prior")
+        _declared(process.prior(crystals, generator(0)), process, crystals, "the prior")
         for time in (1e-6, 1e-3, 0.5, 1.0):
-            noised = process.noise(crystals, _times(time, crystals), seeded(0))
+            noised = process.noise(crystals, _times(time, crystals), generator(0))
             _declared(noised.latent, process, crystals, f"noise at s = {time:g}")
             names = {channel.name for channel in process.predicts}
             expect(
@@ -38,7 +38,7 @@ def has_a_loss_that_is_least_at_the_target(process: DiffusionProcess) -> None:
     """The loss is a finite scalar, 0 for the target, more for silence, and reaches the network."""
     for crystals in _crystals(process):
         s = torch.linspace(0.001, 1, len(crystals), dtype=crystals.fractional.dtype)
-        noised = process.noise(crystals, s, seeded(0))
+        noised = process.noise(crystals, s, generator(0))
         output = {name: values.requires_grad_() for name, values in _silence(process, crystals).items()}
         loss = process.loss(output, noised, s, crystals.layout)
         expect(loss.shape == () and torch.isfinite(loss), "the loss is not one finite number")
@@ -63,8 +63,8 @@ def has_a_loss_that_is_a_mean_over_rows(process: DiffusionProcess) -> None:
     kinds = {channel.per for channel in process.predicts}
     expect(len(kinds) <= 1, "it predicts numbers of atoms and of crystals: make it two processes")
     crystals = _random(process, 100)
-    s = torch.linspace(0.05, 1, len(SIZES), dtype=torch.float64)
-    noised, rng = process.noise(crystals, s, seeded(0)), seeded(1)
+    s = torch.linspace(0.05, 1, len(_SIZES), dtype=torch.float64)
+    noised, rng = process.noise(crystals, s, generator(0)), generator(1)
     output = {
         name: torch.randn(values.shape, generator=rng, dtype=values.dtype)
         for name, values in _silence(process, crystals).items()
@@ -73,9 +73,9 @@ def has_a_loss_that_is_a_mean_over_rows(process: DiffusionProcess) -> None:
     wanted = process.loss(output, noised, s, crystals.layout).item()
     for border in (1, 3, 4):
         found = 0.0
-        for first, last in ((0, border), (border, len(SIZES))):
+        for first, last in ((0, border), (border, len(_SIZES))):
             part = whole.part(first, last)
-            share = len(part.layout) / len(SIZES) if kinds == {"crystal"} else part.layout.total / sum(SIZES)
+            share = len(part.layout) / len(_SIZES) if kinds == {"crystal"} else part.layout.total / sum(_SIZES)
             found += share * process.loss(part.draws["out"].latent, part.draws["it"], part.s, part.layout).item()
         sentence = f"the loss of a batch is {wanted:g} and the mean of those of its parts, by their rows, {found:g}"
         expect(abs(found - wanted) <= 1e-9 * max(1.0, abs(wanted)), sentence)
@@ -92,7 +92,7 @@ def stays_finite_from_noise_to_data(process: DiffusionProcess) -> None:
     """Every move, with a network that answers 0, in ten steps that end exactly at s = 0."""
     for crystals in _crystals(process):
         for name, move in _moves(process).items():
-            latent, rng = process.prior(crystals, seeded(0)), seeded(1)
+            latent, rng = process.prior(crystals, generator(0)), generator(1)
             for k in range(10, 0, -1):
                 s, r = _times(k / 10, crystals), _times((k - 1) / 10, crystals)
                 for now in (s, r) if move.ends == "now" else (s,):
@@ -106,15 +106,15 @@ def leaves_its_arguments_alone(process: DiffusionProcess) -> None:
     crystals = _random(process, 100)
     s, r = _times(0.7, crystals), _times(0.6, crystals)
     for name, move in _moves(process).items():
-        latent = process.prior(crystals, seeded(0))
+        latent = process.prior(crystals, generator(0))
         before = {channel: values.clone() for channel, values in latent.items()}
         first, second = (
-            move(latent, _silence(process, crystals), Step(s=s, r=r, now=s, layout=crystals.layout, rng=seeded(5)))
+            move(latent, _silence(process, crystals), Step(s=s, r=r, now=s, layout=crystals.layout, rng=generator(5)))
             for _ in range(2)
         )
         expect(_equal(latent, before), f"the move {name} writes into the latent that it is given")
         expect(_equal(first, second), f"the move {name} does not repeat under the same seed")
-    first, second = (process.noise(crystals, s, seeded(3)).latent for _ in range(2))
+    first, second = (process.noise(crystals, s, generator(3)).latent for _ in range(2))
     expect(_equal(first, second), "noise does not repeat under the same seed")
 
 
@@ -122,8 +122,8 @@ def decodes_crystals(process: DiffusionProcess) -> None:
     """A draw of the prior decodes to crystals of the layout that was asked for."""
     for crystals in _crystals(process):
         blank = attrs.evolve(crystals, fractional=crystals.fractional * 0, lattice=torch.ones_like(crystals.lattice))
-        found = process.decode(process.prior(crystals, seeded(0)), blank)
-        expect(found.layout.sizes == SIZES, "crystals are decoded with other numbers of atoms")
+        found = process.decode(process.prior(crystals, generator(0)), blank)
+        expect(found.layout.sizes == _SIZES, "crystals are decoded with other numbers of atoms")
         expect(((found.fractional >= 0) & (found.fractional < 1)).all(), "positions are not all decoded into [0, 1)")
         expect(torch.isfinite(found.lattice).all(), "lattices are decoded to numbers that are not finite")
         expect(((found.species >= 1) & (found.species <= 100)).all(), "species are not all decoded to 1 to 100")
@@ -132,7 +132,7 @@ def decodes_crystals(process: DiffusionProcess) -> None:
 def decodes_what_it_encodes(process: DiffusionProcess) -> None:
     """With almost no noise the clean crystals come back."""
     crystals = _random(process, 0)
-    latent = process.noise(crystals, _times(1e-9, crystals), seeded(0)).latent
+    latent = process.noise(crystals, _times(1e-9, crystals), generator(0)).latent
     _alike(process.decode(latent, crystals), crystals, 1e-3, "with almost no noise")
 
 
@@ -146,7 +146,7 @@ def keeps_to_the_elements(process: DiffusionProcess) -> None:
         expect((held.reads, held.predicts) == (process.reads, process.predicts), "restricted, it has other channels")
         for name, move in _moves(held).items():
             for scale in (1.0, 1e30, float("nan")):
-                latent, rng = held.prior(crystals, seeded(0)), seeded(1)
+                latent, rng = held.prior(crystals, generator(0)), generator(1)
                 for k in range(5, 0, -1):
                     s, r = _times(k / 5, crystals), _times((k - 1) / 5, crystals)
                     output = {
@@ -164,7 +164,7 @@ def estimates_the_clean_crystals(process: DiffusionProcess) -> None:
         return
     crystals = _random(process, 0)
     s = _times(0.1, crystals)
-    noised = process.noise(crystals, s, seeded(0))
+    noised = process.noise(crystals, s, generator(0))
     widths = {channel.name: channel.width for channel in process.predicts}
     exact = {
         name: value
@@ -180,11 +180,11 @@ def estimates_the_clean_crystals(process: DiffusionProcess) -> None:
 def ends_at_the_clean_value_it_is_given(process: DiffusionProcess) -> None:
     """Moves that hold a clean value end at it when they end at r = 0."""
     for crystals in _crystals(process):
-        clean = process.noise(crystals, _times(1e-9, crystals), seeded(1)).latent
+        clean = process.noise(crystals, _times(1e-9, crystals), generator(1)).latent
         s, r = _times(0.8, crystals), _times(0, crystals)
-        latent = process.noise(crystals, s, seeded(0)).latent
+        latent = process.noise(crystals, s, generator(0)).latent
         for name, move in _holding(process).items():
-            step = Step(s=s, r=r, now=s, layout=crystals.layout, rng=seeded(2))
+            step = Step(s=s, r=r, now=s, layout=crystals.layout, rng=generator(2))
             found = process.decode(move.function(latent, clean, step), crystals)
             _alike(found, process.decode(clean, crystals), 1e-5, f"at the end of {name}")
 
@@ -202,13 +202,13 @@ def keeps_the_law_of_the_noise(process: DiffusionProcess) -> None:
     )
     clean = {
         name: torch.zeros_like(value) if name == "velocity" else value
-        for name, value in process.noise(crystals, _times(1e-12, crystals), seeded(3)).latent.items()
+        for name, value in process.noise(crystals, _times(1e-12, crystals), generator(3)).latent.items()
     }
     for time in (0.05, 0.4):
         s, r = _times(0.6, crystals), _times(time, crystals)
-        latent, wanted = (process.noise(crystals, at, seeded(seed)).latent for at, seed in ((s, 1), (r, 2)))
+        latent, wanted = (process.noise(crystals, at, generator(seed)).latent for at, seed in ((s, 1), (r, 2)))
         for name, move in _holding(process).items():
-            found = move.function(latent, clean, Step(s=s, r=r, now=s, layout=crystals.layout, rng=seeded(4)))
+            found = move.function(latent, clean, Step(s=s, r=r, now=s, layout=crystals.layout, rng=generator(4)))
             for channel in process.reads:
                 a, b = (
                     _spread(values[channel.name] - clean[channel.name], channel, crystals.layout)
@@ -252,7 +252,7 @@ def _crystals(process: DiffusionProcess) -> tuple[Crystals, ...]:
 
 def _random(process: DiffusionProcess, seed: int, dtype: torch.dtype = torch.float64) -> Crystals:
     """Random crystals, with the columns that the process reads."""
-    return random_crystals(SIZES, seed, dtype, process.columns if isinstance(process, ReadsColumns) else ())
+    return random_crystals(_SIZES, seed, dtype, process.columns if isinstance(process, ReadsColumns) else ())
 
 
 def _silence(process: DiffusionProcess, crystals: Crystals) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from kldm.interfaces import DiffusionProcess, GenerativeModel, Latent, Predictio
 from kldm.model import JointModel
 from kldm.networks import CSPVNet
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
-from kldm.testing.crystals import SIZES, expect, random_crystals, seeded
+from kldm.testing.crystals import SIZES, expect, generator, random_crystals
 
 SamplerCheck = Callable[[Sampler], None]
 
@@ -42,7 +42,7 @@ def answers_every_request(sampler: Sampler) -> None:
 def reports_its_steps(sampler: Sampler) -> None:
     """``progress`` hears of every step."""
     seen: list[int] = []
-    sampler.sample(_model(), _given(), seeded(0), seen.append)
+    sampler.sample(_model(), _given(), generator(0), seen.append)
     expect(sum(seen) == sampler.steps, f"progress hears of {sum(seen)} steps where there are {sampler.steps}")
 
 
@@ -63,7 +63,7 @@ def leaves_model_and_request_alone(sampler: Sampler) -> None:
     """Sampling changes neither parameters nor the request."""
     model, given, kept = _model(), _given(), _given()
     before = [parameter.clone() for parameter in model.parameters()]
-    sampler.sample(model, given, seeded(0))
+    sampler.sample(model, given, generator(0))
     same = all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
     expect(same, "it changes parameters of the model")
     untouched = torch.equal(given.fractional, kept.fractional) and torch.equal(given.lattice, kept.lattice)
@@ -154,4 +154,4 @@ def _given(sizes: tuple[int, ...] = SIZES) -> Crystals:
 def _sampled(
     sampler: Sampler, seed: int = 0, given: Crystals | None = None, model: GenerativeModel | None = None
 ) -> Crystals:
-    return sampler.sample(model or _model(), given or _given(), seeded(seed))
+    return sampler.sample(model or _model(), given or _given(), generator(seed))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kldm.errors import KldmError
 from kldm.runtime.files import atomic_write
 
-FORMAT = 1
+_FORMAT = 1
 
 _STARTS = ("start_from", "start_with")
 
@@ -90,7 +90,7 @@ class Checkpoint:
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write atomically: an interrupted or failed write leaves the previous file as it was."""
     header = {
-        "format": str(FORMAT),
+        "format": str(_FORMAT),
         "recipe": json.dumps(checkpoint.recipe),
         "state": json.dumps(dict(checkpoint.state)),
     }
@@ -113,9 +113,9 @@ def load(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            if header.get("format") != str(FORMAT):
+            if header.get("format") != str(_FORMAT):
                 found = header.get("format")
-                problem = f"format {found} is not format {FORMAT}" if found else "not a checkpoint of kldm"
+                problem = f"format {found} is not format {_FORMAT}" if found else "not a checkpoint of kldm"
                 raise KldmError(problem, place=str(path), remedy="use the version of kldm that wrote it")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         recipe, state = json.loads(header["recipe"]), json.loads(header["state"])

@@ -12,7 +12,7 @@ from pymatgen.core.structure import Structure
 from kldm.data import SOURCES, Data, Parsed, save_store, settings
 from kldm.data.published import read_columns
 from kldm.data.sources import find
-from kldm.data.splits import compositions
+from kldm.data.splits import reduced_compositions
 from kldm.errors import KldmError
 from tests.data.conftest import Server
 from tests.data.test_published import write
@@ -41,7 +41,7 @@ def test_one_file_is_split_by_composition(tmp_path: Path) -> None:
     path = write(tmp_path / "own.csv", [cubic(element) for element in ELEMENTS for _ in range(2)])
     splits = [Data(name=str(path)).load(split) for split in ("train", "val", "test")]
     assert [len(store) for store in splits] == [16, 2, 2]
-    seen = [set(compositions(store)) for store in splits]
+    seen = [set(reduced_compositions(store)) for store in splits]
     assert len(set.union(*seen)) == sum(len(one) for one in seen) == 10
 
 

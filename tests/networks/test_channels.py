@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from kldm.networks.channels import answer, invariants
-from kldm.testing.crystals import seeded
+from kldm.testing.crystals import generator
 from kldm.testing.networks import INTERFACES, LATTICE, MATRIX, MIXED, case
 from tests.networks.twins import FAMILIES, twins
 
@@ -14,7 +14,7 @@ CASES = [title for title, interface in INTERFACES.items() if MATRIX in interface
 
 def turns(count: int, seed: int = 0) -> Tensor:
     """Random orthogonal matrices [B, 3, 3], with reflections among them."""
-    found: Tensor = torch.linalg.qr(torch.randn(count, 3, 3, generator=seeded(seed), dtype=torch.float64)).Q
+    found: Tensor = torch.linalg.qr(torch.randn(count, 3, 3, generator=generator(seed), dtype=torch.float64)).Q
     return found * torch.tensor([1.0, -1.0]).repeat(count)[:count].view(-1, 1, 1)
 
 
@@ -32,7 +32,7 @@ def test_invariants_are_the_scalar_products_of_the_rows() -> None:
 
 
 def test_the_answer_multiplies_from_the_left() -> None:
-    values, output = torch.arange(18.0).view(2, 9), torch.randn(2, 9, generator=seeded(0))
+    values, output = torch.arange(18.0).view(2, 9), torch.randn(2, 9, generator=generator(0))
     found = answer(MATRIX, output, {"lattice": values})
     for b in range(2):
         torch.testing.assert_close(found[b].view(3, 3), output[b].view(3, 3) @ values[b].view(3, 3))

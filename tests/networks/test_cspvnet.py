@@ -15,7 +15,7 @@ from kldm.execution import Execution, Messages
 from kldm.interfaces import Channel, Interface
 from kldm.networks import CSPVNet
 from kldm.networks.features import TimeFeatures, sinusoids
-from kldm.testing.crystals import seeded
+from kldm.testing.crystals import generator
 from kldm.testing.networks import FRACTIONAL, INTERFACES, LATTICE, MATRIX, MIXED, SCORE, SPECIES, VELOCITY, case
 from tests.networks.twins import relative, twins
 
@@ -35,19 +35,19 @@ def test_sinusoids() -> None:
 
 
 def test_sinusoids_are_exactly_odd_even_and_periodic() -> None:
-    difference = torch.rand(200, 3, generator=seeded(0)) - 0.5
+    difference = torch.rand(200, 3, generator=generator(0)) - 0.5
     sin, cos = sinusoids(difference, 128)
     mirrored = sinusoids(-difference, 128)
     assert torch.equal(mirrored[0], -sin)
     assert torch.equal(mirrored[1], cos)
-    whole = torch.randint(-2, 3, (200, 3), generator=seeded(0))
+    whole = torch.randint(-2, 3, (200, 3), generator=generator(0))
     moved = sinusoids(difference.double() + whole, 128)
     assert (moved[0] - sin).abs().max() < 1e-4
     assert (moved[0] - sinusoids(difference.double(), 128)[0]).abs().max() < 1e-11
 
 
 def test_phases_keep_float32_under_autocast() -> None:
-    difference = torch.rand(50, 3, generator=seeded(0))
+    difference = torch.rand(50, 3, generator=generator(0))
     expected = sinusoids(difference, 128)
     fast, _ = twins("cspvnet", PREDICTION)
     latent, s, layout = case(PREDICTION, MIXED, torch.float32)
@@ -132,7 +132,7 @@ def test_velocities_count_through_differences_alone() -> None:
     """Exact for a common velocity of a crystal's atoms; the process decides whether to remove the mean."""
     fast, _ = twins("cspvnet", PREDICTION)
     latent, s, layout = case(PREDICTION, MIXED)
-    drift = layout.per_atom(torch.randn(len(layout), 3, generator=seeded(0), dtype=torch.float64))
+    drift = layout.per_atom(torch.randn(len(layout), 3, generator=generator(0), dtype=torch.float64))
     before = fast.double()(latent, s, layout)
     after = fast({**latent, "velocity": latent["velocity"] + drift}, s, layout)
     for name, value in before.items():

@@ -11,7 +11,7 @@ from torch.nn.functional import silu
 
 from kldm.interfaces import Interface
 from kldm.networks import CSPVNet
-from kldm.testing.crystals import seeded
+from kldm.testing.crystals import generator
 from kldm.testing.networks import INTERFACES, MIXED, case
 from tests.networks.twins import FAMILIES, loss, relative, twins
 
@@ -80,7 +80,7 @@ def test_plain_layer_by_loops(family: str) -> None:
     _, plain = twins(family, PREDICTION, hidden=8, layers=1)
     plain = plain.double()
     latent, _, layout = case(PREDICTION, (3, 1, 2))
-    nodes = torch.randn(layout.total, 8, generator=seeded(0), dtype=torch.float64)
+    nodes = torch.randn(layout.total, 8, generator=generator(0), dtype=torch.float64)
     layer = plain.layers[0]
     assert layer.velocity is not None
     normed, expected = layer.norm(nodes), []

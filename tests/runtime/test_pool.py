@@ -9,7 +9,7 @@ from functools import partial
 import joblib
 import pytest
 
-from kldm.runtime.pool import Failure, each
+from kldm.runtime.pool import Failure, parallel_map
 
 LIMIT = Failure("time limit of 0.2 s")
 
@@ -75,7 +75,9 @@ def type_of(item: object) -> str:
 
 def results(items: list[int], **options: int | float) -> list[object]:
     limit = options.pop("time_limit", None)
-    return list(each(awkward, items, workers=int(options.get("workers", 1)), time_limit=limit, description="test"))
+    return list(
+        parallel_map(awkward, items, workers=int(options.get("workers", 1)), time_limit=limit, description="test")
+    )
 
 
 def test_serial() -> None:
@@ -92,21 +94,21 @@ def test_the_number_of_workers_does_not_matter() -> None:
     items = list(range(101))
     expected = [square(item) for item in items]
     for workers in (1, 2, -1):
-        assert list(each(square, items, workers=workers, description="test")) == expected
-    assert list(each(square, [], workers=2, description="test")) == []
-    assert list(each(square, [3], workers=2, description="test")) == [9]
+        assert list(parallel_map(square, items, workers=workers, description="test")) == expected
+    assert list(parallel_map(square, [], workers=2, description="test")) == []
+    assert list(parallel_map(square, [3], workers=2, description="test")) == [9]
 
 
 def test_partial_functions_and_items_that_cannot_be_sent() -> None:
     items: list[object] = [1, Unsendable(), "a", Unbuildable(), None]
-    sent = list(each(partial(type_of), items, workers=2, description="test"))
+    sent = list(parallel_map(partial(type_of), items, workers=2, description="test"))
     assert sent == ["int", Failure("TypeError"), "str", Failure("ZeroDivisionError"), "NoneType"]
 
 
 def test_one_worker_is_this_very_thread_and_others_have_one_blas_thread() -> None:
-    here = next(each(name_of_process, [0], description="test"))
+    here = next(parallel_map(name_of_process, [0], description="test"))
     assert here == name_of_process(0)
-    away = set(each(name_of_process, range(40), workers=2, description="test"))
+    away = set(parallel_map(name_of_process, range(40), workers=2, description="test"))
     assert here not in away
     assert all(str(name).endswith(" 1") for name in away)
 
@@ -114,7 +116,7 @@ def test_one_worker_is_this_very_thread_and_others_have_one_blas_thread() -> Non
 def test_a_surrounding_backend_does_the_work() -> None:
     """Also for one worker, and in its threads, where signals are not to be had."""
     with joblib.parallel_config(backend="threading", n_jobs=2):
-        names = set(each(name_of_process, range(8), description="test"))
+        names = set(parallel_map(name_of_process, range(8), description="test"))
         found = results([0, 5, 2, 3, 5, 4], time_limit=0.2)
     assert name_of_process(0) not in names
     assert found == [0, LIMIT, 4, Failure("ValueError"), LIMIT, 16]
@@ -137,7 +139,7 @@ def test_time_limit_in_a_thread() -> None:
 @pytest.mark.parametrize("function", [stubborn, swallowing])
 def test_time_limit_of_functions_that_swallow_exceptions(function: object) -> None:
     assert callable(function)
-    found = list(each(function, [0, 1, 0], time_limit=0.2, description="test"))
+    found = list(parallel_map(function, [0, 1, 0], time_limit=0.2, description="test"))
     assert found == [0, LIMIT, 0]
 
 
@@ -155,7 +157,7 @@ def test_nothing_is_raised_after_the_end() -> None:
     sys.setswitchinterval(1e-5)
     try:
         items = [*range(-100, 300), 100_000]  # the last by far too long, however late an alarm rings on a busy core
-        found = list(each(around, items, time_limit=0.002, description="test"))
+        found = list(parallel_map(around, items, time_limit=0.002, description="test"))
         quiet = sum(1 for _ in range(200_000))
     finally:
         sys.setswitchinterval(interval)
@@ -170,7 +172,7 @@ def test_an_interrupt_of_the_user_is_not_a_failure() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(each(interrupted, [1], time_limit=1.0, description="test"))
+        list(parallel_map(interrupted, [1], time_limit=1.0, description="test"))
 
 
 def test_dask() -> None:
@@ -180,7 +182,7 @@ def test_dask() -> None:
         distributed.Client(cluster),
         joblib.parallel_config(backend="dask"),
     ):
-        names = set(each(name_of_process, range(8), description="test"))
+        names = set(parallel_map(name_of_process, range(8), description="test"))
         found = results([*range(9), 3], time_limit=0.2)
     assert name_of_process(0) not in names
     assert found == [0, 1, 4, Failure("ValueError"), 16, LIMIT, 36, Failure("TypeError"), 64, Failure("ValueError")]

@@ -11,7 +11,7 @@ from kldm.processes import Absorbing, LogTan, TrivializedTorus, VPEuclidean, ana
 from kldm.samplers import EulerMaruyama, PredictorCorrector
 from kldm.sampling.constraints import ConditionedProcess, Constraints, constrained, violations
 from kldm.sampling.generation import candidates, generate, requests
-from kldm.sampling.targets import Part, de_novo
+from kldm.sampling.targets import KnownPart, de_novo
 from tests.oracles import random_crystals
 from tests.small import random_store, small_dng_model, small_model
 
@@ -45,7 +45,7 @@ def test_allowed_elements_are_the_only_ones(species: DiffusionProcess, sampler: 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=["em", "exponential", "pc", "cp"])
 @pytest.mark.parametrize("species", SPECIES, ids=["one-hot x0", "one-hot eps", "bits", "absorbing"])
 def test_known_parts_come_back_to_the_last_digit(species: DiffusionProcess, sampler: Sampler) -> None:
-    part = Part(
+    part = KnownPart(
         (22, 8, 8), torch.tensor([[0.1, 0.2, 0.3], [0.9, 0.0, 0.5], [0.4, 0.4, 0.4]]), random_store((1,)).lattice[0]
     )
     targets = de_novo([5, 3, 8], part)
@@ -70,7 +70,7 @@ def test_known_parts_come_back_to_the_last_digit(species: DiffusionProcess, samp
 
 def test_what_is_not_known_is_generated_as_before() -> None:
     """A part of the crystal may be known, and an unconstrained modality is none of its business."""
-    part = Part((), lattice=torch.tensor([4.0, 4, 4, 1.5, 1.5, 1.5]))
+    part = KnownPart((), lattice=torch.tensor([4.0, 4, 4, 1.5, 1.5, 1.5]))
     targets = de_novo([3] * 6, part)
     found = generate(
         small_dng_model(),
@@ -87,7 +87,7 @@ def test_what_is_not_known_is_generated_as_before() -> None:
 
 
 def test_a_known_part_of_species_needs_no_positions() -> None:
-    targets = de_novo([6] * 4, Part((3, 3)))
+    targets = de_novo([6] * 4, KnownPart((3, 3)))
     found = generate(
         small_dng_model(one_hot()),
         EulerMaruyama(steps=3),
@@ -148,7 +148,7 @@ def test_held_rows_follow_the_forward_process_after_every_move(inner: DiffusionP
 
 
 def test_violations_are_counted_from_the_structures() -> None:
-    part = Part((22, 8), torch.tensor([[0.0, 0, 0], [0.5, 0.5, 0.5]]), torch.tensor([4.0, 4, 5, 1.5, 1.6, 1.7]))
+    part = KnownPart((22, 8), torch.tensor([[0.0, 0, 0], [0.5, 0.5, 0.5]]), torch.tensor([4.0, 4, 5, 1.5, 1.6, 1.7]))
     targets = de_novo([3] * 4, part, elements=(8, 22))
     store = attrs.evolve(targets.store, species=torch.tensor([22, 8, 8] * 4))
     wanted = requests(4, 1)
@@ -178,7 +178,7 @@ def test_what_cannot_be_obeyed_is_refused() -> None:
     store = random_store((2,))
     with pytest.raises(KldmError, match="takes its atom types from the composition"):
         Constraints(elements=(3,)).check(small_model().processes, store)
-    targets = de_novo([3], Part((22,)), elements=(3, 8))
+    targets = de_novo([3], KnownPart((22,)), elements=(3, 8))
     with pytest.raises(KldmError, match="atomic number 22 are kept"):
         targets.constraints.check(small_dng_model().processes, targets.store)
 

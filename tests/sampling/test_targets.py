@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kldm.errors import KldmError
-from kldm.sampling.targets import Part, atom_range, compositions, de_novo, drawn_sizes, given_species, histogram
+from kldm.sampling.targets import KnownPart, atom_range, compositions, de_novo, drawn_sizes, given_species, histogram
 from tests.small import random_store
 
 
@@ -61,7 +61,7 @@ def test_compositions_and_nothing_else_are_known() -> None:
 
 
 def test_a_part_stands_first_in_every_crystal() -> None:
-    part = Part((3, 8), torch.tensor([[0.1, 0, 0], [0.2, 0, 0]]), None)
+    part = KnownPart((3, 8), torch.tensor([[0.1, 0, 0], [0.2, 0, 0]]), None)
     store, rules = (found := de_novo([2, 4], part)).store, found.constraints
     assert store.species.tolist()[:4] == [3, 8, 3, 8]
     assert store.fractional[:, 0].tolist() == pytest.approx([0.1, 0.2, 0.1, 0.2, 0, 0])
@@ -72,10 +72,10 @@ def test_a_part_stands_first_in_every_crystal() -> None:
 
 
 def test_positions_may_be_known_where_species_are_not() -> None:
-    rules = de_novo([2], Part((3,), torch.zeros(1, 3), keeps_species=False)).constraints
+    rules = de_novo([2], KnownPart((3,), torch.zeros(1, 3), keeps_species=False)).constraints
     assert rules.names() == ("positions",)
 
 
 def test_a_crystal_smaller_than_its_part_is_refused() -> None:
     with pytest.raises(KldmError, match="3 atoms are known, but a crystal is to have 2"):
-        de_novo([4, 2], Part((1, 2, 3)))
+        de_novo([4, 2], KnownPart((1, 2, 3)))

@@ -7,9 +7,10 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from kldm.metrics.fingerprinting.fingerprints import Fingerprint, Vector
+from kldm.metrics.fingerprinting.fingerprints import Fingerprint
+from kldm.runtime.numbers import Float
 
-BLOCK = 2**22
+_BLOCK = 2**22
 """Distances held at a time: 32 MB."""
 
 SAME = 1e-8
@@ -108,7 +109,7 @@ def coverage(generated: Sequence[Fingerprint], reference: Sequence[Fingerprint],
     )
 
 
-def minima(a: Vector, b: Vector, block: int = BLOCK) -> tuple[Vector, Vector]:
+def minima(a: Float, b: Float, block: int = _BLOCK) -> tuple[Float, Float]:
     """Smallest Euclidean distance of each row of one set to the other, infinite where that is empty.
 
     The matrix of all distances (0.7 GB for 10,000 x 9,046) is never held, only ``block`` of them at a time.
@@ -137,8 +138,8 @@ def minima(a: Vector, b: Vector, block: int = BLOCK) -> tuple[Vector, Vector]:
 class _Points:
     """The fingerprints that exist, [n, 61] and [n, 132]."""
 
-    structure: Vector
-    composition: Vector
+    structure: Float
+    composition: Float
 
     @classmethod
     def of(cls, fingerprints: Sequence[Fingerprint]) -> "_Points":
@@ -149,5 +150,5 @@ class _Points:
         return len(self.structure)
 
 
-def _stacked(rows: Sequence[npt.NDArray[np.float64]]) -> Vector:
+def _stacked(rows: Sequence[npt.NDArray[np.float64]]) -> Float:
     return np.array(rows, dtype=np.float64) if rows else np.zeros((0, 0))

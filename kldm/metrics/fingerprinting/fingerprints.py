@@ -22,7 +22,8 @@ from kldm.errors import KldmError
 from kldm.metrics.fingerprinting.voronoi import surely_found
 from kldm.metrics.structure import structural_validity, structure_bytes, without_charges
 from kldm.runtime.files import atomic_write
-from kldm.runtime.pool import Failure, each
+from kldm.runtime.numbers import Float
+from kldm.runtime.pool import Failure, parallel_map
 
 if TYPE_CHECKING:
     from matminer.featurizers.composition import ElementProperty
@@ -31,14 +32,13 @@ if TYPE_CHECKING:
     from pymatgen.core.composition import Composition
     from pymatgen.core.structure import Structure
 
-Vector = npt.NDArray[np.float64]
 
 STRUCTURE_WIDTH, COMPOSITION_WIDTH = 61, 132
 
-TIME_LIMIT = 60.0
+FINGERPRINT_SECONDS = 60.0
 """Seconds per structure; an ordinary one takes less than one, the neighbours of a nearly flat cell may take forever."""
 
-FORMAT = "kldm.fingerprints.v1"
+_FORMAT = "kldm.fingerprints.v1"
 
 SMALLEST_CACHED = 32
 """Smaller sets are not worth a file: they take seconds."""
@@ -59,8 +59,8 @@ class Fingerprint:
         reason: why there is none.
     """
 
-    structure: Vector | None
-    composition: Vector | None
+    structure: Float | None
+    composition: Float | None
     reason: str = ""
 
     @property
@@ -68,7 +68,7 @@ class Fingerprint:
         return self.structure is not None and self.composition is not None
 
 
-def structure_fingerprint(structure: "Structure") -> Vector:
+def structure_fingerprint(structure: "Structure") -> Float:
     """[61]: matminer's ``CrystalNNFingerprint.from_preset("ops")`` of every site, mean over the sites, not scaled
     (Zimmermann and Jain, RSC Adv. 10, 6063, 2020; used for coverage since Xie et al. 2022, CDVAE).
 
@@ -82,7 +82,7 @@ def structure_fingerprint(structure: "Structure") -> Vector:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # two for every site: no oxidation states, covalent radii
         sites = [featurizer.featurize(structure, site) for site in range(len(structure))]
-    mean: Vector = np.mean(np.array(sites, dtype=np.float64), axis=0)
+    mean: Float = np.mean(np.array(sites, dtype=np.float64), axis=0)
     return mean
 
 
@@ -105,7 +105,7 @@ def has_structure_fingerprint(structure: "Structure") -> bool:
         return all(sure or featurizer.has_neighbours(structure, site) for site, sure in enumerate(certain))
 
 
-def composition_fingerprint(composition: "Composition") -> Vector:
+def composition_fingerprint(composition: "Composition") -> Float:
     """[132]: matminer's ``ElementProperty.from_preset("magpie", impute_nan=False)`` (Ward et al., npj Comput. Mater. 2,
     16028, 2016), scaled as (x - mean) / std; what is NaN then (noble gases, heavy elements) is 0.
 
@@ -143,11 +143,11 @@ def fingerprints(
     structures: Sequence["Structure | None"],
     *,
     workers: int = 1,
-    time_limit: float | None = TIME_LIMIT,
+    time_limit: float | None = FINGERPRINT_SECONDS,
     description: str = "fingerprints",
 ) -> tuple[Fingerprint, ...]:
     """The fingerprints of all structures, in their order; see ``pool.each`` for the arguments."""
-    found = each(fingerprint, structures, workers=workers, time_limit=time_limit, description=description)
+    found = parallel_map(fingerprint, structures, workers=workers, time_limit=time_limit, description=description)
     return tuple(
         Fingerprint(None, None, f"no fingerprint: {one.reason}") if isinstance(one, Failure) else one for one in found
     )
@@ -157,7 +157,7 @@ def cached_fingerprints(
     structures: Sequence["Structure | None"],
     *,
     workers: int = 1,
-    time_limit: float | None = TIME_LIMIT,
+    time_limit: float | None = FINGERPRINT_SECONDS,
     description: str = "fingerprints",
 ) -> tuple[Fingerprint, ...]:
     """``fingerprints`` of a reference set, from the cache folder where the same set was done before.
@@ -172,7 +172,7 @@ def cached_fingerprints(
     return kept(path, "fingerprints", lambda path: _load(path, len(structures)), make, _save)
 
 
-def versions() -> dict[str, str]:
+def fingerprint_versions() -> dict[str, str]:
     """The libraries that decide a fingerprint; scipy for its Voronoi cells."""
     return {name: version(name) for name in ("pymatgen", "matminer", "scipy", "numpy")}
 
@@ -249,13 +249,13 @@ def _magpie() -> "ElementProperty":
 
 
 @cache
-def _scaler() -> tuple[Vector, Vector]:
+def _scaler() -> tuple[Float, Float]:
     constants = json.loads((files("kldm.metrics.fingerprinting") / "magpie_scaler.json").read_text(encoding="utf-8"))
     return np.array(constants["means"]), np.array(constants["stds"])
 
 
 @lru_cache(maxsize=100_000)
-def _composition_fingerprint(amounts: tuple[tuple[str, float], ...]) -> Vector:
+def _composition_fingerprint(amounts: tuple[tuple[str, float], ...]) -> Float:
     """By the amounts over their common divisor, sorted, so that the order of the atoms does not matter."""
     from pymatgen.core.composition import Composition
 
@@ -263,13 +263,13 @@ def _composition_fingerprint(amounts: tuple[tuple[str, float], ...]) -> Vector:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NaN among the properties
         raw = np.array(_magpie().featurize(Composition(dict(amounts))), dtype=np.float64)
-    scaled: Vector = np.where(np.isnan(raw), 0.0, (raw - means) / stds)
+    scaled: Float = np.where(np.isnan(raw), 0.0, (raw - means) / stds)
     scaled.setflags(write=False)  # it is shared by all who ask
     return scaled
 
 
 def _key(structures: Sequence["Structure | None"], time_limit: float | None) -> str:
-    digest = hashlib.sha256(json.dumps([FORMAT, versions(), time_limit]).encode())
+    digest = hashlib.sha256(json.dumps([_FORMAT, fingerprint_versions(), time_limit]).encode())
     for structure in structures:
         digest.update(b"\nnone\n" if structure is None else structure_bytes(structure))
     return digest.hexdigest()
@@ -283,7 +283,7 @@ def _save(path: Path, found: Sequence[Fingerprint]) -> None:
         if one.structure is not None and one.composition is not None:
             structure[row], composition[row] = one.structure, one.composition
     present = np.array([one.exists for one in found], dtype=np.uint8)
-    metadata = {"format": FORMAT, "reasons": json.dumps([one.reason for one in found])}
+    metadata = {"format": _FORMAT, "reasons": json.dumps([one.reason for one in found])}
     with atomic_write(path) as temporary:
         temporary.write_bytes(save({"structure": structure, "composition": composition, "present": present}, metadata))
 
@@ -296,8 +296,8 @@ def _load(path: Path, count: int) -> tuple[Fingerprint, ...]:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata: Mapping[str, str] = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"it is not of the format {FORMAT}")
+            if metadata.get("format") != _FORMAT:
+                raise ValueError(f"it is not of the format {_FORMAT}")
             arrays = {name: file.get_tensor(name) for name in ("structure", "composition", "present")}
         reasons = json.loads(metadata["reasons"])
         shapes = [arrays[name].shape for name in ("structure", "composition", "present")]

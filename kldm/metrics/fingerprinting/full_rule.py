@@ -7,7 +7,7 @@ import attrs
 
 from kldm.metrics.composition import compositional_validity
 from kldm.metrics.fingerprinting.fingerprints import has_structure_fingerprint
-from kldm.runtime.pool import Failure, each
+from kldm.runtime.pool import Failure, parallel_map
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
@@ -67,7 +67,7 @@ def fingerprinted(
     def ask(wanted: "Iterable[Structure]") -> list[bool]:
         given = [(_content(structure), structure) for structure in wanted]
         new = {content: structure for content, structure in given if content not in answers}
-        found = each(
+        found = parallel_map(
             has_structure_fingerprint,
             list(new.values()),
             workers=workers,

@@ -25,14 +25,14 @@ from functools import cache
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-import numpy.typing as npt
+
+from kldm.runtime.numbers import Float
 
 if TYPE_CHECKING:
     from pymatgen.core.lattice import Lattice
     from pymatgen.core.periodic_table import Element
     from pymatgen.core.structure import Structure
 
-Vector = npt.NDArray[np.float64]
 
 APART = 0.3
 """Angstrom; where a neighbour, the site's own image or not, is nearer, nothing is claimed."""
@@ -83,11 +83,11 @@ def _known(element: "Element") -> bool:
         return element.symbol in CovalentRadius.radius and isinstance(element.X, int | float)
 
 
-def _bounded(lattice: "Lattice", sites: Vector, center: Vector, cutoff: float) -> bool:
+def _bounded(lattice: "Lattice", sites: Float, center: Float, cutoff: float) -> bool:
     """Whether Qhull gives the site at ``center`` a bounded cell among the ``sites`` (fractional) within the cutoff."""
     from scipy.spatial import Delaunay, QhullError
 
-    found = cast(tuple[Vector, ...], lattice.get_points_in_sphere(sites, center, cutoff, zip_results=False))
+    found = cast(tuple[Float, ...], lattice.get_points_in_sphere(sites, center, cutoff, zip_results=False))
     places, distances = found[:2]
     if len(places) < 5:
         return False  # a bounded cell has four neighbours

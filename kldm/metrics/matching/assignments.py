@@ -2,15 +2,11 @@
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from kldm.metrics.matching.bases import Bases
 from kldm.metrics.matching.images import MARGIN, outside, shortest, spread
 from kldm.metrics.matching.reduction import ReducedCell
-
-Float = npt.NDArray[np.float64]
-Int = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
+from kldm.runtime.numbers import Bool, Float, Int
 
 FORBIDDEN = 1e20
 """Cost of a pair of sites that may not be assigned to each other."""

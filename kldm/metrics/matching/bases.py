@@ -4,12 +4,9 @@ from typing import Any, cast
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from kldm.metrics.matching.lll import lll
-
-Float = npt.NDArray[np.float64]
-Bool = npt.NDArray[np.bool_]
+from kldm.runtime.numbers import Bool, Float
 
 
 @attrs.frozen(eq=False)

@@ -4,11 +4,8 @@ import itertools
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 
-Float = npt.NDArray[np.float64]
-Int = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
+from kldm.runtime.numbers import Bool, Float, Int
 
 MARGIN = 1e-8
 """Angstrom or angstrom^2: whatever is decided by less than this is decided by rounding."""

@@ -3,12 +3,10 @@
 import math
 
 import numpy as np
-import numpy.typing as npt
 
-Float = npt.NDArray[np.float64]
-Bool = npt.NDArray[np.bool_]
+from kldm.runtime.numbers import Bool, Float
 
-MARGIN = 1e-8
+_MARGIN = 1e-8
 """Of coefficients, and of squared lengths relative to them: what is decided by less is decided by rounding."""
 
 
@@ -22,8 +20,8 @@ def lll(matrices: Float) -> tuple[Float, Float, Bool]:
     c_over = c - (ac / aa)[:, None] * a - (bc / bb)[:, None] * b_over
     cc = np.sum(c_over * c_over, axis=-1)
     coefficients = np.abs(np.stack((ab / aa, ac / aa, bc / bb)))
-    done = (coefficients < 0.5 - MARGIN).all(0)
-    done &= (bb > (0.75 - (ab / aa) ** 2) * aa * (1 + MARGIN)) & (cc > (0.75 - (bc / bb) ** 2) * bb * (1 + MARGIN))
+    done = (coefficients < 0.5 - _MARGIN).all(0)
+    done &= (bb > (0.75 - (ab / aa) ** 2) * aa * (1 + _MARGIN)) & (cc > (0.75 - (bc / bb) ** 2) * bb * (1 + _MARGIN))
     unsure = np.zeros(len(matrices), dtype=bool)
     known: dict[bytes, tuple[Float, bool]] = {}
     for index in np.flatnonzero(~done):
@@ -42,13 +40,13 @@ def _lll_one(matrix: Float) -> tuple[Float, bool]:
     while k < 3:
         for i in range(k - 1, -1, -1):
             u = _gram_schmidt(basis)[0][k][i]
-            unsure |= abs(abs(u - math.trunc(u)) - 0.5) < MARGIN
+            unsure |= abs(abs(u - math.trunc(u)) - 0.5) < _MARGIN
             if q := round(u):
                 basis[k] = [x - q * y for x, y in zip(basis[k], basis[i], strict=True)]
                 mapping[k] = [x - q * y for x, y in zip(mapping[k], mapping[i], strict=True)]
         coefficients, norms = _gram_schmidt(basis)
         bound = (0.75 - coefficients[k][k - 1] ** 2) * norms[k - 1]
-        unsure |= abs(norms[k] - bound) < MARGIN * norms[k]
+        unsure |= abs(norms[k] - bound) < _MARGIN * norms[k]
         if norms[k] >= bound:
             k += 1
         else:

@@ -5,17 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from kldm.metrics.matching.assignments import Assignments, Sites
 from kldm.metrics.matching.bases import Bases
 from kldm.metrics.matching.images import MARGIN
 from kldm.metrics.matching.reduction import ReducedCell
+from kldm.runtime.numbers import Float
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
-Float = npt.NDArray[np.float64]
 
 BATCH = 100_000
 """Pairs of sites looked at together, which bounds the memory to some tens of MB."""

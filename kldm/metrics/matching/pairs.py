@@ -11,7 +11,7 @@ from kldm.data.formulas import reduced_counts
 from kldm.metrics.matching.matcher import Matcher
 from kldm.metrics.matching.reduction import ReducedCell
 from kldm.metrics.structure import structural_validity
-from kldm.runtime.pool import Failure, each
+from kldm.runtime.pool import Failure, parallel_map
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
@@ -56,7 +56,7 @@ def examine(
 ) -> tuple[Examined, ...]:
     """Every structure on its own; with ``validity``, invalid ones get no cell."""
     function = partial(_examine, validity=validity, longest_edge=longest_edge)
-    found = each(function, structures, workers=workers, time_limit=time_limit, description="examine")
+    found = parallel_map(function, structures, workers=workers, time_limit=time_limit, description="examine")
     return tuple(Examined("", fault=one.reason) if isinstance(one, Failure) else one for one in found)
 
 
@@ -93,7 +93,7 @@ def match(
     rounds = [list(tasks.values()), []]
     for keys, again in ((rounds[0], rounds[1]), (rounds[1], None)):
         items = [(targets[task[0][0]].cell, tuple(cells[key] for key in task)) for task in keys]
-        answers = each(
+        answers = parallel_map(
             partial(_match, matcher),
             items,
             workers=workers,

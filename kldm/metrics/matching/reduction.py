@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
-import numpy.typing as npt
+
+from kldm.runtime.numbers import Float
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import IStructure, Structure
 
-Float = npt.NDArray[np.float64]
 
 TOLERANCE = 0.25
 """Angstrom; pymatgen's default for two sites to be images of one another in a smaller cell."""

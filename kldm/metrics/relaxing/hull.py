@@ -19,7 +19,7 @@ from tqdm import tqdm
 from kldm.errors import KldmError
 from kldm.interfaces import EnergyScale, Json
 from kldm.runtime.files import digest
-from kldm.runtime.pool import Failure, each
+from kldm.runtime.pool import Failure, parallel_map
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
@@ -30,13 +30,13 @@ Scheme = Literal["none", "mp2020"]
 Fractions = tuple[tuple[str, float], ...]
 """Symbols and fractions, sorted by symbol; fractions rounded, so that equal compositions are equal."""
 
-SPECIES = re.compile(r"([A-Z][a-z]?)(?:\d*\.?\d*[+-])?")
+_SPECIES = re.compile(r"([A-Z][a-z]?)(?:\d*\.?\d*[+-])?")
 """An element, perhaps with an oxidation state."""
 
 LEAST = 1e-6
 """Smallest share of an element in an entry: fewer are no composition of a cell."""
 
-REMEDY = "give pymatgen's ComputedEntry dicts, as a JSON list or a line each, or the entries.json.gz of `kldm relax`"
+_REMEDY = "give pymatgen's ComputedEntry dicts, as a JSON list or a line each, or the entries.json.gz of `kldm relax`"
 
 
 @attrs.frozen(eq=False)
@@ -169,7 +169,9 @@ def above_hull(
         if not hull.lacks(frozenset(composition)):
             groups.setdefault(frozenset(composition), []).append(row)
     items = [(hull.phases(elements), [_fractions(compositions[n]) for n in rows]) for elements, rows in groups.items()]
-    work = each(_heights, items, workers=workers, time_limit=time_limit, description="convex hulls", unit="system")
+    work = parallel_map(
+        _heights, items, workers=workers, time_limit=time_limit, description="convex hulls", unit="system"
+    )
     found: list[float | None] = [None] * len(structures)
     for rows, heights in zip(groups.values(), work, strict=True):
         for row, height in zip(rows, [None] * len(rows) if isinstance(heights, Failure) else heights, strict=True):
@@ -206,9 +208,9 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise KldmError(f"cannot be read ({error.strerror or error})", place=str(path), remedy=REMEDY) from error
+        raise KldmError(f"cannot be read ({error.strerror or error})", place=str(path), remedy=_REMEDY) from error
     except (EOFError, zlib.error, ValueError, RecursionError) as error:
-        raise KldmError("the file is not JSON, or it is cut short", place=str(path), remedy=REMEDY) from error
+        raise KldmError("the file is not JSON, or it is cut short", place=str(path), remedy=_REMEDY) from error
 
 
 def _entries(paths: Sequence[Path]) -> Iterator[tuple[str, Any]]:
@@ -220,7 +222,7 @@ def _entries(paths: Sequence[Path]) -> Iterator[tuple[str, Any]]:
                 yield f"{path}, entry {count}", record
                 count += 1
         if not count:
-            raise KldmError("the file has no list of entries", place=str(path), remedy=REMEDY)
+            raise KldmError("the file has no list of entries", place=str(path), remedy=_REMEDY)
 
 
 def _records(path: Path) -> Iterator[Any]:
@@ -241,7 +243,7 @@ def _potential(record: Mapping[str, Any], place: str) -> Mapping[str, Json] | No
     parameters = record.get("parameters") or {}
     source = parameters.get("potential") if isinstance(parameters, Mapping) else parameters
     if source is not None and not isinstance(source, Mapping):
-        raise KldmError("its parameters name no potential as `kldm relax` does", place=place, remedy=REMEDY)
+        raise KldmError("its parameters name no potential as `kldm relax` does", place=place, remedy=_REMEDY)
     return source
 
 
@@ -252,7 +254,7 @@ def _entry(record: Any, place: str) -> tuple[Fractions, float]:
     try:
         amounts: dict[str, float] = {}
         for name, amount in record["composition"].items():
-            if amount and (species := SPECIES.fullmatch(name)):
+            if amount and (species := _SPECIES.fullmatch(name)):
                 symbol = {"D": "H", "T": "H"}.get(species[1], species[1])
                 amounts[symbol] = amounts.get(symbol, 0.0) + float(amount)
             elif amount:
@@ -264,5 +266,5 @@ def _entry(record: Any, place: str) -> tuple[Fractions, float]:
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         problem = "is no entry with a composition and a finite energy"
-        raise KldmError(problem, place=place, remedy=REMEDY) from error
+        raise KldmError(problem, place=place, remedy=_REMEDY) from error
     return _fractions(amounts), energy

@@ -16,17 +16,17 @@ import numpy as np
 from kldm.data.cache import folder
 from kldm.interfaces import Json, Potential
 from kldm.metrics.structure import structural_validity, structure_bytes
-from kldm.runtime.pool import Failure, each
+from kldm.runtime.pool import Failure, parallel_map
 from kldm.validators import above, one_of, within
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
     from pymatgen.core.structure import Structure
 
-TIME_LIMIT = 600.0
+RELAXATION_SECONDS = 600.0
 """Seconds for one structure: ten times what an ordinary one takes on one core with a graph network."""
 
-FORMAT = "kldm.relaxations.v1"
+_FORMAT = "kldm.relaxations.v1"
 
 log = logging.getLogger("kldm.metrics")
 
@@ -78,7 +78,7 @@ def relaxed(
     settings: Relaxation,
     *,
     workers: int = 1,
-    time_limit: float | None = TIME_LIMIT,
+    time_limit: float | None = RELAXATION_SECONDS,
 ) -> tuple[Relaxed, ...]:
     """Every structure relaxed, in their order. A structure that cannot be is a failure with its reason.
 
@@ -101,7 +101,7 @@ def relaxed(
     missing = {
         key: one for key, one in zip(keys, structures, strict=True) if one is not None and key and key not in known
     }
-    work = each(
+    work = parallel_map(
         partial(_relax_and_keep, potential=potential, settings=settings, kept=kept),
         list(missing.values()),
         workers=workers,
@@ -118,7 +118,7 @@ def impossible(structure: "Structure | None") -> str:
     return structural_validity(structure, cutoff=0)
 
 
-def versions() -> dict[str, str]:
+def relaxation_versions() -> dict[str, str]:
     """The libraries that relaxations depend on, beside the potential's own."""
     return {name: version(name) for name in ("ase", "pymatgen", "numpy")}
 
@@ -216,7 +216,7 @@ class _Kept:
     @classmethod
     def of(cls, potential: Potential, settings: Relaxation) -> "_Kept":
         content: Mapping[str, Json] = {
-            "format": FORMAT,
+            "format": _FORMAT,
             "potential": potential.identity,
             "settings": attrs.asdict(settings),
             "ase": version("ase"),

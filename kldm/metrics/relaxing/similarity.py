@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
 from kldm.data.formulas import reduced_formula
-from kldm.runtime.pool import Failure, each
+from kldm.runtime.pool import Failure, parallel_map
 
 if TYPE_CHECKING:
     from pymatgen.analysis.structure_matcher import StructureMatcher
@@ -48,7 +48,7 @@ def unique(structures: "Sequence[Structure]", matcher: Comparator, *, workers: i
     flags = [False] * len(structures)
     groups = _by_formula(structures)
     items = [[structures[row] for row in rows] for rows in groups.values()]
-    work = each(partial(_kept, matcher=matcher), items, workers=workers, description="unique", unit="formula")
+    work = parallel_map(partial(_kept, matcher=matcher), items, workers=workers, description="unique", unit="formula")
     for rows, kept in zip(groups.values(), work, strict=True):
         for row, flag in zip(rows, [] if isinstance(kept, Failure) else kept, strict=False):
             flags[row] = flag
@@ -62,7 +62,7 @@ def novel(
     groups = _by_formula(known)
     names = [reduced_formula(one.composition) for one in structures]
     items = [(one, [known[row] for row in groups.get(name, ())]) for one, name in zip(structures, names, strict=True)]
-    work = each(partial(_unlike, matcher=matcher), items, workers=workers, description="novel")
+    work = parallel_map(partial(_unlike, matcher=matcher), items, workers=workers, description="novel")
     return [flag is True for flag in work]
 
 

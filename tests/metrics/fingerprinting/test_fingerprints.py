@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from matminer.featurizers.composition import ElementProperty
 from matminer.featurizers.site import CrystalNNFingerprint
@@ -33,8 +32,7 @@ from kldm.metrics.fingerprinting.fingerprints import (
     structure_fingerprint,
 )
 from kldm.metrics.structure import structural_validity
-
-Vector = npt.NDArray[np.float64]
+from kldm.runtime.numbers import Float
 
 
 @cache
@@ -55,7 +53,7 @@ def salt(edge: float = 5.64, x: float = 0.5, first: str = "Na") -> Structure:
     return Structure(Lattice.cubic(edge / 1.4), [first, "Cl"], np.array([[0, 0, 0], [x, 0.5, 0.5]]))
 
 
-def plain(structure: Structure) -> Vector:
+def plain(structure: Structure) -> Float:
     """The definition: every site by matminer, mean over sites."""
     featurizer = CrystalNNFingerprint.from_preset("ops")
     with warnings.catch_warnings():
@@ -64,7 +62,7 @@ def plain(structure: Structure) -> Vector:
     return np.asarray(np.mean(sites, axis=0))
 
 
-def scaled(composition: Composition) -> Vector:
+def scaled(composition: Composition) -> Float:
     """The definition: Magpie by matminer, scaled by the published constants."""
     constants = json.loads(Path(module.__file__).with_name("magpie_scaler.json").read_text())
     with warnings.catch_warnings():

@@ -13,7 +13,7 @@ from kldm.crystals import Layout
 from kldm.execution import Execution
 from kldm.networks import CSPVNet
 from kldm.networks.fast.compiled import PAIRS, _compiled
-from kldm.testing.crystals import random_latent, seeded
+from kldm.testing.crystals import generator, random_latent
 from kldm.testing.networks import INTERFACES, MIXED, case
 from tests.networks.twins import FAMILIES, loss, relative
 from tests.small import needs_gpu
@@ -90,7 +90,7 @@ def test_rounded_products(family: str, shapes: list[tuple[int, ...]]) -> None:
 def test_few_shapes_and_none_anew_for_a_copy(shapes: list[tuple[int, ...]]) -> None:
     network, _ = pair("cspvnet")
     other = copy.deepcopy(network)
-    rng = seeded(0)
+    rng = generator(0)
     with torch.no_grad():
         for module in (network, other):
             rng.manual_seed(0)

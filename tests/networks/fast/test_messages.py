@@ -15,7 +15,7 @@ from kldm.execution import Messages
 from kldm.networks.fast.encoding import MESSAGE_BLOCKS
 from kldm.networks.fast.messages import message
 from kldm.networks.fast.sums import Ends, sum_at, sum_by_segments
-from kldm.testing.crystals import seeded
+from kldm.testing.crystals import generator
 from kldm.testing.networks import MIXED
 from tests.networks.twins import relative
 
@@ -25,7 +25,7 @@ each_block = pytest.mark.parametrize("name", ON_CPU)
 
 def inputs(sizes: Sequence[int], hidden: int, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], Layout]:
     """receiver, sender, even, odd, weight, bias."""
-    layout, rng = Layout.of(sizes), seeded(0)
+    layout, rng = Layout.of(sizes), generator(0)
     pairs = len(layout.pairs.i)
     shapes = [(layout.total, hidden)] * 2 + [(pairs, hidden)] * 2 + [(hidden, hidden), (hidden,)]
     made = [torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes]
@@ -154,7 +154,7 @@ def test_manual_refuses_to_be_differentiated_twice() -> None:
 @given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=5), end=st.sampled_from(Ends))
 def test_sums_by_segments_are_the_sums(sizes: list[int], end: Ends) -> None:
     layout = Layout.of(sizes)
-    values = torch.randn(2 * len(layout.pairs.i), 3, generator=seeded(0), dtype=torch.float64)
+    values = torch.randn(2 * len(layout.pairs.i), 3, generator=generator(0), dtype=torch.float64)
     expected = sum_at(end, values, layout.pairs, layout.total)
     torch.testing.assert_close(sum_by_segments(end, values, layout.pairs), expected, atol=1e-13, rtol=1e-13)
 

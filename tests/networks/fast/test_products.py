@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kldm.networks.fast import products
 from kldm.networks.fast.products import affine
-from kldm.testing.crystals import seeded
+from kldm.testing.crystals import generator
 from tests.networks.twins import relative
 
 
@@ -21,7 +21,7 @@ def test_affine(rows: int, dtype: torch.dtype, activated: bool, onednn: bool, mo
     """Of a block of columns of a wider matrix, as the networks have it, and of a transposed one."""
     if not onednn:
         monkeypatch.setattr(products, "_onednn", lambda: False)
-    rng = seeded(0)
+    rng = generator(0)
     values, wide, bias = (torch.randn(shape, generator=rng) for shape in ((rows, 24), (16, 60), (16,)))
     for weight in (wide[:, 5:29], wide[:, :24].t().contiguous().t()):
         for shift in (bias, None):
@@ -45,7 +45,7 @@ def test_onednn_gets_no_matrix_with_gaps() -> None:
                 given.extend(args[:2])
             return func(*args, **(kwargs or {}))
 
-    wide = torch.randn(16, 60, generator=seeded(0))
+    wide = torch.randn(16, 60, generator=generator(0))
     with Given():  # type: ignore[no-untyped-call]
         affine(wide[:, :8], wide[:, 8:16])
         affine(wide, wide)
@@ -55,8 +55,8 @@ def test_onednn_gets_no_matrix_with_gaps() -> None:
 
 
 def test_affine_is_differentiated_where_it_is_asked_for() -> None:
-    values = torch.randn(5, 8, generator=seeded(0))
-    weight = torch.randn(3, 8, generator=seeded(0), requires_grad=True)
+    values = torch.randn(5, 8, generator=generator(0))
+    weight = torch.randn(3, 8, generator=generator(0), requires_grad=True)
     (found,) = torch.autograd.grad(affine(values, weight, activated=True).sum(), weight)
     (expected,) = torch.autograd.grad(silu(values @ weight.t()).sum(), weight)
     torch.testing.assert_close(found, expected)
