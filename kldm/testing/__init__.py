@@ -1,11 +1,11 @@
-"""Checks that every component must pass, kldm's own as anybody's: each raises ``AssertionError`` with one sentence.
+"""Checks that every component must pass, yours as well as kldm's. A failure is an ``AssertionError`` of one sentence.
 
     from kldm.testing import check_process
 
     def test_conforms() -> None:
         check_process(MyProcess())
 
-``PROCESS_CHECKS`` and its kin are the single checks, for ``pytest.mark.parametrize``.
+``PROCESS_CHECKS`` and the like are the single checks, for ``pytest.mark.parametrize``.
 """
 
 from kldm.testing.augmentations import AUGMENTATION_CHECKS, check_augmentation

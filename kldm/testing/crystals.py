@@ -1,4 +1,4 @@
-"""Random crystals and latents, and how closely two tensors must agree."""
+"""What the checks share: random crystals and latents, and comparisons."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from kldm.crystals import Crystals, Layout
 from kldm.interfaces import Channel, Interface
 
 SIZES = (4, 1, 2, 7, 1)
-"""Numbers of atoms of the crystals in checks: several sizes, and crystals of one atom among them."""
+"""Numbers of atoms of the crystals in checks: several sizes, with crystals of one atom."""
 
 
 def random_crystals(
@@ -19,9 +19,9 @@ def random_crystals(
 
     Args:
         sizes: the number of atoms of each.
-        seed: of the draws.
-        dtype: of all real numbers.
-        columns: names of columns with one number per crystal, of which every third is not known.
+        seed: seed of the random numbers.
+        dtype: type of all real numbers.
+        columns: names of columns with one number per crystal; every third number is missing.
     """
     rng = generator(seed)
     layout = Layout.of(sizes)
@@ -56,16 +56,16 @@ def rows(channel: Channel, layout: Layout) -> int:
 
 
 def generator(seed: int) -> torch.Generator:
-    """A source of randomness on the CPU."""
+    """A random generator on the CPU."""
     return torch.Generator().manual_seed(seed)
 
 
 def expect(holds: object, sentence: str) -> None:
-    """Raise ``AssertionError`` with the sentence unless the condition holds, whatever Python's optimisation."""
+    """Raise ``AssertionError`` with the sentence unless the condition holds, under ``python -O`` too."""
     if not holds:
         raise AssertionError(sentence)
 
 
-def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-9) -> bool:
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> bool:
     """Whether two tensors agree up to a tolerance, relative to their size and absolute near 0."""
-    return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=tolerance, atol=tolerance)
+    return actual.shape == expected.shape and torch.allclose(actual, expected, rtol=tolerance, atol=tolerance)

@@ -1,4 +1,4 @@
-"""What every metric must do with any samples, hopeless ones included."""
+"""Checks of metrics: they must measure any samples, hopeless ones included."""
 
 import math
 from collections.abc import Callable
@@ -15,64 +15,70 @@ MetricCheck = Callable[[Metric], None]
 
 
 def judges_bad_structures(metric: Metric) -> None:
-    """Broken structures are judged, not raised."""
-    judged = hopeless_samples()
-    _well_formed(metric.measure(judged), judged)
+    """Broken structures do not raise."""
+    samples = hopeless_samples()
+    _well_formed(metric.measure(samples), samples)
 
 
 def judges_nothing_at_all(metric: Metric) -> None:
     """No samples, no reference, or nothing but failures."""
     reference = hopeless_samples().reference
-    for judged in (
+    for samples in (
         Samples((), ()),
         Samples((), reference),
         Samples((Candidate(0, 0, None, "failed"),), reference),
     ):
-        _well_formed(metric.measure(judged), judged)
+        _well_formed(metric.measure(samples), samples)
 
 
 def counts_failures(metric: Metric) -> None:
-    """One success of one request is worth more than one success of four: failures may not be left out."""
+    """One success out of one request is better than one out of four: failures may not be left out."""
     good = _caesium_chloride(4.1)
     alone = Samples((Candidate(0, 0, good),), (good,))
     failures = tuple(Candidate(target, 0, None, "failed") for target in (1, 2, 3))
     with_failures = Samples((*alone.candidates, *failures), (good,) * 4)
     same = _same(metric.measure(alone), metric.measure(with_failures))
-    expect(not same, "no value tells one success of one request from one success of four: it leaves failures out")
+    expect(
+        not same, "every value is the same for one success out of one request and out of four: it leaves failures out"
+    )
 
 
 def repeats_itself(metric: Metric) -> None:
-    """The same samples give the same values, and stay as they are."""
-    judged, before = hopeless_samples(), hopeless_samples()
-    first, second = metric.measure(judged), metric.measure(judged)
-    expect(_same(first, second) and first.rows == second.rows, "a second measurement gives other values")
-    kept = judged.reference == before.reference and judged.candidates[0].structure == before.candidates[0].structure
-    expect(kept, "it changes the structures that it judges")
+    """The same samples give the same values, and are not changed."""
+    samples, before = hopeless_samples(), hopeless_samples()
+    first, second = metric.measure(samples), metric.measure(samples)
+    expect(_same(first, second) and first.rows == second.rows, "a second measurement gives different values")
+    unchanged = (
+        samples.reference == before.reference and samples.candidates[0].structure == before.candidates[0].structure
+    )
+    expect(unchanged, "it changes the structures that it measures")
 
 
 def ignores_the_order_of_candidates(metric: Metric) -> None:
-    """Candidates carry their numbers; in which order they come says nothing."""
-    judged = hopeless_samples()
-    turned = Samples(judged.candidates[::-1], judged.reference)
-    expect(_same(metric.measure(judged), metric.measure(turned)), "values depend on the order of the candidates")
+    """Candidates have numbers, so their order does not matter."""
+    samples = hopeless_samples()
+    reversed_samples = Samples(samples.candidates[::-1], samples.reference)
+    expect(
+        _same(metric.measure(samples), metric.measure(reversed_samples)), "values depend on the order of the candidates"
+    )
 
 
 def needs_no_reference_where_it_says_so(metric: Metric) -> None:
     """A metric whose terms say that it needs no reference gives the same values without one."""
     if not isinstance(metric, StatesTerms) or metric.terms.needs_reference:
         return
-    judged = hopeless_samples()
-    same = _same(metric.measure(judged), metric.measure(Samples(judged.candidates, ())))
-    expect(same, "it says that it needs no reference, and has other values without one")
+    samples = hopeless_samples()
+    same = _same(metric.measure(samples), metric.measure(Samples(samples.candidates, ())))
+    expect(same, "it says that it needs no reference, and has different values without one")
 
 
 def has_shares_from_0_to_1(metric: Metric) -> None:
-    """Values that its terms call shares are some."""
+    """Values that its terms call shares are in [0, 1]."""
     if not isinstance(metric, StatesTerms):
         return
     for name, value in metric.measure(hopeless_samples()).values.items():
         share = parts(name)[-1].startswith(metric.terms.shares)
-        expect(not share or value is None or 0 <= value <= 1, f"it calls {name} a share, and it is {value}")
+        expect(not share or value is None or 0 <= value <= 1, f"it calls {name} a share, which cannot be {value}")
 
 
 METRIC_CHECKS: tuple[MetricCheck, ...] = (
@@ -90,7 +96,7 @@ def check_metric(metric: Metric) -> None:
     """Every check on a metric.
 
     Raises:
-        AssertionError: one sentence on what does not hold.
+        AssertionError: a check fails; one sentence says what is wrong.
     """
     for check in METRIC_CHECKS:
         check(metric)
@@ -133,22 +139,22 @@ def _caesium_chloride(edge: float) -> "Structure":
     return Structure(Lattice.cubic(edge), ["Cs", "Cl"], np.array([[0, 0, 0], [0.5, 0.5, 0.5]]))
 
 
-def _well_formed(found: Measurement, judged: Samples) -> None:
-    expect(found.values, "it finds no values")
-    for name, value in found.values.items():
+def _well_formed(measurement: Measurement, samples: Samples) -> None:
+    expect(measurement.values, "it has no values")
+    for name, value in measurement.values.items():
         expect(value is None or math.isfinite(value), f"{name} is {value}; a value that is not defined must be None")
-    expect(found.definition, "it says no definition of its values")
-    expect(all(note.endswith(".") for note in found.notes), "its notes are not sentences")
-    if found.rows:
-        sentence = "its rows are not one for each candidate, failures included, in their order"
-        expect(len(found.rows) == len(judged.candidates), sentence)
-        for row, candidate in zip(found.rows, judged.candidates, strict=True):
-            of = (row.get("target", candidate.target), row.get("candidate", candidate.candidate))
-            expect(of == (candidate.target, candidate.candidate), sentence)
+    expect(measurement.definition, "it has no definition of its values")
+    expect(all(note.endswith(".") for note in measurement.notes), "its notes are not sentences")
+    if measurement.rows:
+        sentence = "its rows are not one for each candidate, in their order and with failures"
+        expect(len(measurement.rows) == len(samples.candidates), sentence)
+        for row, candidate in zip(measurement.rows, samples.candidates, strict=True):
+            numbers = (row.get("target", candidate.target), row.get("candidate", candidate.candidate))
+            expect(numbers == (candidate.target, candidate.candidate), sentence)
 
 
 def _same(first: Measurement, second: Measurement) -> bool:
-    """Whether two measurements have the same values, to rounding."""
+    """Whether two measurements have the same values, up to rounding."""
     if first.values.keys() != second.values.keys():
         return False
     pairs = ((first.values[name], second.values[name]) for name in first.values)

@@ -1,4 +1,4 @@
-"""What every score network must do, whatever its architecture."""
+"""Checks of score networks, whatever their architecture."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -35,10 +35,10 @@ INTERFACES: Mapping[str, Interface] = {
     "diffcsp dng": Interface((FRACTIONAL, MATRIX, ONE_HOT), (SCORE, MATRIX, ONE_HOT)),
     "several matrices": Interface((VOLUME, STRAIN, FRACTIONAL, VELOCITY, MATRIX), (MATRIX, VOLUME, VELOCITY)),
 }
-"""Interfaces as the processes of real models declare them. A network may refuse some with ``KldmError``."""
+"""Interfaces that the processes of real models declare. A network may refuse some of them with ``KldmError``."""
 
 NetworkFactory = Callable[[Interface], ScoreNetwork]
-"""What builds the network for an interface: a class, or ``functools.partial`` of it with its options."""
+"""Builds the network for an interface: a class, or ``functools.partial`` of it with its options."""
 
 NetworkCheck = Callable[[NetworkFactory], None]
 
@@ -46,20 +46,20 @@ MIXED = (1, 52, 3, 20, 1, 2, 7)
 
 
 def takes_crystal_structure_prediction(factory: NetworkFactory) -> None:
-    """Structure prediction, with velocities or without, is what a network must be able to serve."""
+    """A network must accept the interface of structure prediction, with velocities or without."""
     titles = ("structure prediction", "no velocity")
     expect(any(title in titles for title, _, _ in _built(factory)), f"it refuses both of {' and '.join(titles)}")
 
 
 def predicts_what_it_declares(factory: NetworkFactory) -> None:
-    """Every channel that is asked for, one row per atom or crystal, for batches of any sizes."""
+    """It predicts every declared channel, with one row per atom or crystal, for batches of any sizes."""
     for title, network, interface in _built(factory):
         for sizes in (MIXED, (1, 1), (5,)):
             latent, s, layout = case(interface, sizes)
             prediction = network(latent, s, layout)
             names = {channel.name for channel in interface.predicts}
             expect(
-                set(prediction) == names, f"{title}: it predicts {sorted(prediction)} where {sorted(names)} is asked"
+                set(prediction) == names, f"{title}: it predicts {sorted(prediction)} where {sorted(names)} is declared"
             )
             for channel in interface.predicts:
                 values, shape = prediction[channel.name], (rows(channel, layout), channel.width)
@@ -69,7 +69,7 @@ def predicts_what_it_declares(factory: NetworkFactory) -> None:
 
 
 def ignores_a_translation_of_each_crystal(factory: NetworkFactory) -> None:
-    """Periodic channels are known up to a common translation of the atoms of a crystal."""
+    """A common translation of the atoms of a crystal changes no prediction."""
     for title, network, interface in _built(factory):
         latent, s, layout = case(interface, MIXED)
         shift = layout.per_atom(torch.rand(len(layout), 3, generator=generator(1), dtype=s.dtype))
@@ -83,21 +83,19 @@ def ignores_a_translation_of_each_crystal(factory: NetworkFactory) -> None:
 
 
 def turns_matrices_with_the_crystal(factory: NetworkFactory) -> None:
-    """Where matrices turn, in what is read and in what is predicted, nothing else does."""
+    """A change of axes turns the matrices that are predicted with those that are read, and changes nothing else."""
     for title, network, interface in _built(factory):
         latent, s, layout = case(interface, MIXED)
-        by = torch.linalg.qr(torch.randn(len(layout), 3, 3, generator=generator(1), dtype=s.dtype)).Q
-        by[::2] *= -1  # a reflection is no less a change of axes
+        rotation = torch.linalg.qr(torch.randn(len(layout), 3, 3, generator=generator(1), dtype=s.dtype)).Q
+        rotation[::2] *= -1  # a reflection is a change of axes too
         before = network(latent, s, layout)
-        after = network(_turned(interface.reads, latent, by), s, layout)
-        for name, values in _turned(interface.predicts, before, by).items():
-            expect(
-                close(after[name], values), f"{title}: {name} is not what it was, turned, when the crystal is turned"
-            )
+        after = network(_turned(interface.reads, latent, rotation), s, layout)
+        for name, values in _turned(interface.predicts, before, rotation).items():
+            expect(close(after[name], values), f"{title}: {name} does not turn with the crystal")
 
 
 def follows_a_permutation_of_the_atoms(factory: NetworkFactory) -> None:
-    """The order of the atoms of a crystal means nothing."""
+    """A permutation of the atoms of a crystal permutes the predictions."""
     for title, network, interface in _built(factory):
         latent, s, layout = case(interface, MIXED)
         order = torch.argsort(layout.owner + 0.9 * torch.rand(layout.total, generator=generator(1)))
@@ -105,9 +103,9 @@ def follows_a_permutation_of_the_atoms(factory: NetworkFactory) -> None:
         permuted = {name: values[order] if name in of_atoms else values for name, values in latent.items()}
         before, after = network(latent, s, layout), network(permuted, s, layout)
         for channel in interface.predicts:
-            wanted = before[channel.name][order] if channel.per == "atom" else before[channel.name]
+            expected = before[channel.name][order] if channel.per == "atom" else before[channel.name]
             sentence = f"{title}: {channel.name} does not follow a permutation of the atoms"
-            expect(close(after[channel.name], wanted), sentence)
+            expect(close(after[channel.name], expected), sentence)
 
 
 def does_not_mix_crystals(factory: NetworkFactory) -> None:
@@ -118,15 +116,15 @@ def does_not_mix_crystals(factory: NetworkFactory) -> None:
         per = {channel.name: channel.per for channel in (*interface.reads, *interface.predicts)}
         for b, size in enumerate(MIXED):
             first = int(layout.ptr[b])
-            of = {"atom": slice(first, first + size), "crystal": slice(b, b + 1)}
-            alone = network({n: v[of[per[n]]] for n, v in latent.items()}, s[b : b + 1], Layout.of([size]))
+            rows_of = {"atom": slice(first, first + size), "crystal": slice(b, b + 1)}
+            alone = network({n: v[rows_of[per[n]]] for n, v in latent.items()}, s[b : b + 1], Layout.of([size]))
             for name, values in alone.items():
                 sentence = f"{title}: {name} of a crystal depends on the other crystals of the batch"
-                expect(close(values, together[name][of[per[name]]]), sentence)
+                expect(close(values, together[name][rows_of[per[name]]]), sentence)
 
 
 def uses_every_input(factory: NetworkFactory) -> None:
-    """All symmetries are also had by ignoring the input."""
+    """Predictions depend on every input; a network that ignores its input has all symmetries too."""
     for title, network, interface in _built(factory):
         latent, s, layout = case(interface, (4, 6))
         other, later, _ = case(interface, (4, 6), seed=1)
@@ -140,24 +138,27 @@ def uses_every_input(factory: NetworkFactory) -> None:
 
 
 def gives_every_parameter_a_gradient(factory: NetworkFactory) -> None:
-    """A parameter that no prediction depends on is not learnt."""
+    """Every parameter gets a gradient that is finite and not 0."""
     for title, network, interface in _built(factory):
         latent, s, layout = case(interface, MIXED)
         torch.autograd.backward([values.square().sum() for values in network(latent, s, layout).values()])
         for name, parameter in network.named_parameters():
             gradient = parameter.grad
             expect(gradient is not None and gradient.abs().max() > 0, f"{title}: {name} gets no gradient")
-            expect(gradient is not None and gradient.isfinite().all(), f"{title}: {name} gets a gradient without end")
+            expect(
+                gradient is not None and gradient.isfinite().all(),
+                f"{title}: {name} gets a gradient that is not finite",
+            )
 
 
 def is_all_in_its_state(factory: NetworkFactory) -> None:
-    """What is saved and loaded decides the prediction, random features included."""
+    """The state_dict decides the prediction, random features included."""
     for (title, network, interface), (_, other, _) in zip(_built(factory), _built(factory, seed=1), strict=True):
         latent, s, layout = case(interface, (3, 5))
         other.load_state_dict(network.state_dict())
-        again = other(latent, s, layout)
+        loaded = other(latent, s, layout)
         for name, values in network(latent, s, layout).items():
-            expect(torch.equal(again[name], values), f"{title}: {name} depends on what its state_dict does not hold")
+            expect(torch.equal(loaded[name], values), f"{title}: {name} depends on what its state_dict does not hold")
 
 
 NETWORK_CHECKS: tuple[NetworkCheck, ...] = (
@@ -174,20 +175,20 @@ NETWORK_CHECKS: tuple[NetworkCheck, ...] = (
 
 
 def check_network(factory: NetworkFactory) -> None:
-    """Every check on what a factory builds for each of ``INTERFACES`` that it does not refuse, in float64.
+    """Every check on a network, built for each of ``INTERFACES`` that it does not refuse, in float64.
 
     Args:
-        factory: builds the network for an interface, small, as it is called some hundred times.
+        factory: builds the network for an interface; it should be small, as it is called some hundred times.
 
     Raises:
-        AssertionError: one sentence on what does not hold.
+        AssertionError: a check fails; one sentence says what is wrong.
     """
     for check in NETWORK_CHECKS:
         check(factory)
 
 
 def _built(factory: NetworkFactory, seed: int = 0) -> Iterator[tuple[str, nn.Module, Interface]]:
-    """The network for every interface that it takes, with its title."""
+    """Title, network and interface, for every interface that the factory does not refuse."""
     for title, interface in INTERFACES.items():
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -209,9 +210,10 @@ def case(
     return latent, torch.rand(len(layout), generator=rng, dtype=dtype), layout
 
 
-def _turned(channels: Sequence[Channel], values: Mapping[str, Tensor], by: Tensor) -> dict[str, Tensor]:
-    """The values, of which matrices [B, 9] are turned by orthogonal matrices [B, 3, 3]."""
+def _turned(channels: Sequence[Channel], values: Mapping[str, Tensor], rotation: Tensor) -> dict[str, Tensor]:
+    """The values, with the matrices [B, 9] turned by orthogonal matrices [B, 3, 3]."""
     matrices = {channel.name for channel in channels if channel.kind == "matrix"}
     return {
-        name: (value.reshape(-1, 3, 3) @ by).flatten(1) if name in matrices else value for name, value in values.items()
+        name: (value.reshape(-1, 3, 3) @ rotation).flatten(1) if name in matrices else value
+        for name, value in values.items()
     }

@@ -1,4 +1,4 @@
-"""What every potential must be: one energy, of which forces and stress are the derivatives."""
+"""Checks of potentials: forces and stress must be the derivatives of one energy."""
 
 import json
 import pickle
@@ -12,13 +12,16 @@ PotentialCheck = Callable[[Potential], None]
 
 
 def is_a_record_that_travels(potential: Potential) -> None:
-    """It is equal to its copy in another process, and says what its energies depend on."""
+    """It equals its pickled copy, and names what its energies depend on."""
     twin = pickle.loads(pickle.dumps(potential))
-    expect(twin == potential and hash(twin) == hash(potential), "pickled and unpickled it is not equal to itself")
-    expect(potential.scale in get_args(EnergyScale), f"its scale is {potential.scale!r}")
+    expect(twin == potential and hash(twin) == hash(potential), "it does not equal its pickled copy")
+    expect(
+        potential.scale in get_args(EnergyScale),
+        f"its scale {potential.scale!r} is not one of {', '.join(get_args(EnergyScale))}",
+    )
     identity = potential.identity
     expect(json.loads(json.dumps(identity)) == identity, "its identity is changed by JSON")
-    expect("name" in identity, "its identity says no name")
+    expect("name" in identity, "its identity has no name")
 
 
 def computes_what_its_equal_computes(potential: Potential) -> None:
@@ -29,7 +32,7 @@ def computes_what_its_equal_computes(potential: Potential) -> None:
 
 
 def has_forces_that_are_slopes(potential: Potential) -> None:
-    """A force is minus the slope of the energy by a position."""
+    """A force is minus the derivative of the energy by a position."""
     atoms, step = _nickel(potential), 1e-2
     forces = atoms.get_forces()
     for number, axis in ((0, 0), (2, 1)):
@@ -39,11 +42,14 @@ def has_forces_that_are_slopes(potential: Potential) -> None:
             moved.positions[number, axis] += sign * step
             energies.append(_energy(moved))
         slope, force = (energies[1] - energies[0]) / (2 * step), float(forces[number, axis])
-        expect(abs(slope - force) < 0.02, f"a force is {force:.4f} eV/angstrom, the slope of the energy {slope:.4f}")
+        expect(
+            abs(slope - force) < 0.02,
+            f"a force is {force:.4f} eV/angstrom, and minus the slope of the energy {slope:.4f}",
+        )
 
 
 def has_a_stress_that_is_a_slope(potential: Potential) -> None:
-    """The stress is the slope of the energy by strain, over the volume."""
+    """The stress is the derivative of the energy by strain, over the volume."""
     import numpy as np
 
     atoms, step = _nickel(potential), 5e-3
@@ -57,17 +63,20 @@ def has_a_stress_that_is_a_slope(potential: Potential) -> None:
             strained = _like(atoms)
             strained.set_cell(atoms.cell @ strain, scale_atoms=True)
             energies.append(_energy(strained))
-        slope, found = (energies[0] - energies[1]) / (2 * step * atoms.get_volume()), float(stress[row, column])
-        expect(abs(slope - found) < 3e-3, f"a stress is {found:.4f} eV/angstrom^3, the slope of the energy {slope:.4f}")
+        slope, value = (energies[0] - energies[1]) / (2 * step * atoms.get_volume()), float(stress[row, column])
+        expect(abs(slope - value) < 3e-3, f"a stress is {value:.4f} eV/angstrom^3, the slope of the energy {slope:.4f}")
 
 
 def ignores_translations_and_order(potential: Potential) -> None:
-    """The energy knows neither where the crystal lies nor how its atoms are numbered."""
+    """The energy depends neither on the position of the crystal nor on the order of its atoms."""
     atoms = _nickel(potential)
-    turned = _like(atoms, (2, 0, 3, 1))
-    turned.positions += 0.37
-    difference = _energy(turned) - _energy(atoms)
-    expect(abs(difference) < 1e-4, f"moved and renumbered, the crystal has an energy {difference:g} eV higher")
+    moved = _like(atoms, (2, 0, 3, 1))
+    moved.positions += 0.37
+    difference = _energy(moved) - _energy(atoms)
+    expect(
+        abs(difference) < 1e-4,
+        f"an energy rises by {difference:g} eV when the crystal is moved and its atoms are renumbered",
+    )
 
 
 POTENTIAL_CHECKS: tuple[PotentialCheck, ...] = (
@@ -83,8 +92,8 @@ def check_potential(potential: Potential) -> None:
     """Every check on a potential, with four atoms of nickel, which it must know.
 
     Raises:
-        AssertionError: one sentence on what does not hold.
-        KldmError: its weights or its package are not there.
+        AssertionError: a check fails; one sentence says what is wrong.
+        KldmError: its weights or its package are missing.
     """
     for check in POTENTIAL_CHECKS:
         check(potential)
@@ -98,16 +107,16 @@ def _nickel(potential: Potential) -> Any:  # of ase, which is untyped
     rng = np.random.default_rng(0)
     cell = 3.6 * np.eye(3) + rng.normal(0, 0.05, (3, 3))
     places = np.array([[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]) + rng.normal(0, 0.02, (4, 3))
-    made = ase.Atoms("Ni4", scaled_positions=places, cell=cell, pbc=True)
-    made.calc = potential.calculator()
-    return made
+    atoms = ase.Atoms("Ni4", scaled_positions=places, cell=cell, pbc=True)
+    atoms.calc = potential.calculator()
+    return atoms
 
 
 def _like(atoms: Any, order: Sequence[int] | None = None) -> Any:
     """A copy with the same calculator, its atoms in another order if one is given."""
-    made = atoms.copy() if order is None else atoms[list(order)]
-    made.calc = atoms.calc
-    return made
+    copy = atoms.copy() if order is None else atoms[list(order)]
+    copy.calc = atoms.calc
+    return copy
 
 
 def _energy(atoms: Any) -> float:

@@ -1,4 +1,4 @@
-"""What every sampler must do with any model whose processes have the moves that it makes."""
+"""Checks of samplers, with any model whose processes have the moves that they use."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,66 +18,69 @@ SamplerCheck = Callable[[Sampler], None]
 
 
 def takes_kldm(sampler: Sampler) -> None:
-    """KLDM's processes have every move of kldm's own samplers."""
+    """It accepts the processes of KLDM."""
     sampler.check(_model().processes)
-    expect(sampler.steps > 0, f"it says that it makes {sampler.steps} steps")
+    expect(sampler.steps > 0, f"its number of steps is {sampler.steps}")
 
 
 def answers_every_request(sampler: Sampler) -> None:
-    """One crystal for each request, with its composition and with numbers that are a crystal's."""
+    """One crystal for each request, with its composition, and with possible positions and lattices."""
     for sizes in (SIZES, (1,)):
-        given = _given(sizes)
-        made = _sampled(sampler, given=given)
+        request = _request(sizes)
+        crystals = _sampled(sampler, request=request)
         expect(
-            made.layout.sizes == sizes, f"it makes crystals of {made.layout.sizes} atoms where {sizes} are asked for"
+            crystals.layout.sizes == sizes,
+            f"it makes crystals of {crystals.layout.sizes} atoms where {sizes} are requested",
         )
-        expect(torch.equal(made.species, given.species), "it changes the species, which are given")
-        expect(made.fractional.shape == given.fractional.shape, "positions have another shape than those asked for")
-        expect(made.lattice.shape == given.lattice.shape, "lattices have another shape than those asked for")
-        expect(((made.fractional >= 0) & (made.fractional < 1)).all(), "positions are not all in [0, 1)")
-        expect(made.lattice.isfinite().all() and (made.lattice > 0).all(), "lattices are not all positive numbers")
-        expect(not made.lattice.requires_grad, "what it makes is attached to a graph of gradients")
+        expect(torch.equal(crystals.species, request.species), "it changes the species, which are given")
+        expect(crystals.fractional.shape == request.fractional.shape, "positions have a different shape than requested")
+        expect(crystals.lattice.shape == request.lattice.shape, "lattices have a different shape than requested")
+        expect(((crystals.fractional >= 0) & (crystals.fractional < 1)).all(), "positions are not all in [0, 1)")
+        expect(
+            crystals.lattice.isfinite().all() and (crystals.lattice > 0).all(), "lattices are not all positive numbers"
+        )
+        expect(not crystals.lattice.requires_grad, "its crystals still require gradients")
 
 
 def reports_its_steps(sampler: Sampler) -> None:
-    """``progress`` hears of every step."""
+    """``progress`` is called for every step."""
     seen: list[int] = []
-    sampler.sample(_model(), _given(), generator(0), seen.append)
-    expect(sum(seen) == sampler.steps, f"progress hears of {sum(seen)} steps where there are {sampler.steps}")
+    sampler.sample(_model(), _request(), generator(0), seen.append)
+    expect(sum(seen) == sampler.steps, f"it reports {sum(seen)} steps and has {sampler.steps}")
 
 
 def draws_from_its_generator_alone(sampler: Sampler) -> None:
-    """The same generator gives the same crystals whatever torch's own has done, another one gives others."""
+    """The crystals depend on the generator that is given, and not on torch's global one."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(1)
         first = _sampled(sampler)
         torch.default_generator.manual_seed(2)
         again, other = _sampled(sampler), _sampled(sampler, seed=1)
     for name in ("fractional", "lattice"):
-        a, b, c = (getattr(made, name) for made in (first, again, other))
-        expect(torch.equal(a, b), f"{name}: the same generator gives other crystals")
-        expect(not torch.equal(a, c), f"{name}: another generator gives the same crystals")
+        a, b, c = (getattr(crystals, name) for crystals in (first, again, other))
+        expect(torch.equal(a, b), f"{name}: the same generator gives two different results")
+        expect(not torch.equal(a, c), f"{name}: every generator gives the same crystals")
 
 
 def leaves_model_and_request_alone(sampler: Sampler) -> None:
     """Sampling changes neither parameters nor the request."""
-    model, given, kept = _model(), _given(), _given()
+    model, request, copy = _model(), _request(), _request()
     before = [parameter.clone() for parameter in model.parameters()]
-    sampler.sample(model, given, generator(0))
+    sampler.sample(model, request, generator(0))
     same = all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
     expect(same, "it changes parameters of the model")
-    untouched = torch.equal(given.fractional, kept.fractional) and torch.equal(given.lattice, kept.lattice)
-    expect(untouched, "it writes into the crystals that are asked for")
+    same = torch.equal(request.fractional, copy.fractional) and torch.equal(request.lattice, copy.lattice)
+    expect(same, "it writes into the request")
 
 
 def does_not_look_at_the_answer(sampler: Sampler) -> None:
-    """Positions and lattices of the request are what is to be found."""
-    given, other = _given(), random_crystals(SIZES, 5, torch.float32)
-    disguised = attrs.evolve(given, fractional=other.fractional, lattice=other.lattice)
-    first, second = _sampled(sampler, given=given), _sampled(sampler, given=disguised)
+    """The crystals do not depend on positions and lattices of the request, which are the answer."""
+    request, other = _request(), random_crystals(SIZES, 5, torch.float32)
+    disguised = attrs.evolve(request, fractional=other.fractional, lattice=other.lattice)
+    first, second = _sampled(sampler, request=request), _sampled(sampler, request=disguised)
     for name in ("fractional", "lattice"):
         same = torch.equal(getattr(first, name), getattr(second, name))
-        expect(same, f"{name}: the crystals depend on the values that are to be found")
+        expect(same, f"{name}: the crystals depend on the values in the request")
 
 
 def moves_every_modality(sampler: Sampler) -> None:
@@ -104,10 +107,10 @@ def check_sampler(sampler: Sampler) -> None:
     """Every check on a sampler, with a small KLDM model of random weights.
 
     Args:
-        sampler: with few steps, as it samples some twenty times.
+        sampler: it should have few steps, as it samples some twenty times.
 
     Raises:
-        AssertionError: one sentence on what does not hold.
+        AssertionError: a check fails; one sentence says what is wrong.
         KldmError: it refuses KLDM's processes.
     """
     for check in SAMPLER_CHECKS:
@@ -116,7 +119,7 @@ def check_sampler(sampler: Sampler) -> None:
 
 @attrs.frozen
 class _Louder:
-    """A model whose network predicts half as much again for one modality."""
+    """A model with the predictions of one modality multiplied by 1.5."""
 
     model: GenerativeModel
     modality: str
@@ -126,32 +129,32 @@ class _Louder:
         return self.model.processes
 
     def predict(self, latents: Mapping[str, Latent], s: Tensor, layout: Layout) -> Mapping[str, Prediction]:
-        found = dict(self.model.predict(latents, s, layout))
-        found[self.modality] = {name: 1.5 * values for name, values in found[self.modality].items()}
-        return found
+        prediction = dict(self.model.predict(latents, s, layout))
+        prediction[self.modality] = {name: 1.5 * values for name, values in prediction[self.modality].items()}
+        return prediction
 
 
 def _model() -> JointModel:
-    """Random weights, the last layers included, so that no prediction is 0."""
+    """A model of random weights, the last layers included, so that no prediction is 0."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        built = JointModel(
+        model = JointModel(
             coordinates=TrivializedTorus(),
             lattice=VPEuclidean(codec=LogTan(standardise=False)),
             species=Given(),
             network=partial(CSPVNet, hidden=16, layers=1, frequencies=4, time_features=8),
         )
-        for parameter in built.parameters():
+        for parameter in model.parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=0.1)
-    return built
+    return model
 
 
-def _given(sizes: tuple[int, ...] = SIZES) -> Crystals:
+def _request(sizes: tuple[int, ...] = SIZES) -> Crystals:
     return random_crystals(sizes, 0, torch.float32)
 
 
 def _sampled(
-    sampler: Sampler, seed: int = 0, given: Crystals | None = None, model: GenerativeModel | None = None
+    sampler: Sampler, seed: int = 0, request: Crystals | None = None, model: GenerativeModel | None = None
 ) -> Crystals:
-    return sampler.sample(model or _model(), given or _given(), generator(seed))
+    return sampler.sample(model or _model(), request or _request(), generator(seed))
