@@ -1,5 +1,5 @@
-"""Potentials: what structures are relaxed with. Importing this package puts them on their shelf, not their weights
-into memory: each imports its own package when it is used."""
+"""Potentials, which relax structures. Importing this package registers them, but loads no weights: each imports its own
+package when it is used."""
 
 from kldm.potentials.chgnet import CHGNet
 from kldm.potentials.emt import EMT

@@ -23,12 +23,12 @@ _NAME = "chgnet.v1"
 class CHGNet:
     """CHGNet (Deng et al., Nature Machine Intelligence 2023), trained on relaxations of the Materials Project.
 
-    Its energies are predictions of corrected ones (``mp2020``): they are not corrected again.
+    It predicts corrected energies (``mp2020``), which are not corrected again.
 
     Args:
-        model: version of its weights; all come with the package. ``r2scan`` was trained on another functional, so
-            that its energies are comparable with its own alone.
-        device: cpu, cuda ...; by default a GPU where there is one.
+        model: version of the weights; all come with the package. ``r2scan`` was trained on another functional, so
+            its energies are only comparable with each other.
+        device: cpu, cuda ...; by default a GPU if there is one.
     """
 
     model: Literal["0.3.0", "0.2.0", "r2scan"] = "0.3.0"
@@ -54,7 +54,7 @@ class CHGNet:
             try:
                 from chgnet.model.dynamics import CHGNetCalculator
                 from chgnet.model.model import CHGNet as Model
-            except Exception as error:  # of its compiled parts, or of what it imports
+            except Exception as error:  # its compiled parts and its imports raise in many ways
                 raise unusable("chgnet", _NAME, error) from error
             model = Model.load(model_name=self.model, use_device=device, verbose=False)
             return cast("Calculator", CHGNetCalculator(model, use_device=device))

@@ -1,4 +1,4 @@
-"""Effective medium theory: a classical potential of a few metals, for tests and to learn how relaxation works."""
+"""Effective medium theory: a classical potential for a few metals, for tests and for learning how relaxation works."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 @potential("emt.v1")
 @attrs.frozen(kw_only=True)
 class EMT:
-    """ASE's effective medium theory (Jacobsen, Stoltze and Norskov 1996): Al, Cu, Ag, Au, Ni, Pd and Pt, and toy values
-    of H, C, N and O. Milliseconds, no weights; its energies mean nothing beside those of any other potential."""
+    """ASE's effective medium theory (Jacobsen, Stoltze and Norskov 1996): Al, Cu, Ag, Au, Ni, Pd and Pt, with toy
+    parameters for H, C, N and O. It takes milliseconds and has no weights. Its energies cannot be compared with those
+    of any other potential."""
 
     @property
     def label(self) -> str:

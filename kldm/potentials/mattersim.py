@@ -1,4 +1,4 @@
-"""MatterSim: the potential behind the published shares of stable structures. The user brings its weights."""
+"""MatterSim: the potential behind the published shares of stable structures. The user provides its weights."""
 
 import warnings
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _NAME = "mattersim.v1"
 
 USUAL = Path("~/.local/mattersim/pretrained_models/mattersim-v1.0.0-1M.pth")
-"""Where MatterSim itself keeps the weights that the published figures were made with."""
+"""Where MatterSim itself stores the weights behind the published figures."""
 
 
 @potential(_NAME)
@@ -30,9 +30,9 @@ class MatterSim:
     """MatterSim (Yang et al., arXiv 2405.04967): raw PBE(+U) energies (``uncorrected``), elements up to Z = 94.
 
     Args:
-        weights: a file such as mattersim-v1.0.0-1M.pth; by default where MatterSim keeps that one. Nothing is
-            downloaded, and nothing in the file is executed.
-        device: cpu, cuda ...; by default a GPU where there is one.
+        weights: a file such as mattersim-v1.0.0-1M.pth; by default the one that MatterSim stores. Nothing is
+            downloaded, and no code in the file is executed.
+        device: cpu, cuda ...; by default a GPU if there is one.
     """
 
     weights: Path | None = None
@@ -62,25 +62,25 @@ class MatterSim:
                 from mattersim.forcefield import MatterSimCalculator
                 from mattersim.forcefield import Potential as Model
                 from mattersim.forcefield.m3gnet.m3gnet import M3Gnet
-            except Exception as error:  # above all of a torchvision that does not fit
+            except Exception as error:  # in particular a torchvision that does not fit
                 raise unusable("mattersim", _NAME, error) from error
             logger.disable("mattersim")
             content = _content(file)
             try:
                 network = M3Gnet(device=device, **content["model_args"]).to(device)
-                lacking = set(dict(network.named_parameters())) - set(content["model"])
-                # Other names are left alone, as MatterSim does; weights that stay random would go unnoticed there.
+                missing = set(dict(network.named_parameters())) - set(content["model"])
+                # MatterSim ignores other names too, but would also use weights that the file does not have.
                 network.load_state_dict(content["model"], strict=False)
             except (RuntimeError, TypeError, AttributeError) as error:
                 raise _foreign(file) from error
-            if lacking:
+            if missing:
                 raise _foreign(file)
-            # The wrapper decides on TF32 for the whole process, in which a model may be in training.
-            before = torch.backends.cuda.matmul.allow_tf32
+            # The wrapper sets TF32 for the whole process, in which a model may be training.
+            allow_tf32 = torch.backends.cuda.matmul.allow_tf32
             try:
                 model = Model(network.eval(), device=device)
             finally:
-                torch.backends.cuda.matmul.allow_tf32 = before
+                torch.backends.cuda.matmul.allow_tf32 = allow_tf32
             return cast("Calculator", MatterSimCalculator(potential=model, args_dict={}, device=device))
 
     def _file(self) -> Path:
@@ -94,7 +94,7 @@ class MatterSim:
 def _content(file: Path) -> Mapping[str, Any]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the reader raise all sorts
+    except Exception as error:  # a damaged file makes torch raise in many ways
         raise _foreign(file) from error
     if not isinstance(content, Mapping) or content.get("model_name") != "m3gnet":
         raise _foreign(file)
@@ -110,5 +110,5 @@ def _foreign(file: Path) -> KldmError:
 
 @lru_cache
 def _digest(file: Path, _: int) -> str:
-    """Of a file at a time of its last change."""
+    """Cached by the time of the last change."""
     return digest(file)

@@ -1,4 +1,4 @@
-"""Packages that a potential alone needs: found when it is used, or missed in one sentence."""
+"""Packages and devices that a potential needs, and one sentence of error if they are missing."""
 
 import os
 from importlib.metadata import PackageNotFoundError, version
@@ -9,7 +9,7 @@ from kldm.errors import KldmError
 
 
 def package_version(package: str, potential: str) -> str:
-    """Of an installed package.
+    """The version of an installed package.
 
     Raises:
         KldmError: it is not installed.
@@ -17,21 +17,21 @@ def package_version(package: str, potential: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        remedy = f"pip install 'kldm[{package}]' (docs/stability.md says how, beside a torch for CPUs)"
+        remedy = f"pip install 'kldm[{package}]' (docs/stability.md explains it for a torch for CPUs)"
         raise KldmError(f"the package {package} is not installed", place=potential, remedy=remedy) from None
 
 
 def unusable(package: str, potential: str, error: Exception) -> KldmError:
-    """A package that is installed and cannot be imported, as one sentence."""
+    """The error for a package that is installed but cannot be imported."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     remedy = f"see docs/stability.md on installing {package}"
     if "torchvision" in reason:
-        remedy = "its torchvision does not fit this torch, and nobody needs it: pip uninstall torchvision torchaudio"
+        remedy = "its torchvision does not fit this torch and is not needed: pip uninstall torchvision torchaudio"
     return KldmError(f"the package {package} cannot be imported ({reason})", place=potential, remedy=remedy)
 
 
 def usual_device(device: str | None, potential: str) -> str:
-    """The device asked for; else a GPU where there is one, that of its number for each process that torchrun starts.
+    """The given device; by default a GPU if there is one, and one for each process that torchrun starts.
 
     Raises:
         KldmError: it cannot be used.

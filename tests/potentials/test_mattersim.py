@@ -47,14 +47,14 @@ def test_weights_of_a_file_are_used(weights: Path) -> None:
 
 
 def test_the_identity_is_of_the_bytes(weights: Path) -> None:
-    one = MatterSim(weights=weights)
-    before = dict(one.identity)
-    assert one.label == "tiny.pth"
+    potential = MatterSim(weights=weights)
+    before = dict(potential.identity)
+    assert potential.label == "tiny.pth"
     assert dict(MatterSim(weights=weights.rename(weights.with_name("other.pth"))).identity) == before, "of any name"
     weights.with_name("other.pth").rename(weights)
     assert dict(MatterSim(weights=weights, device="cpu").identity) == before, "wherever it computes"
     weights.write_bytes(weights.read_bytes() + b" ")
-    assert one.identity["sha256"] != before["sha256"]
+    assert potential.identity["sha256"] != before["sha256"]
 
 
 @pytest.mark.parametrize("broken", ["bytes", "another", "no_args", "a_weight_less", "another_shape"])
@@ -117,5 +117,5 @@ def test_a_torchvision_that_does_not_fit_has_a_remedy() -> None:
     error = packages_module.unusable("mattersim", "mattersim.v1", reason)
     assert str(error) == (
         "mattersim.v1: the package mattersim cannot be imported (operator torchvision::nms does not exist); its "
-        "torchvision does not fit this torch, and nobody needs it: pip uninstall torchvision torchaudio"
+        "torchvision does not fit this torch and is not needed: pip uninstall torchvision torchaudio"
     )
