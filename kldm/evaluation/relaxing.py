@@ -13,7 +13,7 @@ import attrs
 from kldm.errors import KldmError
 from kldm.evaluation.results import library_versions, write_json, write_samples, write_table
 from kldm.interfaces import Candidate, Json, Potential
-from kldm.metrics.relaxing.relaxation import RELAXATION_SECONDS, Relaxation, Relaxed, relaxation_versions, relaxed
+from kldm.metrics.relaxing import RELAXATION_SECONDS, Relaxation, Relaxed, relaxation_versions, relaxed
 from kldm.reading import read_file, read_reference, record_of
 from kldm.recipe import build, overridden
 from kldm.runtime.files import atomic_write, make_writable

@@ -1,9 +1,9 @@
-"""Metrics: what generated structures are worth. Importing this package puts them on their shelf."""
+"""Metrics: how good generated structures are. Importing this package registers them."""
 
 from kldm.metrics.composition import compositional_validity
 from kldm.metrics.de_novo import DeNovo
 from kldm.metrics.match_rate import MatchRate
-from kldm.metrics.relaxing.relaxation import Relaxation
+from kldm.metrics.relaxing import Relaxation
 from kldm.metrics.stability import Stability
 from kldm.metrics.validity import Validity, structural_validity
 

@@ -24,7 +24,7 @@ MOST_COMBINATIONS = 10_000_000
 """Compositions with more choices of oxidation states are invalid, as in the DiffCSP, EquiCSP and KLDM codes."""
 
 Counts = tuple[tuple[int, int], ...]
-"""(atomic number, count) of every element, by atomic number, the counts without common divisor."""
+"""(atomic number, count) of every element, sorted by atomic number; the counts have no common divisor."""
 
 Charges = Sequence[int]
 """What the atoms of one element can contribute to the charge of a formula unit, c_i q_i for every state q_i."""
@@ -100,7 +100,7 @@ class _Element:
 
 
 def _reduced(composition: "Composition | Mapping[str, int] | Mapping[int, int]") -> Counts | str:
-    """The counts without common divisor, isotopes and ions of an element added up; or a reason."""
+    """The counts without a common divisor, isotopes and ions added to their element; or why they are invalid."""
     numbers = _atomic_numbers()
     atoms: dict[int, int] = {}
     for key, amount in composition.items():
@@ -133,16 +133,16 @@ def _fault(counts: Counts, states: States, legacy: bool, most_combinations: int 
     if 0 not in _sums(charges):
         return "charges cannot be balanced"
     electronegativities = [element.electronegativity for element in elements]
-    known_ones = [value for value in electronegativities if value is not None]
-    if len(known_ones) == len(elements):
-        return "" if _ordered(charges, known_ones) else "charges against electronegativity"
+    measured = [value for value in electronegativities if value is not None]
+    if len(measured) == len(elements):
+        return "" if _ordered(charges, measured) else "charges against electronegativity"
     if not legacy:
         return "element without electronegativity"
     return "" if _passes_by_gap(charges, electronegativities) else "charges against electronegativity"
 
 
 def _sums(charges: Iterable[Charges]) -> set[int]:
-    """All sums with one charge of every element: few, where the choices that lead to them are many."""
+    """All sums of one charge of every element: they are few, although many choices lead to them."""
     sums = {0}
     for choices in charges:
         sums = {total + charge for total in sums for charge in choices}
@@ -150,13 +150,13 @@ def _sums(charges: Iterable[Charges]) -> set[int]:
 
 
 def _ordered(charges: Sequence[Charges], electronegativities: Sequence[float]) -> bool:
-    """Whether a neutral choice passes the Pauling test. Then some electronegativity x parts the elements: none above x
-    is positive, and none up to x is negative. So for every x the positive sums of one side must meet the negative
-    ones of the other; no choice is ever listed."""
-    both = list(zip(charges, electronegativities, strict=True))
+    """Whether a neutral choice passes the Pauling test. It passes if some electronegativity x parts the elements: none
+    above x is positive, and none up to x is negative. So it suffices that for some x a positive sum of one side equals
+    a negative sum of the other; no choice is ever listed."""
+    elements = list(zip(charges, electronegativities, strict=True))
     return any(
-        not _sums([c for c in choices if c >= 0] for choices, value in both if value <= x).isdisjoint(
-            _sums([-c for c in choices if c <= 0] for choices, value in both if value > x)
+        not _sums([c for c in choices if c >= 0] for choices, value in elements if value <= x).isdisjoint(
+            _sums([-c for c in choices if c <= 0] for choices, value in elements if value > x)
         )
         for x in (-math.inf, *electronegativities)
     )
@@ -173,7 +173,7 @@ def _passes_by_gap(charges: Sequence[Charges], electronegativities: Sequence[flo
     first = electronegativities[0]
 
     def allowed(place: int, sign: int) -> Charges:
-        """What element ``place`` may contribute where element 0 has this sign."""
+        """What element ``place`` may contribute if element 0 has this sign."""
         if place == 0:
             return [c for c in charges[0] if c * sign > 0]
         if place == gap:
@@ -199,13 +199,13 @@ def _elements(states: States, legacy: bool) -> Mapping[int, _Element]:
     import smact
 
     metals = frozenset(smact.metals)
-    found = {}
+    elements = {}
     for element in smact.element_dictionary().values():
-        known = element.oxidation_states_smact14 if states == "smact14" else element.oxidation_states_icsd24
+        allowed = element.oxidation_states_smact14 if states == "smact14" else element.oxidation_states_icsd24
         electronegativity = element.pauling_eneg
         if legacy and element.symbol == "Ir":
-            known = [-2, -1, *range(1, 9)]
+            allowed = [-2, -1, *range(1, 9)]
         if legacy and element.symbol == "Zr":
             electronegativity = 0.33
-        found[int(element.number)] = _Element(element.symbol in metals, electronegativity, tuple(known or ()))
-    return found
+        elements[int(element.number)] = _Element(element.symbol in metals, electronegativity, tuple(allowed or ()))
+    return elements

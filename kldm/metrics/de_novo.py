@@ -11,13 +11,16 @@ from attrs.validators import optional
 from kldm.interfaces import Candidate, Json, Measurement, Samples, Terms
 from kldm.metrics.composition import States, check_states, compositional_rule
 from kldm.metrics.distributions import drawn, property_distances
-from kldm.metrics.fingerprinting.coverage import CUTOFFS, Coverage, Dataset, coverage
-from kldm.metrics.fingerprinting.fingerprints import (
+from kldm.metrics.fingerprinting import (
+    CUTOFFS,
     FINGERPRINT_SECONDS,
+    Coverage,
+    Dataset,
     Fingerprint,
     cached_fingerprints,
+    coverage_of,
     fingerprint_versions,
-    fingerprints,
+    fingerprints_of,
 )
 from kldm.metrics.structure import structural_rule
 from kldm.metrics.validity import Validity, Verdict, share
@@ -37,25 +40,25 @@ class DeNovo:
         struct_valid = candidates that pass ``structural_validity`` / all requested candidates
         comp_valid   = candidates that pass ``compositional_validity`` / all requested candidates
         valid        = candidates that pass both and have a fingerprint / all requested candidates
-        cov_*, ams*  = ``coverage`` of the fingerprints of all structures, valid or not
+        cov_*, am*   = ``coverage_of`` the fingerprints of all structures, valid or not
         wdist_*      = Wasserstein distances of density and number of elements, valid candidates against the reference
 
     ``comp_valid_icsd24`` is comp_valid with the oxidation states icsd24. Shares are in [0, 1]; None where undefined.
-    Failed candidates stay in every denominator. The mean smallest distances amsd and amcd are over those with a
-    fingerprint; the property distances over the valid ones.
+    Failed candidates stay in every denominator. The mean smallest distances amsd and amcd are taken over structures
+    with a fingerprint, the property distances over valid candidates.
 
     Args:
-        cutoffs: the data set whose cutoffs of coverage are taken; None: that of the reference (``Samples.source``), or
-            mp_20 where it has none.
+        cutoffs: the data set whose coverage cutoffs are used; None: that of the reference (``Samples.source``), or
+            mp_20 if no cutoffs are known for it.
         states: oxidation states behind comp_valid and valid: smact14 (all published tables) or icsd24.
         legacy: judge compositions exactly as smact 2.2.1 does.
-        draw: how many valid candidates the property distances take, drawn without replacement (1000 in the papers);
-            None: all.
-        seed: of that draw.
+        draw: how many valid candidates are drawn, without replacement, for the property distances (1000 in the
+            papers); None: all.
+        seed: seed of that draw.
         valid_only: only candidates that pass both tests get a fingerprint (the KLDM code); the denominators stay.
-        coverage: False leaves out the fingerprints, by far the most work; valid then asks for the two tests only.
+        coverage: False leaves out the fingerprints, by far the most work; ``valid`` then means the two tests only.
         workers: processes; the result does not depend on it. -1: as many as there are CPU cores.
-        time_limit: seconds per structure; what takes longer has no fingerprint.
+        time_limit: seconds per structure; one that takes longer gets no fingerprint.
     """
 
     terms: ClassVar[Terms] = Terms(
@@ -82,23 +85,23 @@ class DeNovo:
         check_states(self.states, self.legacy)
 
     def measure(self, samples: Samples) -> Measurement:
-        """The values; one row per candidate with target, candidate, formula, struct_valid, comp_valid, fingerprint and
-        the first reason that was found against it (structure, composition, fingerprint). rms and max_dist, which
-        crystal structure prediction has, are None."""
-        rows, made = self._rows(samples.candidates)
+        """The values, and one row per candidate with target, candidate, formula, struct_valid, comp_valid, fingerprint
+        and the first reason why it is not valid (structure, composition, fingerprint). The columns rms and max_dist of
+        crystal structure prediction are None."""
+        rows, generated = self._rows(samples.candidates)
         dataset = self._dataset(samples)
-        known, covered = None, None
+        reference, coverage = None, None
         if self.coverage:
-            known = cached_fingerprints(
+            reference = cached_fingerprints(
                 samples.reference,
                 workers=self.workers,
                 time_limit=self.time_limit,
                 description="fingerprints of the reference",
             )
-            covered = coverage(made, known, CUTOFFS[dataset])
+            coverage = coverage_of(generated, reference, CUTOFFS[dataset])
         by_number = sorted(
             zip(samples.candidates, rows, strict=True), key=lambda pair: (pair[0].target, pair[0].candidate)
-        )  # so that the draw does not depend on the order in which they came
+        )  # so that the draw does not depend on the order of the candidates
         valid = [c.structure for c, row in by_number if c.structure is not None and row.valid]
         taken = drawn(valid, self.draw, self.seed)
         values = {
@@ -106,8 +109,8 @@ class DeNovo:
             "comp_valid": share([bool(row.comp_valid) for row in rows]),
             "comp_valid_icsd24": share([bool(row.comp_valid_icsd24) for row in rows]),
             "valid": share([row.valid for row in rows]),
-            **(covered.values() if covered is not None else {}),
-            **property_distances(taken, [one for one in samples.reference if one is not None]),
+            **(coverage.values() if coverage is not None else {}),
+            **property_distances(taken, [structure for structure in samples.reference if structure is not None]),
         }
         counts: dict[str, Json] = {
             "candidates": len(rows),
@@ -117,38 +120,39 @@ class DeNovo:
             "reference": len(samples.reference),
             "failures": dict(sorted(Counter(row.reason for row in rows if row.reason).items())),
         }
-        if covered is not None and known is not None:
-            reasons = Counter(one.reason for one in known if not one.exists)
+        if coverage is not None and reference is not None:
+            reasons = Counter(fingerprint.reason for fingerprint in reference if not fingerprint.exists)
             counts |= {
-                "fingerprints": covered.generated,
-                "reference_fingerprints": covered.reference,
+                "fingerprints": coverage.generated,
+                "reference_fingerprints": coverage.reference,
                 "reference_failures": dict(sorted(reasons.items())),
-                "copies_of_the_reference": covered.copies,
+                "copies_of_the_reference": coverage.copies,
             }
         columns = ("struct_valid", "comp_valid", "fingerprint", "reason", "rms", "max_dist")
         table = tuple(row.columns(*columns) for row in rows)
-        notes = self._notes(samples, valid, covered, dataset)
+        notes = self._notes(samples, valid, coverage, dataset)
         return Measurement(values, table, self._definition(counts, dataset), tuple(notes))
 
     def _rows(self, candidates: Sequence[Candidate]) -> tuple[list[Verdict], tuple[Fingerprint, ...]]:
-        """The rows, and one fingerprint for each candidate (none of them where coverage is off)."""
+        """The rows, and one fingerprint for each candidate, which is empty where coverage is off."""
         rules = Validity(states=self.states, legacy=self.legacy, also_icsd24=True)
-        rows = [one.verdict() for one in rules.faults(candidates, workers=self.workers, time_limit=self.time_limit)]
+        judged = rules.faults(candidates, workers=self.workers, time_limit=self.time_limit)
+        rows = [faults.verdict() for faults in judged]
         if not self.coverage:
             return rows, (Fingerprint(None, None),) * len(rows)
-        wanted = [
+        structures = [
             None if self.valid_only and not row.both else candidate.structure
             for candidate, row in zip(candidates, rows, strict=True)
         ]
-        made = fingerprints(wanted, workers=self.workers, time_limit=self.time_limit)
+        fingerprints = fingerprints_of(structures, workers=self.workers, time_limit=self.time_limit)
         rows = [
-            attrs.evolve(row, fingerprint=one.exists, reason=row.reason or one.reason)
-            for row, one in zip(rows, made, strict=True)
+            attrs.evolve(row, fingerprint=fingerprint.exists, reason=row.reason or fingerprint.reason)
+            for row, fingerprint in zip(rows, fingerprints, strict=True)
         ]
-        return rows, made
+        return rows, fingerprints
 
     def _dataset(self, samples: Samples) -> Dataset:
-        """Whose cutoffs are taken."""
+        """The data set whose cutoffs are used."""
         if self.cutoffs is not None:
             return self.cutoffs
         return next((name for name in CUTOFFS if name == samples.source.partition("/")[0]), "mp_20")
@@ -188,7 +192,7 @@ class DeNovo:
         return definition
 
     def _notes(
-        self, samples: Samples, valid: Sequence["Structure"], covered: Coverage | None, dataset: Dataset
+        self, samples: Samples, valid: Sequence["Structure"], coverage: Coverage | None, dataset: Dataset
     ) -> list[str]:
         notes = []
         if not samples.candidates:
@@ -202,16 +206,16 @@ class DeNovo:
         if self.draw is not None and len(valid) < self.draw:
             notes.append(f"Only {len(valid)} candidates are valid, fewer than draw = {self.draw}; all are taken.")
         if len(valid) > 1 and len(valid) == len(samples.candidates) and len({_content(s) for s in valid}) == 1:
-            what = "are valid and share formula and cell, as if the model knew one structure only"
+            what = "are valid and share formula and cell, as if the model generated one structure only"
             notes.append(f"All {len(valid)} candidates {what}.")
-        if covered is None:
-            notes.append("Coverage is off: nothing is said about it, and valid asks for no fingerprint.")
+        if coverage is None:
+            notes.append("Coverage is off: it is not computed, and valid needs no fingerprint.")
             return notes
-        if lacking := len(samples.reference) - covered.reference:
-            notes.append(f"{lacking} of {len(samples.reference)} reference structures have no fingerprint; left out.")
-        if covered.copies and covered.copies == covered.generated:
+        if missing := len(samples.reference) - coverage.reference:
+            notes.append(f"{missing} of {len(samples.reference)} reference structures have no fingerprint; left out.")
+        if coverage.copies and coverage.copies == coverage.generated:
             notes.append(
-                f"All {covered.copies} fingerprints of candidates are those of reference structures, as if the "
+                f"All {coverage.copies} fingerprints of candidates are those of reference structures, as if the "
                 "candidates were copies of the reference."
             )
         if not CUTOFFS[dataset].published:
@@ -220,5 +224,5 @@ class DeNovo:
 
 
 def _content(structure: "Structure") -> tuple[str, tuple[float, ...]]:
-    """Formula and cell, to 0.001 angstrom and degrees."""
+    """Formula and cell, rounded to 0.001 angstrom and degrees."""
     return structure.formula, tuple(round(value, 3) for value in structure.lattice.parameters)

@@ -1,4 +1,4 @@
-"""How far the properties of generated structures lie from those of a reference: Wasserstein distances."""
+"""Wasserstein distances between properties of generated structures and those of a reference."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -33,7 +33,7 @@ def property_distances(generated: Sequence["Structure"], reference: Sequence["St
 def wasserstein(generated: Sequence[float], reference: Sequence[float]) -> float | None:
     """W_1 = integral over x of |F(x) - G(x)|, F and G being the two distribution functions; in the unit of the values.
 
-    None where either side is empty or holds a value that is not finite.
+    It is None where either side is empty or has a value that is not finite.
     """
     if not (generated and reference and np.isfinite(generated).all() and np.isfinite(reference).all()):
         return None
@@ -43,7 +43,7 @@ def wasserstein(generated: Sequence[float], reference: Sequence[float]) -> float
 
 
 def density(structure: "Structure") -> float | None:
-    """g/cm^3; None where the cell or the atoms give none that is finite and positive."""
+    """The density in g/cm^3; None where it is not finite and positive."""
     try:
         value = float(structure.density)
     except Exception:  # pymatgen raises all sorts on hopeless cells
@@ -52,7 +52,7 @@ def density(structure: "Structure") -> float | None:
 
 
 def number_of_elements(structure: "Structure") -> int | None:
-    """How many distinct elements, ions of one element counted once; None without atoms."""
+    """The number of distinct elements, ions of one element counted once; None without atoms."""
     try:
         symbols = {element.symbol for element in structure.composition.elements}
     except Exception:  # as above
@@ -61,15 +61,15 @@ def number_of_elements(structure: "Structure") -> int | None:
 
 
 def drawn(items: Sequence[T], draw: int | None, seed: int) -> Sequence[T]:
-    """``draw`` of the items without replacement, in their order; all where ``draw`` is None or there are fewer.
+    """Draw ``draw`` of the items without replacement and keep their order; all, if ``draw`` is None or there are fewer.
 
-    The same items in the same order and the same seed give the same draw: sort them first where their order is chance.
+    The same items in the same order and the same seed give the same draw; sort items of random order first.
 
     Raises:
         KldmError: ``draw`` below 1.
     """
     if draw is not None and draw < 1:
-        raise KldmError(f"draw is {draw}", remedy="give a positive number, or leave it out to take all")
+        raise KldmError(f"must be at least 1, got {draw}", place="draw", remedy="leave it out to take all")
     if draw is None or draw >= len(items):
         return items
     rows = np.random.default_rng(seed).choice(len(items), draw, replace=False)

@@ -4,25 +4,32 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import attrs
 from attrs.validators import optional
 
 from kldm.errors import KldmError
 from kldm.interfaces import Candidate, Json, Measurement, Potential, Samples, Terms
-from kldm.metrics.relaxing.corrections import mp2020
-from kldm.metrics.relaxing.displacement import displacement, displacement_mattergen
-from kldm.metrics.relaxing.hull import Hull, Scheme, above_hull, check_scales, read_hull
-from kldm.metrics.relaxing.relaxation import (
+from kldm.metrics.relaxing import (
     RELAXATION_SECONDS,
+    Comparator,
+    Hull,
     Relaxation,
+    Scheme,
+    above_hull,
     calculator_of,
+    check_scales,
+    displacements,
     impossible,
+    mp2020,
+    novel,
+    read_hull,
     relaxation_versions,
     relaxed,
+    unique,
 )
-from kldm.metrics.relaxing.similarity import ELECTRONEGATIVITIES, RADII, TOLERANCES, Comparator, novel, unique
+from kldm.metrics.relaxing.similarity import ELECTRONEGATIVITIES, RADII, TOLERANCES
 from kldm.metrics.structure import without_charges
 from kldm.metrics.validity import formula, share
 from kldm.reading import find_reference, read_reference
@@ -40,29 +47,30 @@ if TYPE_CHECKING:
 class Stability:
     """Stability, uniqueness and novelty of relaxed structures (Zeni et al., Nature 2025, MatterGen; KLDM's Table 2).
 
-        rmsd, rmsd_mattergen  = mean displacement in relaxation, angstrom (``displacement``, ``displacement_mattergen``)
-        energy_drop           = mean energy lost in relaxation, eV/atom
-        avg_, median_e_above_hull = of those with an energy above hull, eV/atom; negative below the reference's hull
+        rmsd, rmsd_mattergen  = mean displacement by relaxation, angstrom (``displacement``, ``displacement_mattergen``)
+        energy_drop           = mean energy released by relaxation, eV/atom
+        avg_e_above_hull, median_e_above_hull = of the candidates that have one, eV/atom; negative below the hull
         stable_<t>meV         = candidates at most t meV/atom above the hull / all requested candidates
-        unique                = candidates like none before them / all requested
-        novel                 = candidates like none of the known structures / all requested
-        sun_<t>meV            = candidates that are all three / all requested
+        unique                = candidates that differ from all before them / all requested candidates
+        novel                 = candidates that differ from all known structures / all requested candidates
+        sun_<t>meV            = candidates that are stable, unique and novel / all requested candidates
 
-    Shares are in [0, 1]. A candidate that failed, could not be relaxed, or has an element that the hull lacks stays in
-    every denominator. Structures are compared after relaxation. Without a hull nothing is called stable; without a
-    potential nothing is relaxed, and uniqueness and novelty are of the structures as they are.
+    Shares are in [0, 1]. A candidate that failed, could not be relaxed, or has an element that is not in the hull stays
+    in every denominator. Structures are compared after relaxation. Without a hull no stability is computed. Without a
+    potential nothing is relaxed, and the structures are compared as they are.
 
     Args:
-        potential: what relaxes.
-        relaxation: how.
-        hull: files of entries whose convex hull decides: those that ``kldm relax`` made of a reference with the same
-            potential, or computed entries of density functional theory.
-        corrections: those in the energies of the latter, none or mp2020. An uncorrected potential's energies get them.
-        thresholds: eV/atom above the hull, up to which a structure counts as stable.
+        potential: the potential that relaxes structures.
+        relaxation: how they are relaxed.
+        hull: files of entries that form the convex hull: those that ``kldm relax`` made of a reference with the same
+            potential, or entries computed by density functional theory.
+        corrections: the corrections that the latter contain, none or mp2020. An uncorrected potential's energies get
+            the same.
+        thresholds: energies above the hull, eV/atom, up to which a structure counts as stable.
         matcher: ``disordered`` (MatterGen's default, behind published shares) or ``ordered``; see ``same``.
-        known: what is not new: ``DATASET/SPLIT`` or files of structures; if empty, the reference of the samples.
-        workers: processes; -1: as many as there are CPU cores. A potential on a GPU is best served by one.
-        time_limit: seconds for the relaxation of one structure; what takes longer has failed.
+        known: the structures that are not novel: ``DATASET/SPLIT`` or files; if empty, the reference of the samples.
+        workers: processes; -1: as many as there are CPU cores. Use one for a potential on a GPU.
+        time_limit: seconds for the relaxation of one structure; one that takes longer has failed.
     """
 
     potential: Potential | None = None
@@ -80,11 +88,11 @@ class Stability:
             remedy = "name a potential, e.g. mattersim.v1"
             raise KldmError("a hull is of no use without energies", place="hull", remedy=remedy)
         if not self.hull and self.corrections is not None:
-            raise KldmError("corrections are those of a hull", place="corrections", remedy="give the hull too")
+            raise KldmError("they describe a hull, and there is none", place="corrections", remedy="give the hull too")
 
     @property
     def terms(self) -> Terms:
-        """It looks at the reference for what is not novel, unless ``known`` says that."""
+        """The reference is needed for novelty, unless ``known`` replaces it."""
         return Terms(
             needs_reference=not self.known,
             agree={
@@ -98,7 +106,7 @@ class Stability:
         )
 
     def prepare(self) -> None:
-        """See that the potential can be used, that the hull fits it, and that what is known is there."""
+        """Check that the potential can be used, that the hull fits it, and that the known structures exist."""
         if self.potential is not None:
             calculator_of(self.potential)
         self._hull()
@@ -106,17 +114,17 @@ class Stability:
             find_reference(name)
 
     def measure(self, samples: Samples) -> Measurement:
-        """The values; one row per candidate with target, candidate, formula, reason (against its structure, its
-        relaxation or its energy above hull, the first found), energy (eV/atom, relaxed, corrected as the hull is),
+        """The values, and one row per candidate with target, candidate, formula, reason (the first failure: of the
+        structure, the relaxation or the energy above hull), energy (eV/atom, relaxed, corrected like the hull),
         e_above_hull, rmsd, rmsd_mattergen, steps, converged, unique, novel and stable_<t>meV."""
         self.prepare()
         hull, known = self._hull(), self._known(samples)
         rows = [_Row(candidate) for candidate in samples.candidates]
         ordered = sorted(rows, key=lambda row: (row.candidate.target, row.candidate.candidate))
-        made = self._relax(ordered)
+        results = self._relax(ordered)
         if hull is not None:
-            self._place(made, hull)
-        self._compare(made, known)
+            self._set_energies(results, hull)
+        self._compare(results, known)
         levels = {f"{1000 * threshold:.10g}meV": threshold for threshold in self.thresholds if hull is not None}
         return Measurement(
             self._values(rows, hull, levels, bool(known)),
@@ -135,73 +143,65 @@ class Stability:
     def _known(self, samples: Samples) -> "list[Structure]":
         known = list(samples.reference)
         if self.known:
-            known = [one for name in self.known for one in read_reference(name).structures]
-        return [without_charges(one) for one in known if one is not None]
+            known = [structure for name in self.known for structure in read_reference(name).structures]
+        return [without_charges(structure) for structure in known if structure is not None]
 
-    def _relax(self, rows: Sequence["_Row"]) -> list["_Made"]:
-        """What is left of the candidates after relaxation; the rows of the others get their reason."""
-        given = [row.candidate.structure for row in rows]
+    def _relax(self, rows: Sequence["_Row"]) -> list["_Result"]:
+        """The candidates that survive relaxation; the rows of the others get a reason."""
+        structures = [row.candidate.structure for row in rows]
         if self.potential is None:
-            for row, structure in zip(rows, given, strict=True):
+            for row, structure in zip(rows, structures, strict=True):
                 row.reason = row.candidate.reason or impossible(structure)
-            pairs = zip(rows, given, strict=True)
-            return [_Made(row, structure) for row, structure in pairs if structure is not None and not row.reason]
-        made = []
-        done = relaxed(given, self.potential, self.relaxation, workers=self.workers, time_limit=self.time_limit)
-        for row, result in zip(rows, done, strict=True):
-            if result.structure is None:
-                row.reason = row.candidate.reason or result.reason
+            pairs = zip(rows, structures, strict=True)
+            return [_Result(row, structure) for row, structure in pairs if structure is not None and not row.reason]
+        results = []
+        work: dict[str, Any] = {"workers": self.workers, "time_limit": self.time_limit}
+        relaxations = relaxed(structures, self.potential, self.relaxation, **work)
+        for row, relaxation in zip(rows, relaxations, strict=True):
+            if relaxation.structure is None:
+                row.reason = row.candidate.reason or relaxation.reason
                 continue
-            atoms = len(result.structure)
-            row.energy, row.energy_drop = result.energy / atoms, (result.before - result.energy) / atoms
-            row.steps, row.converged = result.steps, result.converged
-            made.append(_Made(row, result.structure))
-        ends = [(before, one.structure) for one in made if (before := one.row.candidate.structure) is not None]
-        moved = parallel_map(
-            _displacements, ends, workers=self.workers, time_limit=self.time_limit, description="displacements"
-        )
-        for one, found in zip(made, moved, strict=True):
-            if not isinstance(found, Failure):
-                one.row.rmsd, one.row.rmsd_mattergen = found
-        return made
+            atoms = len(relaxation.structure)
+            row.energy, row.energy_drop = relaxation.energy / atoms, (relaxation.before - relaxation.energy) / atoms
+            row.steps, row.converged = relaxation.steps, relaxation.converged
+            results.append(_Result(row, relaxation.structure))
+        ends = [(before, r.structure) for r in results if (before := r.row.candidate.structure) is not None]
+        moved = parallel_map(displacements, ends, **work, description="displacements")
+        for result, distances in zip(results, moved, strict=True):
+            if not isinstance(distances, Failure):
+                result.row.rmsd, result.row.rmsd_mattergen = distances
+        return results
 
-    def _place(self, made: Sequence["_Made"], hull: Hull) -> None:
-        """Energies above the hull, of those that have one."""
+    def _set_energies(self, results: Sequence["_Result"], hull: Hull) -> None:
+        """Correct the energies like the hull, and set the energies above it where they exist."""
+        work: dict[str, Any] = {"workers": self.workers, "time_limit": self.time_limit}
         if hull.scheme == "mp2020" and self.potential is not None and self.potential.scale == "uncorrected":
-            structures = [one.structure for one in made]
-            work = parallel_map(
-                mp2020, structures, workers=self.workers, time_limit=self.time_limit, description="corrections"
-            )
-            for one, added in zip(made, work, strict=True):
-                if isinstance(added, Failure):
-                    one.row.energy, one.row.reason = None, "its energy cannot be corrected"
-                elif one.row.energy is not None:
-                    one.row.energy += added / len(one.structure)
-        for one in made:
-            if hull.lacks(frozenset(one.structure.composition.get_el_amt_dict())):
-                one.row.reason = one.row.reason or "the hull lacks one of its elements"
-        placed = [(one, one.row.energy) for one in made if one.row.energy is not None and not one.row.reason]
-        heights = above_hull(
-            [one.structure for one, _ in placed],
-            [energy for _, energy in placed],
-            hull,
-            workers=self.workers,
-            time_limit=self.time_limit,
-        )
-        for (one, _), height in zip(placed, heights, strict=True):
-            one.row.e_above_hull = height
-            one.row.reason = "" if height is not None else "no energy of the hull was found for its composition"
+            structures = [result.structure for result in results]
+            corrections = parallel_map(mp2020, structures, **work, description="corrections")
+            for result, correction in zip(results, corrections, strict=True):
+                if isinstance(correction, Failure):
+                    result.row.energy, result.row.reason = None, "its energy cannot be corrected"
+                elif result.row.energy is not None:
+                    result.row.energy += correction / len(result.structure)
+        for result in results:
+            if hull.lacks(frozenset(result.structure.composition.get_el_amt_dict())):
+                result.row.reason = result.row.reason or "the hull lacks one of its elements"
+        with_energy = [(r, r.row.energy) for r in results if r.row.energy is not None and not r.row.reason]
+        above = above_hull([r.structure for r, _ in with_energy], [energy for _, energy in with_energy], hull, **work)
+        for (result, _), height in zip(with_energy, above, strict=True):
+            result.row.e_above_hull = height
+            result.row.reason = "" if height is not None else "no energy of the hull was found for its composition"
 
-    def _compare(self, made: Sequence["_Made"], known: "Sequence[Structure]") -> None:
-        """Uniqueness and novelty of the rows."""
-        structures = [without_charges(one.structure) for one in made]
-        first = unique(structures, self.matcher, workers=self.workers)
-        for one, is_first in zip(made, first, strict=True):
-            one.row.unique = is_first
+    def _compare(self, results: Sequence["_Result"], known: "Sequence[Structure]") -> None:
+        """Set uniqueness and novelty of the rows."""
+        structures = [without_charges(result.structure) for result in results]
+        uniques = unique(structures, self.matcher, workers=self.workers)
+        for result, is_unique in zip(results, uniques, strict=True):
+            result.row.unique = is_unique
         if known:
-            unseen = novel(structures, known, self.matcher, workers=self.workers)
-            for one, is_unseen in zip(made, unseen, strict=True):
-                one.row.novel = is_unseen
+            novels = novel(structures, known, self.matcher, workers=self.workers)
+            for result, is_novel in zip(results, novels, strict=True):
+                result.row.novel = is_novel
 
     def _values(
         self, rows: Sequence["_Row"], hull: Hull | None, levels: Mapping[str, float], known: bool
@@ -214,10 +214,10 @@ class Stability:
             values["n_failed"] = sum(row.converged is None for row in rows)
             values["n_unconverged"] = sum(row.converged is False for row in rows)
         if hull is not None:
-            heights = [row.e_above_hull for row in rows if row.e_above_hull is not None]
+            above = [row.e_above_hull for row in rows if row.e_above_hull is not None]
             values["n_unsupported"] = sum(row.unsupported for row in rows)
-            values["avg_e_above_hull"] = _mean(heights)
-            values["median_e_above_hull"] = statistics.median(heights) if heights else None
+            values["avg_e_above_hull"] = _mean(above)
+            values["median_e_above_hull"] = statistics.median(above) if above else None
         values |= {f"stable_{name}": share([row.stable(level) for row in rows]) for name, level in levels.items()}
         values["unique"] = share([bool(row.unique) for row in rows])
         values["novel"] = share([bool(row.novel) for row in rows]) if known else None
@@ -260,14 +260,14 @@ class Stability:
             return ["There are no candidates, so nothing is defined."]
         notes = []
         if self.potential is None:
-            notes.append("No potential is given: nothing is relaxed, and nothing is said about energies.")
+            notes.append("No potential is given: nothing is relaxed, and there are no energies.")
         elif hull is None:
-            notes.append("No hull is given: nothing is said about stability.")
+            notes.append("No hull is given: no stability is computed.")
         elif hull.potential is not None:
             what = f"The hull consists of {hull.entries} structures of {hull.place}, by the same potential"
-            notes.append(f"{what}; phases that it lacks would lower the shares of stable ones.")
+            notes.append(f"{what}; missing phases would lower the shares of stable structures.")
         if not known:
-            notes.append("There are no known structures to compare with, so that novelty is undefined.")
+            notes.append("There are no known structures to compare with, so novelty is undefined.")
         if hull is not None and (unsupported := sum(row.unsupported for row in rows)):
             what = "of the relaxed structures have no energy above hull, and count as not stable"
             notes.append(f"{unsupported} {what}.")
@@ -278,7 +278,7 @@ class Stability:
 
 @attrs.define
 class _Row:
-    """What is found out about one candidate; None where nobody knows. Energies in eV/atom, lengths in angstrom."""
+    """The values of one candidate, None if they are not known. Energies are in eV/atom, lengths in angstrom."""
 
     candidate: Candidate
     reason: str = ""
@@ -294,14 +294,15 @@ class _Row:
 
     @property
     def unsupported(self) -> bool:
-        """Relaxed, without a place above the hull."""
+        """Whether it was relaxed but has no energy above the hull."""
         return self.converged is not None and self.e_above_hull is None
 
     def stable(self, threshold: float) -> bool:
-        """At the threshold itself too, with some room for rounding."""
+        """Whether it is at most at the threshold above the hull, with a margin for rounding."""
         return self.e_above_hull is not None and self.e_above_hull <= threshold + 1e-6
 
     def sun(self, threshold: float) -> bool:
+        """Whether it is stable, unique and novel."""
         return self.stable(threshold) and bool(self.unique) and bool(self.novel)
 
     def public(self, levels: Mapping[str, float]) -> Mapping[str, Json]:
@@ -324,20 +325,11 @@ class _Row:
 
 
 @attrs.frozen(eq=False)
-class _Made:
-    """A row, and the structure that the candidate became."""
+class _Result:
+    """A row, and the structure of the candidate after relaxation."""
 
     row: _Row
     structure: "Structure"
-
-
-def _displacements(pair: "tuple[Structure, Structure]") -> tuple[float, float | None]:
-    """The second is None where no symmetry can be found in the structure before."""
-    try:
-        published = displacement_mattergen(*pair)
-    except Exception:  # spglib and the matcher raise in many ways
-        return displacement(*pair), None
-    return displacement(*pair), published
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -1,4 +1,4 @@
-"""Whether a generated structure is one at all: the structural rule of CDVAE, without its blind spots."""
+"""Whether a generated structure is possible at all: the structural rule of CDVAE, without its blind spots."""
 
 from typing import TYPE_CHECKING
 
@@ -31,22 +31,22 @@ def structural_validity(
     no measured numbers, so that they can be counted.
 
     A pymatgen ``Lattice`` keeps no sign of a length. An odd number of negative lengths is still seen, in the
-    left-handed cell that ``Lattice.from_parameters`` makes of them; whoever builds a structure from lengths should
-    refuse them before.
+    left-handed cell that ``Lattice.from_parameters`` makes of them; code that builds structures from lengths should
+    refuse negative ones itself.
 
     Args:
-        structure: None (nothing could be built) is invalid.
+        structure: None, where no structure could be built, is invalid.
         cutoff: angstrom.
         minimum_volume: cubic angstrom.
         longest_edge: angstrom; if given, cells with a longer edge are invalid (the KLDM and EquiCSP codes: 40).
 
-    Never raises: whatever goes wrong is the reason.
+    It never raises: whatever goes wrong is the reason.
     """
     if structure is None:
         return "no structure"
     try:
         return _fault(structure, cutoff, minimum_volume, longest_edge)
-    except Exception as error:  # judging a hopeless structure must not end the evaluation of the others
+    except Exception as error:  # one hopeless structure must not end the evaluation of the others
         return f"cannot be examined: {type(error).__name__}"
 
 
@@ -60,15 +60,15 @@ def structural_rule(longest_edge: float | None = None) -> str:
 
 
 def without_charges(structure: "Structure") -> "Structure":
-    """Oxidation states decide the radii that neighbours are found by, and a matcher tells them apart; the published
-    sets have none."""
-    if any(getattr(one, "oxi_state", None) is not None for site in structure for one in site.species):
+    """The structure without oxidation states. They change the radii by which neighbours are found, and a matcher tells
+    them apart; the published data sets have none."""
+    if any(getattr(species, "oxi_state", None) is not None for site in structure for species in site.species):
         return structure.copy().remove_oxidation_states()
     return structure
 
 
 def structure_bytes(structure: "Structure") -> bytes:
-    """Species, cell and coordinates to the last bit, to tell structures apart by a digest."""
+    """Species, cell and coordinates to the last bit, for a digest that identifies the structure."""
     species = ",".join(site.species_string for site in structure)
     cell = np.ascontiguousarray(structure.lattice.matrix, dtype=np.float64).tobytes()
     return (
@@ -103,7 +103,7 @@ def _fault(structure: "Structure", cutoff: float, minimum_volume: float, longest
 
 
 def _negative_length(matrix: npt.NDArray[np.float64]) -> bool:
-    """A left-handed cell with c along z and a in the xz plane: ``from_parameters`` makes it of negative lengths only.
-    Left-handed cells in another setting are honest ones."""
+    """Whether the cell is left-handed with c along z and a in the xz plane, which ``from_parameters`` makes only of
+    negative lengths. Left-handed cells in another orientation are allowed."""
     in_setting = matrix[0, 1] == matrix[2, 0] == matrix[2, 1] == 0
     return bool(in_setting and matrix[0, 0] * matrix[1, 1] * matrix[2, 2] < 0)

@@ -1,4 +1,4 @@
-"""The light metric of validity: how many structures and compositions are possible at all."""
+"""Validity: how many structures and compositions are possible at all."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,8 +33,9 @@ class Validity:
         comp_valid   = candidates that pass ``compositional_validity`` / all requested candidates
         valid        = candidates that pass both / all requested candidates
 
-    Shares are in [0, 1], None where nothing was requested. A failed candidate passes neither test; a structure that
-    fails the first still has a composition. CDVAE's ``valid`` asks for a CrystalNN fingerprint too; this one does not.
+    Shares are in [0, 1], None if nothing was requested. A failed candidate fails the first test, and the second unless
+    its composition is known; a structure that fails the first still has a composition. CDVAE's ``valid`` also requires
+    a CrystalNN fingerprint; this one does not.
 
     Args:
         states: the set of oxidation states behind ``comp_valid``: smact14 (all published tables) or icsd24.
@@ -61,13 +62,13 @@ class Validity:
         check_states(self.states, self.legacy)
 
     def measure(self, samples: Samples) -> Measurement:
-        """The shares; one row per candidate with target, candidate, formula, struct_valid, comp_valid, reason (the
-        first that was found, the structure's before the composition's)."""
+        """The shares, and one row per candidate with target, candidate, formula, struct_valid, comp_valid and reason:
+        why it is not valid (that of the structure before that of the composition)."""
         judged = self.faults(samples.candidates)
-        rows = [one.verdict() for one in judged]
+        rows = [faults.verdict() for faults in judged]
         names = ["struct_valid", "comp_valid", *(["comp_valid_icsd24"] if self.also_icsd24 else [])]
         values = {name: share([bool(getattr(row, name)) for row in rows]) for name in names}
-        values["valid"] = share([one.valid for one in judged])
+        values["valid"] = share([faults.valid for faults in judged])
         table = tuple(row.columns(*names, "reason") for row in rows)
         return Measurement(values, table, self._definition(judged), _notes(judged))
 
@@ -81,10 +82,10 @@ class Validity:
             time_limit: seconds per candidate; one that takes longer passes no test. None: no limit.
         """
         judge = partial(_faults, rules=self)
-        work = parallel_map(judge, candidates, workers=workers, time_limit=time_limit, description="validity")
+        results = parallel_map(judge, candidates, workers=workers, time_limit=time_limit, description="validity")
         return [
-            Faults(candidate, "", *[found.reason] * 3) if isinstance(found, Failure) else found
-            for candidate, found in zip(candidates, work, strict=True)
+            Faults(candidate, "", *[result.reason] * 3) if isinstance(result, Failure) else result
+            for candidate, result in zip(candidates, results, strict=True)
         ]
 
     def _definition(self, judged: "Sequence[Faults]") -> Mapping[str, Json]:
@@ -106,11 +107,11 @@ class Validity:
             "denominator": "all requested candidates, failed ones included",
             "counts": {
                 "candidates": len(judged),
-                "without_structure": sum(one.candidate.structure is None for one in judged),
-                "valid": sum(one.valid for one in judged),
+                "without_structure": sum(faults.candidate.structure is None for faults in judged),
+                "valid": sum(faults.valid for faults in judged),
                 "failures": {
-                    "structure": _counted(one.structural for one in judged),
-                    "composition": _counted(one.compositional for one in judged),
+                    "structure": _counted(faults.structural for faults in judged),
+                    "composition": _counted(faults.compositional for faults in judged),
                 },
             },
             "versions": {"pymatgen": version("pymatgen"), "smact": version("smact")},
@@ -118,7 +119,7 @@ class Validity:
 
 
 def composition_of(candidate: Candidate) -> "Composition | None":
-    """What the candidate consists of, with or without a structure; None where that is not known."""
+    """The composition of the candidate, with or without a structure; None if it is not known."""
     from pymatgen.core.composition import Composition
     from pymatgen.core.periodic_table import Element
 
@@ -126,16 +127,16 @@ def composition_of(candidate: Candidate) -> "Composition | None":
         if candidate.structure is not None:
             return candidate.structure.composition
         return Composition(Counter(Element.from_Z(number).symbol for number in candidate.species) or None)
-    except Exception:  # a hopeless structure is judged, not raised
+    except Exception:  # a hopeless structure must not end the evaluation of the others
         return None
 
 
 def formula(candidate: Candidate) -> str:
-    """The reduced formula, as the tables of all metrics have it; ``""`` where there is none."""
+    """The reduced formula, as it stands in the rows of all metrics; ``""`` if there is none."""
     try:
-        found = composition_of(candidate)
-        return reduced_formula(found) if found else ""
-    except Exception:  # a composition without a formula is still a row of the table
+        composition = composition_of(candidate)
+        return reduced_formula(composition) if composition else ""
+    except Exception:  # a composition without a formula still gets a row
         return ""
 
 
@@ -148,21 +149,23 @@ def structure_fault(candidate: Candidate, longest_edge: float | None = None) -> 
 
 def composition_fault(candidate: Candidate, states: States, legacy: bool = False) -> str:
     """Why the composition is invalid, or ``""``. It is judged without a structure too, as in CDVAE's code."""
-    found = composition_of(candidate)
-    return compositional_validity(found, states=states, legacy=legacy) if found else "composition not known"
+    composition = composition_of(candidate)
+    if not composition:
+        return "composition not known"
+    return compositional_validity(composition, states=states, legacy=legacy)
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class Verdict:
-    """What became of one candidate, as the per-structure table has it; None where nobody asked.
+    """The row of one candidate in the per-structure table; None if something was not examined.
 
     Attributes:
         target, candidate: its numbers.
-        formula: reduced, empty where the composition is not known.
+        formula: the reduced formula; empty if the composition is not known.
         struct_valid, comp_valid, comp_valid_icsd24: whether structure and composition pass their tests.
         fingerprint: whether it has one.
-        reason: the first that was found against it.
-        rms, max_dist: of the match with its target, in units of (V/n)^(1/3).
+        reason: why it is not valid or does not match; the first that was found.
+        rms, max_dist: distances of the match with its target, in units of (V/n)^(1/3).
     """
 
     target: int
@@ -183,17 +186,17 @@ class Verdict:
 
     @property
     def valid(self) -> bool:
-        """The same, without a fingerprint that was looked for and is lacking."""
+        """Whether it passes both tests and is not known to have no fingerprint."""
         return self.both and self.fingerprint is not False
 
     def columns(self, *names: str) -> dict[str, Json]:
-        """Its numbers, its formula, and these attributes."""
+        """The row with its numbers, its formula and the named attributes."""
         return {name: getattr(self, name) for name in ("target", "candidate", "formula", *names)}
 
 
 @attrs.frozen(eq=False)
 class Faults:
-    """A candidate with the reasons against its structure and its composition; ``""`` where there is none."""
+    """A candidate and why its structure and its composition are invalid; ``""`` if they are valid."""
 
     candidate: Candidate
     formula: str
@@ -206,6 +209,7 @@ class Faults:
         return not (self.structural or self.compositional)
 
     def verdict(self) -> Verdict:
+        """The row without fingerprint and distances."""
         return Verdict(
             target=self.candidate.target,
             candidate=self.candidate.candidate,
@@ -228,7 +232,7 @@ def _faults(candidate: Candidate, *, rules: Validity) -> Faults:
 
 
 def share(flags: Sequence[bool]) -> float | None:
-    """Of those that are true; None of none."""
+    """The share of the flags that are true; None if there are no flags."""
     return sum(flags) / len(flags) if flags else None
 
 
@@ -237,16 +241,16 @@ def _counted(reasons: Iterable[str]) -> dict[str, int]:
 
 
 def _notes(judged: Sequence[Faults]) -> tuple[str, ...]:
-    """What a reader should doubt."""
+    """Warnings of implausible results."""
     if not judged:
         return ("There are no candidates, so nothing is defined.",)
-    if all(one.candidate.structure is None for one in judged):
+    if all(faults.candidate.structure is None for faults in judged):
         return (f"None of the {len(judged)} candidates has a structure.",)
-    contents = {(one.formula, len(one.candidate.structure or ())) for one in judged}
-    if len(judged) > 1 and len(contents) == 1 and all(one.valid for one in judged):
+    contents = {(faults.formula, len(faults.candidate.structure or ())) for faults in judged}
+    if len(judged) > 1 and len(contents) == 1 and all(faults.valid for faults in judged):
         (name, atoms), *_ = contents
         return (
-            f"All {len(judged)} candidates are valid and have {atoms} atoms of {name}; unless that is what was asked "
-            "for, the model has collapsed onto one composition.",
+            f"All {len(judged)} candidates are valid and have {atoms} atoms of {name}; unless that was requested, "
+            "the model has collapsed onto one composition.",
         )
     return ()

@@ -12,7 +12,7 @@ import torch
 from kldm.errors import KldmError
 from kldm.evaluation.results import library_versions, write_json, write_samples
 from kldm.execution import default_device, device_name, set_execution, used_precision
-from kldm.metrics.matching.selection import CONSENSUS, consensus
+from kldm.metrics.matching import CONSENSUS, consensus
 from kldm.recipe import Tree, overridden
 from kldm.runs.experiment import Experiment, assemble
 from kldm.runs.request import SamplingRequest

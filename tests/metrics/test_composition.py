@@ -34,14 +34,14 @@ element = cache(smact.Element)
 
 def old_pauling_test(charges: Sequence[int], electronegativities: Sequence[float | None]) -> bool:
     """Rule 5 of smact 2.2.1: comparing a number with None raises TypeError, which its callers took for passed."""
-    for one, other in itertools.combinations(zip(charges, electronegativities, strict=True), 2):
-        cation, anion = (one, other) if one[0] > other[0] else (other, one)
+    for first, second in itertools.combinations(zip(charges, electronegativities, strict=True), 2):
+        cation, anion = (first, second) if first[0] > second[0] else (second, first)
         if cation[0] > 0 > anion[0]:
             if cation[1] is None or anion[1] is None:
                 return True
             if cation[1] >= anion[1]:
                 return False
-        elif one[1] is None or other[1] is None:
+        elif first[1] is None or second[1] is None:
             return False
     return True
 
@@ -108,7 +108,7 @@ def formulas(data_set: str, split: str) -> list[Mapping[str, int]]:
         cifs = [row["cif"] for row in csv.DictReader(file)]
     sums = {next(line for line in cif.splitlines() if line.startswith("_chemical_formula_sum")) for cif in cifs}
     parsed = [Composition(line.split(maxsplit=1)[1].strip("'\"")) for line in sorted(sums)]
-    return [{symbol: int(amount) for symbol, amount in one.get_el_amt_dict().items()} for one in parsed]
+    return [{symbol: int(amount) for symbol, amount in composition.get_el_amt_dict().items()} for composition in parsed]
 
 
 def test_random_compositions_are_judged_as_by_the_plain_loop() -> None:

@@ -72,24 +72,24 @@ def oracle(generated: list[Structure | None], reference: list[Structure], s: flo
     def both(structure: Structure) -> tuple[Any, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            one = np.mean([sites.featurize(structure, i) for i in range(len(structure))], axis=0)
+            mean = np.mean([sites.featurize(structure, i) for i in range(len(structure))], axis=0)
             raw = np.array(magpie.featurize(structure.composition))
-        return one, np.nan_to_num((raw - np.array(constants["means"])) / np.array(constants["stds"]), nan=0.0)
+        return mean, np.nan_to_num((raw - np.array(constants["means"])) / np.array(constants["stds"]), nan=0.0)
 
     built = [structure for structure in generated if structure is not None]
-    made, known = [both(one) for one in built], [both(one) for one in reference]
-    structure = cdist([one for one, _ in made], [one for one, _ in known])
-    composition = cdist([one for _, one in made], [one for _, one in known])
-    possible = [bool((one.distance_matrix + 9 * np.eye(len(one)) >= 0.5).all()) for one in built]
-    sensible = [not compositional_validity(one.composition) for one in built]
-    valid = [one for one, p, q in zip(built, possible, sensible, strict=True) if p and q]
-    elements = [[len(one.composition.elements) for one in side] for side in (valid, reference)]
-    densities = [[one.density for one in side] for side in (valid, reference)]
+    ours, theirs = [both(s) for s in built], [both(s) for s in reference]
+    structure = cdist([s for s, _ in ours], [s for s, _ in theirs])
+    composition = cdist([c for _, c in ours], [c for _, c in theirs])
+    possible = [bool((s.distance_matrix + 9 * np.eye(len(s)) >= 0.5).all()) for s in built]
+    sensible = [not compositional_validity(s.composition) for s in built]
+    valid = [s for s, p, q in zip(built, possible, sensible, strict=True) if p and q]
+    elements = [[len(s.composition.elements) for s in side] for side in (valid, reference)]
+    densities = [[s.density for s in side] for side in (valid, reference)]
     total = len(generated)
     return {
         "struct_valid": sum(possible) / total,
         "comp_valid": sum(sensible) / total,
-        "comp_valid_icsd24": sum(not compositional_validity(o.composition, states="icsd24") for o in built) / total,
+        "comp_valid_icsd24": sum(not compositional_validity(s.composition, states="icsd24") for s in built) / total,
         "valid": len(valid) / total,
         "cov_recall": np.mean((structure.min(0) <= s) & (composition.min(0) <= c)),
         "cov_precision": np.sum((structure.min(1) <= s) & (composition.min(1) <= c)) / total,

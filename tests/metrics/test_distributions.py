@@ -54,8 +54,8 @@ def test_wasserstein_of_equal_sizes_is_the_mean_of_sorted_differences(values: li
 
 
 def test_wasserstein_undefined() -> None:
-    for one, other in (([], [1.0]), ([1.0], []), ([1.0, math.nan], [1.0]), ([1.0], [math.inf])):
-        assert wasserstein(one, other) is None
+    for first, second in (([], [1.0]), ([1.0], []), ([1.0, math.nan], [1.0]), ([1.0], [math.inf])):
+        assert wasserstein(first, second) is None
 
 
 def test_property_distances_by_name() -> None:
@@ -87,5 +87,5 @@ def test_draws_are_uniform_and_differ_by_seed() -> None:
 def test_all_are_taken_without_a_draw() -> None:
     assert list(drawn([3, 1, 2], None, seed=0)) == [3, 1, 2]
     assert list(drawn([], 5, seed=0)) == []
-    with pytest.raises(KldmError, match="draw is 0"):
+    with pytest.raises(KldmError, match="draw: must be at least 1, got 0"):
         drawn([1], 0, seed=0)

@@ -386,13 +386,13 @@ def test_full_rule_asks_by_rms_and_stops(monkeypatch: pytest.MonkeyPatch) -> Non
     target, some = caesium_chloride(2 ** (1 / 3) * 3), displaced()
     answers = Fingerprints([some[1]])
     monkeypatch.setattr(full_rule, "has_structure_fingerprint", answers)
-    found = measure([Candidate(0, c, one) for c, one in enumerate(some)], [target])
+    found = measure([Candidate(0, c, structure) for c, structure in enumerate(some)], [target])
     rms = [row["rms"] for row in found.rows]
     assert [row["fingerprint"] for row in found.rows] == [True, False, None, None]
     assert answers.asked == 3  # the target, the nearest, and candidate 0, which is the second nearest
     assert (found.values["structural.rmse@4"], found.values["full.rmse@4"]) == (rms[1], rms[0])
     assert found.values["full.match_rate@1_mean"] is None
-    assert match_rate.SEEDS_NOT_ASKED in found.notes
+    assert match_rate.NO_FULL_SEEDS in found.notes
 
 
 def test_full_rule_asks_once_of_equal_structures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,7 +403,7 @@ def test_full_rule_asks_once_of_equal_structures(monkeypatch: pytest.MonkeyPatch
     swapped = crystal(target.lattice, [("K", (0, 0, 0)), ("Br", (0.5, 0.5, 0.5))])
     for others, asked in (([], 1), ([swollen(target)], 2), ([moved(target, 0.01)], 2), ([displaced()[0], target], 2)):
         answers.asked = 0
-        some = [Candidate(0, c, one) for c, one in enumerate([target.copy(), target.copy(), *others])]
+        some = [Candidate(0, c, structure) for c, structure in enumerate([target.copy(), target.copy(), *others])]
         MatchRate(full_seeds=True).measure(Samples(tuple(some), (target,)))
         assert answers.asked == asked
     answers.asked = 0
@@ -415,7 +415,7 @@ def test_full_rule_asks_once_of_equal_structures(monkeypatch: pytest.MonkeyPatch
 def test_full_rule_over_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     target, some = caesium_chloride(2 ** (1 / 3) * 3), displaced()
     monkeypatch.setattr(full_rule, "has_structure_fingerprint", Fingerprints([some[0], some[3]]))
-    samples = Samples(tuple(Candidate(0, c, one) for c, one in enumerate(some)), (target,))
+    samples = Samples(tuple(Candidate(0, c, structure) for c, structure in enumerate(some)), (target,))
     found = MatchRate(full_seeds=True).measure(samples)
     rms = [row["rms"] for row in found.rows]
     expected = {
@@ -436,7 +436,7 @@ def test_full_rule_over_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_target_without_fingerprint_matches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     target, some = caesium_chloride(2 ** (1 / 3) * 3), displaced()
     monkeypatch.setattr(full_rule, "has_structure_fingerprint", Fingerprints([target]))
-    found = measure([Candidate(0, c, one) for c, one in enumerate(some)], [target])
+    found = measure([Candidate(0, c, structure) for c, structure in enumerate(some)], [target])
     assert (found.values["structural.match_rate@4"], found.values["full.match_rate@4"]) == (1.0, 0.0)
     assert any("1 of the matched targets have no fingerprint" in note for note in found.notes)
 
@@ -445,13 +445,13 @@ def test_metre_is_that_of_all_pairs() -> None:
     """Against every pair by pymatgen itself; the answers to three targets are in each other's places."""
     reference = [caesium_chloride(), rock_salt(), rutile(), perovskite(), moved(rutile(), 0.25, seed=3)]
     answers = [moved(reference[n], 0.05, seed=n) for n in (1, 0, 4, 2)]
-    candidates = [Candidate(n, 0, one) for n, one in enumerate(answers)]
+    candidates = [Candidate(n, 0, structure) for n, structure in enumerate(answers)]
     candidates.append(Candidate(3, 1, perovskite()))  # not numbered 0, so not in the set
     found = measure(candidates, reference)
     matcher = StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)
     rms = []
     for target in reference:
-        pairs = [matcher.get_rms_dist(one, target) for one in answers]  # type: ignore[no-untyped-call]
+        pairs = [matcher.get_rms_dist(answer, target) for answer in answers]  # type: ignore[no-untyped-call]
         rms.append(min((pair[0] for pair in pairs if pair is not None), default=None))
     matched = [value for value in rms if value is not None]
     assert rms[3] is None
@@ -473,14 +473,14 @@ def test_references_that_are_none_stay_in_the_denominator(broken: Structure | No
 
 def test_implausible_results_are_pointed_out() -> None:
     targets = [rock_salt(), rutile()]
-    copies = measure([Candidate(n, 0, one) for n, one in enumerate(targets)], targets)
+    copies = measure([Candidate(n, 0, structure) for n, structure in enumerate(targets)], targets)
     assert any("matched exactly" in note for note in copies.notes)
     same = measure([Candidate(n, 0, rock_salt()) for n in range(2)], targets)
     assert any("All 2 structures are the same" in note for note in same.notes)
     twice = measure([Candidate(0, 0, rutile())], [rutile(), rutile()])
     assert any("At least 1 of 2 references repeat" in note for note in twice.notes)
     assert any("no candidates" in note for note in measure([], targets).notes)
-    honest = measure([Candidate(n, 0, moved(one, 0.1)) for n, one in enumerate(targets)], targets)
+    honest = measure([Candidate(n, 0, moved(structure, 0.1)) for n, structure in enumerate(targets)], targets)
     assert honest.notes == ()
 
 
@@ -490,7 +490,7 @@ def test_a_pair_over_the_time_limit_costs_no_other(monkeypatch: pytest.MonkeyPat
             time.sleep(2)
         return PairResult(0.1, 0.2)
 
-    monkeypatch.setattr(pairs, "_match_one", slow)
+    monkeypatch.setattr(pairs, "_match_pair", slow)
     copper = crystal(Lattice.cubic(2.6), [("Cu", (0, 0, 0))])
     double = crystal(Lattice.cubic(3.6), [("Cu", (0, 0, 0)), ("Cu", (0.3, 0.5, 0.5))])
     candidates = (Candidate(0, 0, copper), Candidate(0, 1, double))
@@ -508,7 +508,7 @@ def test_users_mistakes() -> None:
         MatchRate(stol=-1)
     with pytest.raises(KldmError, match="workers: must be a number of processes"):
         MatchRate(workers=0)
-    with pytest.raises(KldmError, match="rules: must be different rules, at least one"):
+    with pytest.raises(KldmError, match="rules: must be one rule or several different ones"):
         MatchRate(rules=())
     with pytest.raises(KldmError, match="time_limit: must be above 0"):
         MatchRate(time_limit=0)

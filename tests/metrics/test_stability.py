@@ -27,7 +27,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def samples(structures: Sequence[Structure | None], reference: Sequence[Structure | None] = ()) -> Samples:
-    made = tuple(Candidate(n, 0, one, "" if one else "never built") for n, one in enumerate(structures))
+    made = tuple(
+        Candidate(n, 0, structure, "" if structure else "never built") for n, structure in enumerate(structures)
+    )
     return Samples(made, tuple(reference))
 
 
@@ -55,7 +57,7 @@ GIVEN: tuple[Structure | None, ...] = (
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Measurement:
     """Heights of about 0.02 eV/atom for 0, and -0.03 for 1 and 2, by a hull made for it."""
-    energies = [one.energy / 4 for one in relaxed(GIVEN[:2], EMT(), QUICK)]
+    energies = [result.energy / 4 for result in relaxed(GIVEN[:2], EMT(), QUICK)]
     # heights h0, h1 of Cu3Au and CuAu3 above the line from Cu at x to Au at y: (3 x + y) / 4 = e0 - h0 and so on
     first, second = energies[0] - 0.02, energies[1] + 0.03
     x, y = (3 * first - second) / 2, (3 * second - first) / 2
@@ -118,14 +120,14 @@ def test_the_definition_says_what_is_behind_the_numbers(measured: Measurement) -
     assert definition["known"] == {"names": "the reference of the samples", "structures": 1}
     assert sum(definition["counts"]["failures"].values()) == 4
     assert json.loads(json.dumps(definition)) == definition
-    assert any("phases that it lacks" in note for note in measured.notes)
+    assert any("missing phases" in note for note in measured.notes)
     assert any("1 of the relaxed structures have no energy above hull" in note for note in measured.notes)
     assert any("did not converge" in note for note in measured.notes)
 
 
 def test_a_threshold_includes_its_edge(tmp_path: Path) -> None:
-    (one,) = relaxed([fcc("Cu", 3.6)], EMT(), QUICK)
-    hull = own(tmp_path / "e.json", {"Cu": one.energy - 0.1})
+    (result,) = relaxed([fcc("Cu", 3.6)], EMT(), QUICK)
+    hull = own(tmp_path / "e.json", {"Cu": result.energy - 0.1})
     found = Stability(potential=EMT(), relaxation=QUICK, hull=(hull,)).measure(samples([fcc("Cu", 3.6)]))
     assert found.values["stable_100meV"] == 1
     assert found.values["stable_0meV"] == 0
@@ -137,7 +139,7 @@ def test_without_a_hull_nothing_is_called_stable() -> None:
     assert found.values["n_failed"] == 3
     assert found.values["unique"] == 3 / 7
     assert found.values["novel"] is None, "compared with nothing"
-    assert "No hull is given: nothing is said about stability." in found.notes
+    assert "No hull is given: no stability is computed." in found.notes
 
 
 def test_without_a_potential_nothing_is_relaxed() -> None:
@@ -155,8 +157,8 @@ def test_oxidation_states_make_no_new_material() -> None:
 
 def test_known_structures_are_read_from_files(tmp_path: Path) -> None:
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
-    for path, one in zip(paths, (ordered("Cu", "Au", 4.0), fcc("Fe", 3.5)), strict=True):
-        path.write_text(json.dumps([one.as_dict()]))
+    for path, structure in zip(paths, (ordered("Cu", "Au", 4.0), fcc("Fe", 3.5)), strict=True):
+        path.write_text(json.dumps([structure.as_dict()]))
     found = Stability(known=tuple(map(str, paths))).measure(samples(GIVEN, [ordered("Au", "Cu", 3.7)]))
     assert [row["novel"] for row in found.rows] == [True, False, False, False, True, None, None]
     known: Any = found.definition["known"]
@@ -176,7 +178,7 @@ def test_uncorrected_energies_are_corrected_where_the_hull_is(tmp_path: Path, mo
         )
         for scheme in ("none", "mp2020")
     }
-    plain, corrected = (one.measure(samples([oxide])).rows[0] for one in metric.values())
+    plain, corrected = (of_scheme.measure(samples([oxide])).rows[0] for of_scheme in metric.values())
     assert corrected["energy"] - plain["energy"] == pytest.approx(-0.687 / 4)
     assert corrected["e_above_hull"] == pytest.approx(corrected["energy"])
 

@@ -1,4 +1,4 @@
-"""Coverage: whether generated structures lie near the reference, and the reference near them."""
+"""Coverage: how much of a reference lies near generated structures, and how many of these lie near the reference."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -11,10 +11,10 @@ from kldm.metrics.fingerprinting.fingerprints import Fingerprint
 from kldm.runtime.numbers import Float
 
 _BLOCK = 2**22
-"""Distances held at a time: 32 MB."""
+"""Number of distances in memory at a time: 32 MB."""
 
 SAME = 1e-8
-"""Fingerprints closer than this are the same but for rounding."""
+"""Fingerprints closer than this differ by rounding only."""
 
 
 @attrs.frozen
@@ -41,7 +41,7 @@ CUTOFFS: Mapping[Dataset, Cutoffs] = {
     "alex_mp_20": Cutoffs(0.4, 10.0),
     "mpts_52": Cutoffs(0.4, 10.0, published=False),
 }
-"""CDVAE's (Xie et al. 2022); alex_mp_20 as in the KLDM code; mpts_52, for want of any, those of mp_20."""
+"""Those of CDVAE (Xie et al. 2022); alex_mp_20 as in the KLDM code. None are published for mpts_52: it has mp_20's."""
 
 
 @attrs.frozen
@@ -52,10 +52,10 @@ class Coverage:
         cov_recall: share of the reference that is covered.
         cov_precision: share of all generated candidates that are covered.
         amsd_recall, amsd_precision: mean smallest distance of structure fingerprints, over the reference and over the
-            generated.
-        amcd_recall, amcd_precision: of composition fingerprints.
+            generated structures.
+        amcd_recall, amcd_precision: the same of composition fingerprints.
         generated, reference: how many of them have a fingerprint.
-        copies: generated ones with both smallest distances below ``SAME``.
+        copies: number of generated structures with both smallest distances below ``SAME``.
     """
 
     cov_recall: float | None
@@ -74,52 +74,52 @@ class Coverage:
         return {name: getattr(self, name) for name in names}
 
 
-def coverage(generated: Sequence[Fingerprint], reference: Sequence[Fingerprint], cutoffs: Cutoffs) -> Coverage:
+def coverage_of(generated: Sequence[Fingerprint], reference: Sequence[Fingerprint], cutoffs: Cutoffs) -> Coverage:
     """COV-R and COV-P (Xie et al. 2022, CDVAE; Ganea et al. 2021 for molecules), with D_s and D_c the Euclidean
     distances of structure and composition fingerprints:
 
         COV-R = mean over references t of [min_g D_s(g, t) <= s and min_g D_c(g, t) <= c]
         COV-P = sum over generated g of [min_t D_s(g, t) <= s and min_t D_c(g, t) <= c] / all generated
 
-    The two minima may belong to different structures, as in CDVAE's code. Generated ones without fingerprint
-    count in the denominator of COV-P and help nobody; references without one are left out. Where no generated one has
-    a fingerprint, nothing is covered and the mean distances are undefined.
+    The two minima may belong to different structures, as in CDVAE's code. Generated structures without a
+    fingerprint count in the denominator of COV-P and cover nothing; references without one are left out. If no
+    generated structure has a fingerprint, nothing is covered and the mean distances are undefined.
 
     Args:
         generated: one for every requested candidate, failures included.
         reference: one for every reference structure.
     """
-    made, known = _Points.of(generated), _Points.of(reference)
-    near_s, near_t = minima(made.structure, known.structure)
-    comp_s, comp_t = minima(made.composition, known.composition)
-    recalled = (near_t <= cutoffs.structure) & (comp_t <= cutoffs.composition)
-    precise = (near_s <= cutoffs.structure) & (comp_s <= cutoffs.composition)
-    defined = len(known) > 0 and len(generated) > 0
-    both = defined and len(made) > 0
+    ours, theirs = _Points.of(generated), _Points.of(reference)
+    structure_g, structure_t = minima(ours.structure, theirs.structure)
+    composition_g, composition_t = minima(ours.composition, theirs.composition)
+    recalled = (structure_t <= cutoffs.structure) & (composition_t <= cutoffs.composition)
+    precise = (structure_g <= cutoffs.structure) & (composition_g <= cutoffs.composition)
+    defined = len(theirs) > 0 and len(generated) > 0
+    both = defined and len(ours) > 0
     return Coverage(
         cov_recall=float(np.mean(recalled)) if defined else None,
         cov_precision=int(np.sum(precise)) / len(generated) if defined else None,
-        amsd_recall=float(np.mean(near_t)) if both else None,
-        amsd_precision=float(np.mean(near_s)) if both else None,
-        amcd_recall=float(np.mean(comp_t)) if both else None,
-        amcd_precision=float(np.mean(comp_s)) if both else None,
-        generated=len(made),
-        reference=len(known),
-        copies=int(np.sum((near_s < SAME) & (comp_s < SAME))),
+        amsd_recall=float(np.mean(structure_t)) if both else None,
+        amsd_precision=float(np.mean(structure_g)) if both else None,
+        amcd_recall=float(np.mean(composition_t)) if both else None,
+        amcd_precision=float(np.mean(composition_g)) if both else None,
+        generated=len(ours),
+        reference=len(theirs),
+        copies=int(np.sum((structure_g < SAME) & (composition_g < SAME))),
     )
 
 
 def minima(a: Float, b: Float, block: int = _BLOCK) -> tuple[Float, Float]:
-    """Smallest Euclidean distance of each row of one set to the other, infinite where that is empty.
+    """Smallest Euclidean distance of each row of one set to the other set; infinite if that is empty.
 
-    The matrix of all distances (0.7 GB for 10,000 x 9,046) is never held, only ``block`` of them at a time.
+    The matrix of all distances (0.7 GB for 10,000 x 9,046) is never in memory, only ``block`` of them at a time.
 
     Args:
         a: [n, d].
         b: [m, d].
 
     Returns:
-        [n] of the rows of ``a`` and [m] of the rows of ``b``.
+        [n] for the rows of ``a`` and [m] for the rows of ``b``.
     """
     from scipy.spatial.distance import cdist
 
@@ -143,8 +143,8 @@ class _Points:
 
     @classmethod
     def of(cls, fingerprints: Sequence[Fingerprint]) -> "_Points":
-        there = [(f.structure, f.composition) for f in fingerprints if f.structure is not None]
-        return cls(_stacked([s for s, _ in there]), _stacked([c for _, c in there if c is not None]))
+        pairs = [(f.structure, f.composition) for f in fingerprints if f.structure is not None]
+        return cls(_stacked([s for s, _ in pairs]), _stacked([c for _, c in pairs if c is not None]))
 
     def __len__(self) -> int:
         return len(self.structure)

@@ -36,22 +36,22 @@ if TYPE_CHECKING:
 STRUCTURE_WIDTH, COMPOSITION_WIDTH = 61, 132
 
 FINGERPRINT_SECONDS = 60.0
-"""Seconds per structure; an ordinary one takes less than one, the neighbours of a nearly flat cell may take forever."""
+"""Seconds per structure. An ordinary one takes less than one second; a nearly flat cell may take forever."""
 
 _FORMAT = "kldm.fingerprints.v1"
 
 SMALLEST_CACHED = 32
-"""Smaller sets are not worth a file: they take seconds."""
+"""Smaller sets are not cached: they take seconds."""
 
 SOUTH_POLE = frozenset(
     ("tri_bipyr", "sq_bipyr", "pent_bipyr", "hex_bipyr", "oct_max", "sq_plan_max", "hex_plan_max", "see_saw_rect")
 )
-"""Order parameters with a term that pymatgen adds to the last one of a joint call only."""
+"""Order parameters with a term that pymatgen adds only to the last order parameter of a joint call."""
 
 
 @attrs.frozen(eq=False)
 class Fingerprint:
-    """Both fingerprints of a structure, or neither and why.
+    """Both fingerprints of a structure, or neither and the reason.
 
     Attributes:
         structure: [61], or None.
@@ -72,10 +72,10 @@ def structure_fingerprint(structure: "Structure") -> Float:
     """[61]: matminer's ``CrystalNNFingerprint.from_preset("ops")`` of every site, mean over the sites, not scaled
     (Zimmermann and Jain, RSC Adv. 10, 6063, 2020; used for coverage since Xie et al. 2022, CDVAE).
 
-    The element of each site decides, as in the published sets, which have no oxidation states.
+    Oxidation states are ignored: the published data sets have none.
 
     Raises:
-        Exception: of any kind, where matminer has no fingerprint for one of the sites.
+        Exception: of any kind, if matminer has no fingerprint for one of the sites.
     """
     structure = without_charges(structure)
     featurizer = _site_featurizer(threading.get_ident())
@@ -87,15 +87,15 @@ def structure_fingerprint(structure: "Structure") -> Float:
 
 
 def has_structure_fingerprint(structure: "Structure") -> bool:
-    """Whether ``structure_fingerprint`` has an answer, at a tenth of its cost.
+    """Whether ``structure_fingerprint`` succeeds, at a tenth of its cost.
 
     Only the search for neighbours (Voronoi cells) can fail: order parameters are functions of angles between
-    neighbours, clamped, that are defined wherever neighbours are apart from the site and from each other. So this is
-    for structures that ``structural_validity`` allows. A site is searched only where success is not certain
+    neighbours, clamped, that are defined if no neighbour coincides with the site or another neighbour. So this is for
+    structures that ``structural_validity`` allows. A site is searched only where success is not certain
     (``voronoi.surely_found``).
 
     Raises:
-        Exception: of any kind, where the search fails for one of the sites.
+        Exception: of any kind, if the search fails for one of the sites.
     """
     structure = without_charges(structure)
     featurizer = _site_featurizer(threading.get_ident())
@@ -107,13 +107,13 @@ def has_structure_fingerprint(structure: "Structure") -> bool:
 
 def composition_fingerprint(composition: "Composition") -> Float:
     """[132]: matminer's ``ElementProperty.from_preset("magpie", impute_nan=False)`` (Ward et al., npj Comput. Mater. 2,
-    16028, 2016), scaled as (x - mean) / std; what is NaN then (noble gases, heavy elements) is 0.
+    16028, 2016), scaled as (x - mean) / std; what is NaN then (noble gases, heavy elements) becomes 0.
 
     Mean and std are the 132 + 132 constants that CDVAE (Xie et al. 2022) published with its code: statistics of the
     Materials Project, used by all for every data set.
 
     Raises:
-        Exception: of any kind, where matminer does not know an element.
+        Exception: of any kind, if matminer does not know an element.
     """
     amounts = composition.get_el_amt_dict()
     if all(amount == int(amount) for amount in amounts.values()):
@@ -122,10 +122,10 @@ def composition_fingerprint(composition: "Composition") -> Float:
 
 
 def fingerprint(structure: "Structure | None") -> Fingerprint:
-    """Both fingerprints. Never raises: what has none has a reason.
+    """Both fingerprints. It never raises: a structure without fingerprints has a reason.
 
-    Cells that are no cells (not finite, flat, below 0.1 A^3) are refused before any search for neighbours, which
-    would not end in them; atoms may come arbitrarily close.
+    Cells that are not finite, flat or below 0.1 A^3 are refused first, because a search for neighbours would not end
+    in them. Atoms may be arbitrarily close.
     """
     if structure is None or (fault := structural_validity(structure, cutoff=0.0)):
         return Fingerprint(None, None, "no structure" if structure is None else fault)
@@ -139,17 +139,18 @@ def fingerprint(structure: "Structure | None") -> Fingerprint:
     return Fingerprint(sites, composition)
 
 
-def fingerprints(
+def fingerprints_of(
     structures: Sequence["Structure | None"],
     *,
     workers: int = 1,
     time_limit: float | None = FINGERPRINT_SECONDS,
     description: str = "fingerprints",
 ) -> tuple[Fingerprint, ...]:
-    """The fingerprints of all structures, in their order; see ``pool.each`` for the arguments."""
-    found = parallel_map(fingerprint, structures, workers=workers, time_limit=time_limit, description=description)
+    """The fingerprints of all structures, in their order; see ``parallel_map`` for the arguments."""
+    results = parallel_map(fingerprint, structures, workers=workers, time_limit=time_limit, description=description)
     return tuple(
-        Fingerprint(None, None, f"no fingerprint: {one.reason}") if isinstance(one, Failure) else one for one in found
+        Fingerprint(None, None, f"no fingerprint: {result.reason}") if isinstance(result, Failure) else result
+        for result in results
     )
 
 
@@ -160,12 +161,12 @@ def cached_fingerprints(
     time_limit: float | None = FINGERPRINT_SECONDS,
     description: str = "fingerprints",
 ) -> tuple[Fingerprint, ...]:
-    """``fingerprints`` of a reference set, from the cache folder where the same set was done before.
+    """``fingerprints_of`` a reference set, read from the cache folder if they were computed before.
 
-    The same set means the same numbers to the last bit, libraries and time limit. A broken file is made anew; where
-    the file cannot be written, the fingerprints are returned all the same.
+    They are read only for the same numbers to the last bit, libraries and time limit. A broken file is written anew;
+    if the file cannot be written, the fingerprints are returned all the same.
     """
-    make = partial(fingerprints, structures, workers=workers, time_limit=time_limit, description=description)
+    make = partial(fingerprints_of, structures, workers=workers, time_limit=time_limit, description=description)
     if len(structures) < SMALLEST_CACHED:
         return make()
     path = folder() / "fingerprints" / f"{_key(structures, time_limit)}.safetensors"
@@ -173,7 +174,7 @@ def cached_fingerprints(
 
 
 def fingerprint_versions() -> dict[str, str]:
-    """The libraries that decide a fingerprint; scipy for its Voronoi cells."""
+    """Versions of the libraries that a fingerprint depends on; scipy computes its Voronoi cells."""
     return {name: version(name) for name in ("pymatgen", "matminer", "scipy", "numpy")}
 
 
@@ -200,20 +201,20 @@ class _SiteFeaturizer:
         return float(self._neighbours.search_cutoff)
 
     def has_neighbours(self, structure: "Structure", site: int) -> bool:
-        """Whether the weights of its coordination numbers are there, and finite."""
+        """Whether the weights of the site's coordination numbers can be computed and are finite."""
         weights = self._neighbours.get_nn_data(structure, site).cn_weights.values()
         return all(isfinite(weight) for weight in weights)
 
     def featurize(self, structure: "Structure", site: int) -> list[float]:
         """[61] of one site: for each coordination number its weight, then weight times order parameter."""
-        found = self._neighbours.get_nn_data(structure, site)
+        neighbours = self._neighbours.get_nn_data(structure, site)
         values = [0.0] * self._width
         for number, start, calls in self._parts:
-            weight = found.cn_weights.get(number, 0)
+            weight = neighbours.cn_weights.get(number, 0)
             if weight == 0:
                 continue
             values[start] = weight
-            sites: Any = [structure[site], *(neighbour["site"] for neighbour in found.cn_nninfo[number])]
+            sites: Any = [structure[site], *(neighbour["site"] for neighbour in neighbours.cn_nninfo[number])]
             for places, joint in calls:
                 answers = joint.get_order_parameters(sites, 0, indices_neighs=list(range(1, len(sites))))
                 for place, answer in zip(places, answers, strict=True):
@@ -222,7 +223,7 @@ class _SiteFeaturizer:
 
 
 def _joint(ops: Sequence["LocalStructOrderParams"]) -> "list[tuple[list[int], LocalStructOrderParams]]":
-    """As few calls as give each order parameter what it gets alone: at most one of ``SOUTH_POLE`` each, the last."""
+    """The fewest joint calls that equal separate ones: each has at most one of ``SOUTH_POLE``, as its last."""
     from pymatgen.analysis.local_env import LocalStructOrderParams
 
     types: list[str] = [op.get_type(0) for op in ops]  # type: ignore[no-untyped-call]
@@ -235,7 +236,7 @@ def _joint(ops: Sequence["LocalStructOrderParams"]) -> "list[tuple[list[int], Lo
 
 @cache
 def _site_featurizer(thread: int) -> _SiteFeaturizer:
-    """One per thread: order parameters keep intermediate values in themselves."""
+    """One per thread, because order parameters store intermediate values in themselves."""
     from matminer.featurizers.site import CrystalNNFingerprint
 
     return _SiteFeaturizer(CrystalNNFingerprint.from_preset("ops"))
@@ -256,7 +257,7 @@ def _scaler() -> tuple[Float, Float]:
 
 @lru_cache(maxsize=100_000)
 def _composition_fingerprint(amounts: tuple[tuple[str, float], ...]) -> Float:
-    """By the amounts over their common divisor, sorted, so that the order of the atoms does not matter."""
+    """The amounts come sorted and without a common divisor, so that neither matters."""
     from pymatgen.core.composition import Composition
 
     means, stds = _scaler()
@@ -264,7 +265,7 @@ def _composition_fingerprint(amounts: tuple[tuple[str, float], ...]) -> Float:
         warnings.simplefilter("ignore")  # NaN among the properties
         raw = np.array(_magpie().featurize(Composition(dict(amounts))), dtype=np.float64)
     scaled: Float = np.where(np.isnan(raw), 0.0, (raw - means) / stds)
-    scaled.setflags(write=False)  # it is shared by all who ask
+    scaled.setflags(write=False)  # the cache returns the same array to every caller
     return scaled
 
 
@@ -275,15 +276,16 @@ def _key(structures: Sequence["Structure | None"], time_limit: float | None) -> 
     return digest.hexdigest()
 
 
-def _save(path: Path, found: Sequence[Fingerprint]) -> None:
+def _save(path: Path, fingerprints: Sequence[Fingerprint]) -> None:
     from safetensors.numpy import save
 
-    structure, composition = np.zeros((len(found), STRUCTURE_WIDTH)), np.zeros((len(found), COMPOSITION_WIDTH))
-    for row, one in enumerate(found):
-        if one.structure is not None and one.composition is not None:
-            structure[row], composition[row] = one.structure, one.composition
-    present = np.array([one.exists for one in found], dtype=np.uint8)
-    metadata = {"format": _FORMAT, "reasons": json.dumps([one.reason for one in found])}
+    count = len(fingerprints)
+    structure, composition = np.zeros((count, STRUCTURE_WIDTH)), np.zeros((count, COMPOSITION_WIDTH))
+    for row, fingerprint in enumerate(fingerprints):
+        if fingerprint.structure is not None and fingerprint.composition is not None:
+            structure[row], composition[row] = fingerprint.structure, fingerprint.composition
+    present = np.array([fingerprint.exists for fingerprint in fingerprints], dtype=np.uint8)
+    metadata = {"format": _FORMAT, "reasons": json.dumps([fingerprint.reason for fingerprint in fingerprints])}
     with atomic_write(path) as temporary:
         temporary.write_bytes(save({"structure": structure, "composition": composition, "present": present}, metadata))
 
@@ -297,13 +299,13 @@ def _load(path: Path, count: int) -> tuple[Fingerprint, ...]:
         with safe_open(path, framework="numpy") as file:
             metadata: Mapping[str, str] = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
-                raise ValueError(f"it is not of the format {_FORMAT}")
+                raise ValueError(f"its format is not {_FORMAT}")
             arrays = {name: file.get_tensor(name) for name in ("structure", "composition", "present")}
         reasons = json.loads(metadata["reasons"])
         shapes = [arrays[name].shape for name in ("structure", "composition", "present")]
         if shapes != [(count, STRUCTURE_WIDTH), (count, COMPOSITION_WIDTH), (count,)] or len(reasons) != count:
-            raise ValueError("its arrays do not belong together")
+            raise ValueError("its arrays have other shapes than expected")
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise KldmError(f"cannot be read as fingerprints ({error})", place=str(path)) from None
     rows = zip(arrays["structure"], arrays["composition"], arrays["present"], reasons, strict=True)
-    return tuple(Fingerprint(s, c) if here else Fingerprint(None, None, str(why)) for s, c, here, why in rows)
+    return tuple(Fingerprint(s, c) if present else Fingerprint(None, None, str(why)) for s, c, present, why in rows)

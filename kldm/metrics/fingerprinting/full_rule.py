@@ -1,4 +1,4 @@
-"""The full validity rule of the CDVAE family, asked of as few structures as the match rate needs."""
+"""The full validity rule of the CDVAE family, checked for as few structures as the match rate needs."""
 
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -18,22 +18,23 @@ Key = tuple[int, int]
 
 @attrs.frozen
 class Fingerprinted:
-    """Who has a fingerprint, as far as it was asked.
+    """Whether targets and candidates have a fingerprint, for those that were checked.
 
     Attributes:
-        targets: by target.
-        candidates: by (target, candidate).
+        targets: one answer for each target.
+        candidates: one answer for each (target, candidate).
     """
 
     targets: Mapping[int, bool]
     candidates: Mapping[Key, bool]
 
     def passes(self, key: Key) -> bool:
+        """Whether the candidate and its target are known to have one."""
         return self.targets.get(key[0], False) and self.candidates.get(key, False)
 
 
 def composition_valid(structure: "Structure") -> bool:
-    """By smact's 2014 set of oxidation states; False where the composition cannot be judged."""
+    """Whether the composition is valid by smact's oxidation states of 2014; False if it cannot be examined."""
     return not compositional_validity(structure.composition)
 
 
@@ -47,53 +48,56 @@ def fingerprinted(
     workers: int,
     time_limit: float | None,
 ) -> Fingerprinted:
-    """Fingerprints of targets with a match, their candidates 0, and others by rms until one has one.
+    """Check for fingerprints: of every target with a match, of its candidate 0, and of its other matches in the order
+    of their rms until one has a fingerprint.
 
-    A miss is a miss whatever its fingerprint, so candidates outside ``rms`` are not asked. That leaves two or three
-    fingerprints a target. Structures equal to the last bit, such as copies of the target, are asked once.
+    Candidates outside ``rms`` do not match in any case, so they are not checked. That leaves two or three fingerprints
+    for each target. Structures equal to the last bit, such as copies of the target, are checked once.
 
     Args:
-        targets: by number, those that are otherwise allowed.
-        structures: of all candidates.
-        rms: of the candidates that match and are otherwise allowed.
-        everyone: ask every candidate in ``rms``, as the numbers of each seed need.
-        also: candidates that are asked whatever is known of the others of their target.
+        targets: the targets that are otherwise valid, by number.
+        structures: the structures of all candidates.
+        rms: that of the candidates that match and are otherwise valid.
+        everyone: check every candidate in ``rms``, which the values of each seed need.
+        also: candidates that are checked whatever is known of the others of their target.
         workers: processes.
         time_limit: seconds per structure.
     """
-
     answers: dict[Hashable, bool] = {}
 
-    def ask(wanted: "Iterable[Structure]") -> list[bool]:
-        given = [(_content(structure), structure) for structure in wanted]
-        new = {content: structure for content, structure in given if content not in answers}
-        found = parallel_map(
+    def check(structures: "Iterable[Structure]") -> list[bool]:
+        contents = [(_content(structure), structure) for structure in structures]
+        new = {content: structure for content, structure in contents if content not in answers}
+        results = parallel_map(
             has_structure_fingerprint,
             list(new.values()),
             workers=workers,
             time_limit=time_limit,
             description="fingerprints",
         )
-        answers.update((c, not isinstance(one, Failure) and one) for c, one in zip(new, found, strict=True))
-        return [answers[content] for content, _ in given]
+        for content, result in zip(new, results, strict=True):
+            answers[content] = not isinstance(result, Failure) and result
+        return [answers[content] for content, _ in contents]
 
     numbers = sorted({target for target, _ in rms})
-    known = dict(zip(numbers, ask(targets[target] for target in numbers), strict=True))
-    queues: dict[int, list[Key]] = {target: [] for target in numbers if known[target]}
+    checked_targets = dict(zip(numbers, check(targets[target] for target in numbers), strict=True))
+    queues: dict[int, list[Key]] = {target: [] for target in numbers if checked_targets[target]}
     for key in sorted(rms, key=lambda key: (rms[key], key)):
         if key[0] in queues:
             queues[key[0]].append(key)
     first = [
         key for queue in queues.values() for key in queue if everyone or key[1] == 0 or key == queue[0] or key in also
     ]
-    asked = dict(zip(first, ask(structures[key] for key in first), strict=True))
+    checked = dict(zip(first, check(structures[key] for key in first), strict=True))
     while True:
         following = [
-            next(key for key in queue if key not in asked) for queue in queues.values() if not _decided(queue, asked)
+            next(key for key in queue if key not in checked)
+            for queue in queues.values()
+            if not _decided(queue, checked)
         ]
         if not following:
-            return Fingerprinted(known, asked)
-        asked |= zip(following, ask(structures[key] for key in following), strict=True)
+            return Fingerprinted(checked_targets, checked)
+        checked |= zip(following, check(structures[key] for key in following), strict=True)
 
 
 def _content(structure: "Structure") -> Hashable:
@@ -104,11 +108,6 @@ def _content(structure: "Structure") -> Hashable:
     return counts, species, cell.pbc, cell.matrix.tobytes(), structure.frac_coords.tobytes()
 
 
-def _decided(queue: Sequence[Key], asked: Mapping[Key, bool]) -> bool:
-    """Whether the first that has a fingerprint is known, or that there is none."""
-    for key in queue:
-        if key not in asked:
-            return False
-        if asked[key]:
-            return True
-    return True
+def _decided(queue: Sequence[Key], checked: Mapping[Key, bool]) -> bool:
+    """Whether it is known which candidate of the queue is the first with a fingerprint, or that there is none."""
+    return next((key in checked for key in queue if checked.get(key) is not False), True)

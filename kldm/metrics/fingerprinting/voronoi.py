@@ -1,4 +1,4 @@
-"""Which sites CrystalNN's search for neighbours is bound to succeed at, without most of its cost.
+"""At which sites CrystalNN's search for neighbours is certain to succeed, found at a fraction of its cost.
 
 ``CrystalNN.get_nn_data`` (pymatgen.core.local_env) takes the Voronoi cell of the site among all atoms within a cutoff,
 weighs its faces, and turns the weights into those of coordination numbers. This is all that can go wrong there:
@@ -35,39 +35,38 @@ if TYPE_CHECKING:
 
 
 APART = 0.3
-"""Angstrom; where a neighbour, the site's own image or not, is nearer, nothing is claimed."""
+"""Angstrom; nothing is claimed of a site with a nearer neighbour, its own images included."""
 
 FARTHEST = 100.0
-"""Angstrom from the site to the vertices of its Voronoi cell; where one is farther, it may be at infinity but for
-rounding."""
+"""Angstrom from a site to the vertices of its Voronoi cell; one that is farther may be at infinity, up to rounding."""
 
 OPTIONS = "Qbb Qc Qz"
-"""Those of ``scipy.spatial.Voronoi`` in three dimensions."""
+"""The Qhull options that ``scipy.spatial.Voronoi`` uses in three dimensions."""
 
 
 def surely_found(structure: "Structure", cutoff: float) -> Iterator[bool]:
-    """For each site, in order: True where ``CrystalNN.get_nn_data`` has finite weights; False where that is not known.
+    """For each site, in order: True if ``CrystalNN.get_nn_data`` surely has finite weights; False if that is not known.
 
-    The very points that the first search would take, in its order, go through Qhull, with the same options: the
-    Voronoi diagram is the dual of the Delaunay triangulation, and both read the same hull. ``Delaunay`` cuts the facets
-    that were merged into simplices afterwards. If that succeeds, so does ``Voronoi``, and the cell of the site is
-    bounded if no simplex at the site has a face on the hull's boundary. What is spared are neighbours as objects and
-    the lists of their faces. At larger cutoffs nothing is tried.
+    Qhull gets the points of the first search, in its order and with its options: the Voronoi diagram is the dual of the
+    Delaunay triangulation, and both read the same hull. ``Delaunay`` cuts the facets that were merged into simplices
+    afterwards. If that succeeds, so does ``Voronoi``, and the cell of the site is bounded if no simplex at the site has
+    a face on the hull's boundary. This saves the neighbours as objects and the lists of their faces. Larger cutoffs are
+    not tried.
 
     Args:
-        structure: any.
-        cutoff: angstrom, ``search_cutoff`` of the ``CrystalNN``.
+        structure: any structure.
+        cutoff: angstrom, the ``search_cutoff`` of the ``CrystalNN``.
     """
     if not _ordinary(structure):
         yield from (False for _ in structure)
         return
-    places = structure.frac_coords
+    sites = structure.frac_coords
     for site in structure:
-        yield _bounded(structure.lattice, places, site.coords, cutoff)
+        yield _bounded(structure.lattice, sites, site.coords, cutoff)
 
 
 def _ordinary(structure: "Structure") -> bool:
-    """One element of known radius at each site, without oxidation state."""
+    """Whether each site has one element of known radius, without oxidation state."""
     from pymatgen.core.periodic_table import Element
 
     return all(site.is_ordered and type(site.specie) is Element and _known(site.specie) for site in structure)
@@ -75,7 +74,7 @@ def _ordinary(structure: "Structure") -> bool:
 
 @cache
 def _known(element: "Element") -> bool:
-    """Whether it has a covalent radius and an electronegativity, be it NaN."""
+    """Whether it has a covalent radius and an electronegativity, which may be NaN."""
     from pymatgen.core.molecule_structure_comparator import CovalentRadius
 
     with warnings.catch_warnings():
@@ -87,26 +86,26 @@ def _bounded(lattice: "Lattice", sites: Float, center: Float, cutoff: float) -> 
     """Whether Qhull gives the site at ``center`` a bounded cell among the ``sites`` (fractional) within the cutoff."""
     from scipy.spatial import Delaunay, QhullError
 
-    found = cast(tuple[Float, ...], lattice.get_points_in_sphere(sites, center, cutoff, zip_results=False))
-    places, distances = found[:2]
-    if len(places) < 5:
+    neighbours = cast(tuple[Float, ...], lattice.get_points_in_sphere(sites, center, cutoff, zip_results=False))
+    fractional, distances = neighbours[:2]
+    if len(fractional) < 5:
         return False  # a bounded cell has four neighbours
     order = np.argsort(distances, kind="stable")
     if not (distances[order[0]] < 1e-6 and distances[order[1]] > APART):
         return False
     # One by one, as a product of matrices may round differently from that of a vector and a matrix.
-    points = np.array([lattice.get_cartesian_coords(place) for place in places[order]])
+    points = np.array([lattice.get_cartesian_coords(point) for point in fractional[order]])
     try:
         triangulation = Delaunay(points, qhull_options=OPTIONS)
     except (QhullError, ValueError):
         return False
-    here = triangulation.simplices == 0
-    around = here.any(axis=1)
-    corner = here[around]
-    if not len(corner) or (triangulation.neighbors[around] < 0)[~corner].any():  # the face opposite to the site may be
+    is_site = triangulation.simplices == 0
+    at_site = is_site.any(axis=1)
+    corner = is_site[at_site]
+    if not len(corner) or (triangulation.neighbors[at_site] < 0)[~corner].any():  # the face opposite the site may be
         return False
     # A simplex is a facet n . (x, s |x|^2 + t) + d = 0 of the hull of points on a paraboloid: its circumcentre is
     # -n / 2 s n_z, and a vertex of the Voronoi cell.
-    normals = triangulation.equations[around, :4]
+    normals = triangulation.equations[at_site, :4]
     centres = -normals[:, :3] / (2 * triangulation.paraboloid_scale * normals[:, 3:])
     return bool((np.linalg.norm(centres - points[0], axis=1) < FARTHEST).all())

@@ -1,4 +1,4 @@
-"""Which site of one crystal goes to which of another, for many bases and translations at once."""
+"""Which site of one crystal is assigned to which of another, for many bases and translations at once."""
 
 import attrs
 import numpy as np
@@ -22,8 +22,8 @@ class Sites:
         rows: [Q] site of the target of every pair, in the sorted order.
         columns: [Q] site of the candidate.
         blocks: the pairs of each species: where they start, and how many sites it has.
-        start: the target's site on which one of the candidate is put.
-        starts: those sites of the candidate.
+        start: the target's site that defines translations.
+        starts: the candidate's sites that a translation may put there.
     """
 
     mine: Int
@@ -36,7 +36,7 @@ class Sites:
 
     @classmethod
     def of(cls, candidate: ReducedCell, target: ReducedCell) -> "Sites":
-        # the first of the target's sites with the fewest equals, put on each of those equals in the candidate
+        # translations put each of the candidate's sites of the rarest species on the target's first site of it
         rarest = min(target.species, key=lambda species: target.counts[species])
         rows, columns, blocks, pairs, done = [], [], [], 0, 0
         starts = np.zeros(0, dtype=np.int64)
@@ -57,12 +57,12 @@ class Sites:
 
 @attrs.frozen(eq=False)
 class Deviations:
-    """Of K bases and translations, in pymatgen's order.
+    """Deviations for K bases and translations, in pymatgen's order.
 
     Attributes:
-        rms: [K]; infinite where no assignment was found, was looked for, or is certain.
+        rms: [K]; infinite if an assignment does not exist, was not needed, or depends on rounding.
         largest: [K] the largest distance.
-        doubtful: [K] a lower bound of the rms where rounding decides, elsewhere infinite.
+        doubtful: [K] a lower bound of the rms if rounding decides, otherwise infinite.
     """
 
     rms: Float
@@ -82,7 +82,7 @@ class Assignments:
     stol: float
 
     def distances(self, best: float) -> Deviations | None:
-        """The rms of every basis and translation that pymatgen would look at, unless it must exceed ``best``."""
+        """The rms of every basis and translation that pymatgen would try, unless it must exceed ``best``."""
         basis, difference = self._possible()
         if not len(basis):
             return None
@@ -112,8 +112,8 @@ class Assignments:
         return Deviations(rms, largest, np.where(doubt, bound, np.inf))
 
     def _possible(self) -> tuple[Int, Float]:
-        """Bases [K] and differences [K, Q, 3] in their average cells, where every site of the target has one of the
-        candidate within stol along each axis: the first test of pymatgen."""
+        """Bases [K] and differences [K, Q, 3] in their average cells, for which every site of the target has a site of
+        the candidate within stol along each axis: pymatgen's first test."""
         difference = (self.mine[:, self.sites.columns] - self.theirs[self.sites.rows])[:, None]
         difference = difference - self.starts[:, :, None]
         difference -= np.round(difference)
@@ -157,8 +157,8 @@ class Assignments:
         return np.sqrt(np.maximum(least[basis] - MARGIN, 0))
 
     def _assigned(self, squares: Float, nearest: Int, known: Bool) -> tuple[Int, Bool, Bool]:
-        """The cheapest assignment [K, n], whether it is the only one [K], and whether there is one at all [K]; the
-        nearest sites where these are ``known`` to be it."""
+        """The cheapest assignment [K, n], whether it is the only one [K], and whether there is one at all [K]. For the
+        species in ``known`` the nearest sites are already the cheapest assignment."""
         pairs = nearest.copy()
         unique, feasible = np.ones((2, len(squares)), dtype=bool)
         for number, (inside, size) in enumerate(self.sites.blocks):
@@ -173,16 +173,16 @@ class Assignments:
 
 @attrs.frozen(eq=False)
 class _Nearest:
-    """The nearest site for each of the target.
+    """The candidate's nearest site for each site of the target.
 
     Attributes:
-        pair: [K, n] number of the pair.
+        pair: [K, n] number of the pair of nearest sites.
         smallest: [K, n] its squared length.
         blocks: [K, species] whether no site of a species is nearest twice, so that this is their cheapest
             assignment, and the only one.
         solved: [K] whether this holds for all species.
-        close: [K] whether all are within the limit.
-        feasible: [K] whether every site has one.
+        close: [K] whether all nearest sites are within the limit.
+        feasible: [K] whether every site has a nearest site.
     """
 
     pair: Int

@@ -31,12 +31,12 @@ class Bases:
 
     @classmethod
     def between(cls, first: Float, second: Float, sites: int, ltol: float, angle_tol: float) -> "Bases | None":
-        """Those of ``first`` close to ``second``, rows of both being basis vectors; None without any.
+        """The bases of ``first`` close to ``second``, both with basis vectors as rows; None if there are none.
 
         Args:
             first: [3, 3] the candidate's cell, angstrom.
-            second: [3, 3] the target's, of the same volume.
-            sites: in the cell.
+            second: [3, 3] the target's cell, of the same volume.
+            sites: number of sites in the cell.
             ltol: tolerance of relative lengths.
             angle_tol: degrees.
         """
@@ -50,7 +50,7 @@ class Bases:
         return cls(own, average, reduced, cast(Float, np.linalg.inv(mapping)), unsure, normalization)
 
     def part(self, rows: slice) -> "Bases":
-        """Some of them."""
+        """The bases in a range of rows."""
         return Bases(*(values[rows] for values in attrs.astuple(self, recurse=False)))
 
 
@@ -61,11 +61,11 @@ def _mappings(first: Float, second: Float, ltol: float, angle_tol: float) -> Flo
     lattice, other = Lattice(first), Lattice(second)
     lengths, (alpha, beta, gamma) = other.lengths, other.angles
     radius = max(lengths) * (1 + ltol)
-    found: Any = lattice.get_points_in_sphere([[0, 0, 0]], [0, 0, 0], radius, zip_results=False)
-    cells, distance = found[0], found[1]
-    places = cells @ first
+    points: Any = lattice.get_points_in_sphere([[0, 0, 0]], [0, 0, 0], radius, zip_results=False)
+    cells, distance = points[0], points[1]
+    vectors = cells @ first
     near = [(distance / x < 1 + ltol) & (distance / x > 1 / (1 + ltol)) for x in lengths]
-    a, b, c = (places[index] for index in near)
+    a, b, c = (vectors[index] for index in near)
     u, v, w = (cells[index] for index in near)
     good = _close(a, b, gamma, angle_tol)[:, :, None] & _close(a, c, beta, angle_tol)[:, None, :]
     i, j, k = np.nonzero(good & _close(b, c, alpha, angle_tol)[None])
@@ -74,16 +74,16 @@ def _mappings(first: Float, second: Float, ltol: float, angle_tol: float) -> Flo
     return cast(Float, np.stack((a[i], b[j], c[k]), axis=1)[same])
 
 
-def _close(one: Float, other: Float, angle: float, tolerance: float) -> Bool:
-    """[A, B] whether the angle between each two vectors is this one, degrees."""
-    lengths = np.sqrt(np.sum(one**2, axis=-1)), np.sqrt(np.sum(other**2, axis=-1))
-    cosine = np.inner(one, other) / lengths[0][:, None] / lengths[1]
+def _close(first: Float, second: Float, angle: float, tolerance: float) -> Bool:
+    """[A, B] whether each vector of the first set and each of the second enclose the given angle, in degrees."""
+    lengths = np.sqrt(np.sum(first**2, axis=-1)), np.sqrt(np.sum(second**2, axis=-1))
+    cosine = np.inner(first, second) / lengths[0][:, None] / lengths[1]
     near: Bool = np.abs(np.rad2deg(np.arccos(np.clip(cosine, -1, 1))) - angle) <= tolerance
     return near
 
 
 def _parameters(matrices: Float) -> Float:
-    """[L, 6] lengths and angles in degrees, of rows."""
+    """[L, 6] lengths of the rows, and the angles between them in degrees."""
     lengths = np.sqrt(np.sum(matrices**2, axis=-1))
     after, last = np.roll(matrices, -1, axis=1), np.roll(matrices, -2, axis=1)
     cosine = np.sum(after * last, axis=-1) / (np.roll(lengths, -1, axis=1) * np.roll(lengths, -2, axis=1))

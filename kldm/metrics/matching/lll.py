@@ -7,7 +7,7 @@ import numpy as np
 from kldm.runtime.numbers import Bool, Float
 
 _MARGIN = 1e-8
-"""Of coefficients, and of squared lengths relative to them: what is decided by less is decided by rounding."""
+"""Margin of coefficients, and relative one of squared lengths: rounding decides between values that differ by less."""
 
 
 def lll(matrices: Float) -> tuple[Float, Float, Bool]:
@@ -27,13 +27,13 @@ def lll(matrices: Float) -> tuple[Float, Float, Bool]:
     for index in np.flatnonzero(~done):
         key = matrices[index].tobytes()  # a basis and its negative have the same average cell
         if key not in known:
-            known[key] = _lll_one(matrices[index])
+            known[key] = _lll_single(matrices[index])
         mapping[index], unsure[index] = known[key]
     return mapping @ matrices, mapping, unsure
 
 
-def _lll_one(matrix: Float) -> tuple[Float, bool]:
-    """One of them, in plain Python, which is quicker for a single cell of nine numbers."""
+def _lll_single(matrix: Float) -> tuple[Float, bool]:
+    """The integer matrix of one lattice, in plain Python, which is faster for nine numbers."""
     basis: list[list[float]] = matrix.tolist()
     mapping = [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
     unsure, k = False, 1

@@ -1,4 +1,4 @@
-"""The distance of two crystals as pymatgen's StructureMatcher has it, to the last digit and many times faster."""
+"""The distance of two crystals by pymatgen's StructureMatcher: the same numbers, many times faster."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 BATCH = 100_000
-"""Pairs of sites looked at together, which bounds the memory to some tens of MB."""
+"""Pairs of sites compared together, which bounds the memory to some tens of MB."""
 
 EXACT = 1e-5
 """An rms below this ends pymatgen's search."""
@@ -34,8 +34,8 @@ class Matcher:
 
         rms = min sqrt( sum_i |v_i - m|^2 / n ) / (V/n)^(1/3),
 
-    the minimum being over bases and translations. pymatgen walks through them one by one; here all are handled at
-    once, and an assignment problem is solved only where the nearest sites do not already solve it. Where rounding
+    where the minimum is over bases and translations. pymatgen tries them one by one; here all are handled at once,
+    and an assignment problem is solved only where the nearest sites do not already solve it. Where rounding
     would decide (two images or assignments equally good, a cell with two reduced bases), the pair is handed to
     pymatgen, so that the results are the same.
 
@@ -54,10 +54,10 @@ class Matcher:
         return self.distance(ReducedCell.of(candidate), ReducedCell.of(target))
 
     def distance(self, candidate: ReducedCell, target: ReducedCell) -> tuple[float, float] | None:
-        """The same for cells that are reduced already.
+        """The same for cells that are already reduced.
 
         Raises:
-            ValueError, numpy.linalg.LinAlgError: for hopeless cells, as pymatgen does.
+            ValueError, numpy.linalg.LinAlgError: a cell is degenerate; pymatgen raises the same.
         """
         if candidate.counts != target.counts:
             return None
@@ -71,7 +71,7 @@ class Matcher:
 
 
 class _AmbiguousError(Exception):
-    """Rounding decides."""
+    """Rounding decides which mapping is the best."""
 
 
 @attrs.frozen(eq=False)
@@ -83,20 +83,20 @@ class _Pair:
     second: Float
 
     def by_pymatgen(self) -> tuple[float, float] | None:
-        """The same from pymatgen's loop over these very cells."""
+        """The same by pymatgen's loop over the same cells."""
         from pymatgen.analysis.structure_matcher import StructureMatcher
 
         rule = self.rule
         matcher: Any = StructureMatcher(ltol=rule.ltol, stol=rule.stol, angle_tol=rule.angle_tol)
-        one, other = self.candidate.structure(self.first), self.target.structure(self.second)
-        found = matcher._match(one, other, 1, True, use_rms=True, break_on_match=False)
-        return None if found is None else (float(found[0]), float(max(found[1])))
+        candidate, target = self.candidate.structure(self.first), self.target.structure(self.second)
+        result = matcher._match(candidate, target, 1, True, use_rms=True, break_on_match=False)
+        return None if result is None else (float(result[0]), float(max(result[1])))
 
     def best(self) -> tuple[float, float] | None:
         """rms and largest distance of the best basis and translation; the first that is exact, if any is.
 
         Raises:
-            _AmbiguousError: where rounding decides.
+            _AmbiguousError: rounding decides.
         """
         bases = Bases.between(self.first, self.second, len(self.candidate.species), self.rule.ltol, self.rule.angle_tol)
         if bases is None:
@@ -110,21 +110,20 @@ class _Pair:
         for low in range(0, len(mine), step):
             part = slice(low, low + step)
             cells = bases.part(part)
-            found = Assignments(sites, cells, mine[part], theirs, starts[part], self.rule.stol).distances(best[0])
-            if found is None:
+            deviations = Assignments(sites, cells, mine[part], theirs, starts[part], self.rule.stol).distances(best[0])
+            if deviations is None:
                 continue
-            exact = np.flatnonzero(found.rms < min(EXACT, self.rule.stol))
-            if len(exact):  # pymatgen looks no further, nor at what comes later
+            exact = np.flatnonzero(deviations.rms < min(EXACT, self.rule.stol))
+            if len(exact):  # pymatgen stops at the first
                 first = exact[0]
-                doubtful = min(doubtful, found.doubtful[:first].min(initial=math.inf))
-                best = float(found.rms[first]), float(found.largest[first])
+                doubtful = min(doubtful, deviations.doubtful[:first].min(initial=math.inf))
                 if doubtful < EXACT:
                     raise _AmbiguousError
-                return best
-            doubtful = min(doubtful, found.doubtful.min())
-            index = int(found.rms.argmin())
-            if found.rms[index] < best[0]:
-                best = float(found.rms[index]), float(found.largest[index])
+                return float(deviations.rms[first]), float(deviations.largest[first])
+            doubtful = min(doubtful, deviations.doubtful.min())
+            index = int(deviations.rms.argmin())
+            if deviations.rms[index] < best[0]:
+                best = float(deviations.rms[index]), float(deviations.largest[index])
         if doubtful < best[0] + MARGIN or abs(best[0] - self.rule.stol) < MARGIN < best[1] < math.inf:
             raise _AmbiguousError
         return best if best[1] < math.inf else None

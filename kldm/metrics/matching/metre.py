@@ -1,28 +1,14 @@
-"""METRe: references met by any generated structure of their composition, not only by the one that answers them."""
+"""METRe: references matched by any generated structure of their composition, not only by the answer to them."""
 
 from collections.abc import Mapping, Sequence
 
-import attrs
 import numpy as np
 
 from kldm.metrics.matching.matcher import Matcher
 from kldm.metrics.matching.pairs import Examined, PairResult, Proportions, match
 
 
-@attrs.frozen
-class Everywhere:
-    """What was found over all pairs of a composition.
-
-    Attributes:
-        rms: the smallest of each reference that is matched.
-        notes: what a reader must see.
-    """
-
-    rms: Mapping[int, float]
-    notes: tuple[str, ...]
-
-
-def everywhere(
+def smallest_rms(
     matcher: Matcher,
     reference: Sequence[Examined],
     candidates: Sequence[Examined],
@@ -31,45 +17,53 @@ def everywhere(
     *,
     workers: int,
     time_limit: float | None,
-) -> Everywhere:
-    """The smallest rms of every reference over generated structures of its reduced composition (arXiv 2509.12178).
+) -> tuple[dict[int, float], int]:
+    """Match every reference with all generated structures of its reduced composition (arXiv 2509.12178).
 
     Args:
-        matcher: of the pairs.
+        matcher: compares the pairs.
         reference: all references.
         candidates: all candidates.
-        generated: the place among the candidates of the one generated for each target.
-        known: pairs that are matched already, by target and place.
+        generated: which candidate was generated for each target, as its place.
+        known: the results of pairs that were compared before, by target and place.
         workers: processes.
         time_limit: seconds per pair.
+
+    Returns:
+        The smallest rms of each reference that is matched, and the number of new pairs that could not be compared.
     """
     by_formula: dict[Proportions, list[int]] = {}
     for place in generated.values():
         formula = candidates[place].formula
         if formula is not None:
             by_formula.setdefault(formula, []).append(place)
-    wanted = {number: by_formula[one.formula] for number, one in enumerate(reference) if one.formula in by_formula}
-    missing = {number: [place for place in places if (number, place) not in known] for number, places in wanted.items()}
-    found = dict(known) | match(matcher, reference, candidates, missing, workers=workers, time_limit=time_limit)
-    rms: dict[int, float] = {}
-    for number, places in wanted.items():
-        distances = [one.rms for place in places if (one := found.get((number, place))) and one.rms is not None]
-        if distances:
-            rms[number] = min(distances)
-    failed = sum(bool(one.reason) for key, one in found.items() if key not in known)
-    notes = (f"{failed} pairs of METRe have no answer and count as no match.",) if failed else ()
-    return Everywhere(rms, notes)
+    pairs = {
+        target: by_formula[structure.formula]
+        for target, structure in enumerate(reference)
+        if structure.formula in by_formula
+    }
+    missing = {target: [place for place in places if (target, place) not in known] for target, places in pairs.items()}
+    new = match(matcher, reference, candidates, missing, workers=workers, time_limit=time_limit)
+    results = {**known, **new}
+    smallest: dict[int, float] = {}
+    for target, places in pairs.items():
+        matched = [
+            result.rms for place in places if (result := results.get((target, place))) and result.rms is not None
+        ]
+        if matched:
+            smallest[target] = min(matched)
+    return smallest, sum(bool(result.reason) for result in new.values())
 
 
-def repeated(reference: Sequence[Examined]) -> int:
-    """How many references have the reduced cell of an earlier one, to a thousandth; other choices of cell or origin
-    are not seen."""
+def count_repeated(reference: Sequence[Examined]) -> int:
+    """How many references have the reduced cell of an earlier one, rounded to a thousandth. The same crystal in another
+    cell or with another origin is not noticed."""
     seen: set[object] = set()
     count = 0
-    for one in reference:
-        if one.cell is not None:
-            places = np.round(one.cell.fractional % 1, 3) % 1
-            key = (one.cell.species, np.round(one.cell.matrix, 3).tobytes(), (places + 0.0).tobytes())
+    for structure in reference:
+        if (cell := structure.cell) is not None:
+            positions = np.round(cell.fractional % 1, 3) % 1
+            key = (cell.species, np.round(cell.matrix, 3).tobytes(), (positions + 0.0).tobytes())
             count += key in seen
             seen.add(key)
     return count

@@ -1,4 +1,4 @@
-"""Candidates against targets: every cell is examined and reduced once, then every wanted pair is matched."""
+"""Candidates against targets: every cell is examined and reduced once, then the chosen pairs are matched."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,8 +26,8 @@ class Examined:
 
     Attributes:
         invalid: why it is structurally invalid, or ``""``.
-        formula: None where it has none.
-        cell: None where it is invalid or cannot be reduced.
+        formula: None if it has none.
+        cell: None if the structure is invalid or cannot be reduced.
         fault: why there is no cell although the structure is valid.
     """
 
@@ -39,7 +39,7 @@ class Examined:
 
 @attrs.frozen
 class PairResult:
-    """What the matcher said of a pair: a match (both numbers), no match (neither), or why it has no answer."""
+    """The result for a pair: a match (both numbers), no match (neither), or the reason why it could not be compared."""
 
     rms: float | None = None
     max_dist: float | None = None
@@ -54,37 +54,39 @@ def examine(
     workers: int,
     time_limit: float | None,
 ) -> tuple[Examined, ...]:
-    """Every structure on its own; with ``validity``, invalid ones get no cell."""
+    """Examine and reduce every structure; with ``validity``, those that are structurally invalid get no cell."""
     function = partial(_examine, validity=validity, longest_edge=longest_edge)
-    found = parallel_map(function, structures, workers=workers, time_limit=time_limit, description="examine")
-    return tuple(Examined("", fault=one.reason) if isinstance(one, Failure) else one for one in found)
+    results = parallel_map(function, structures, workers=workers, time_limit=time_limit, description="examine")
+    return tuple(Examined("", fault=result.reason) if isinstance(result, Failure) else result for result in results)
 
 
 def match(
     matcher: Matcher,
     targets: Sequence[Examined],
     candidates: Sequence[Examined],
-    wanted: Mapping[int, Sequence[int]],
+    chosen: Mapping[int, Sequence[int]],
     *,
     workers: int,
     time_limit: float | None,
     unit: str = "target",
 ) -> dict[tuple[int, int], PairResult]:
-    """(target, candidate), both as places in their sequences, of all wanted candidates that have a cell.
+    """Match each target with the candidates chosen for it that have a cell. All are given as places in their sequences,
+    and the results have the keys (target, candidate).
 
-    A target whose candidates take longer than the time limit is done again pair by pair, each within the limit.
+    If the candidates of a target take longer than the time limit, they are matched again one by one, each with the
+    limit for itself.
     """
-    found: dict[tuple[int, int], PairResult] = {}
+    results: dict[tuple[int, int], PairResult] = {}
     cells: dict[tuple[int, int], ReducedCell] = {}
-    for target, places in wanted.items():
+    for target, places in chosen.items():
         for place in places:
             cell = candidates[place].cell
             if cell is None:
                 continue
             if targets[target].cell is None:
-                found[target, place] = PairResult(reason=f"target cannot be compared: {targets[target].fault}")
+                results[target, place] = PairResult(reason=f"target cannot be compared: {targets[target].fault}")
             elif candidates[place].formula != targets[target].formula:
-                found[target, place] = PairResult(reason="composition differs from the target's")
+                results[target, place] = PairResult(reason="composition differs from the target's")
             else:
                 cells[target, place] = cell
     tasks: dict[int, list[tuple[int, int]]] = {}
@@ -103,16 +105,16 @@ def match(
         )
         for task, answer in zip(keys, answers, strict=True):
             if not isinstance(answer, Failure):
-                found |= dict(zip(task, answer, strict=True))
+                results |= dict(zip(task, answer, strict=True))
             elif again is not None:
                 again.extend([key] for key in task)
             else:
-                found[task[0]] = PairResult(reason=f"matcher failed: {answer.reason}")
-    return found
+                results[task[0]] = PairResult(reason=f"matcher failed: {answer.reason}")
+    return results
 
 
 def proportions(structure: "Structure") -> Proportions:
-    """Counts by atomic number over their greatest common divisor; shares where they are not whole."""
+    """Counts by atomic number over their greatest common divisor; fractions if they are not whole."""
     amounts = {element.Z: float(n) for element, n in structure.composition.element_composition.items()}
     if all(amount == round(amount) for amount in amounts.values()):
         return tuple(sorted(reduced_counts({number: round(amount) for number, amount in amounts.items()}).items()))
@@ -134,13 +136,13 @@ def _examine(structure: "Structure | None", *, validity: bool, longest_edge: flo
 
 def _match(matcher: Matcher, item: tuple[ReducedCell, Sequence[ReducedCell]]) -> list[PairResult]:
     target, candidates = item
-    return [_match_one(matcher, target, candidate) for candidate in candidates]
+    return [_match_pair(matcher, target, candidate) for candidate in candidates]
 
 
-def _match_one(matcher: Matcher, target: ReducedCell, candidate: ReducedCell) -> PairResult:
+def _match_pair(matcher: Matcher, target: ReducedCell, candidate: ReducedCell) -> PairResult:
     try:
         distance = matcher.distance(candidate, target)
-    except Exception as error:  # here too
+    except Exception as error:  # of any kind, as above
         return PairResult(reason=f"matcher failed: {type(error).__name__}")
     if distance is None:
         return PairResult()

@@ -1,4 +1,4 @@
-"""The primitive, Niggli-reduced cell that pymatgen's StructureMatcher compares, found once per structure."""
+"""The primitive, Niggli-reduced cell that pymatgen's StructureMatcher compares, computed once per structure."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -21,12 +21,12 @@ TOLERANCE = 0.25
 
 @attrs.frozen(eq=False)
 class ReducedCell:
-    """A structure as ``StructureMatcher._get_reduced_structure`` leaves it.
+    """A structure as ``StructureMatcher._get_reduced_structure`` returns it.
 
     Attributes:
         matrix: [3, 3] rows are basis vectors, angstrom.
         fractional: [n, 3].
-        species: of every site, by pymatgen's equality (Fe2+ is not Fe3+).
+        species: one per site, equal by pymatgen's rules (Fe2+ is not Fe3+).
     """
 
     matrix: Float
@@ -44,7 +44,7 @@ class ReducedCell:
         return float(abs(np.dot(np.cross(a, b), c)))
 
     def structure(self, matrix: Float) -> "Structure":
-        """The sites in another cell."""
+        """The same sites in another cell."""
         from pymatgen.core.lattice import Lattice
         from pymatgen.core.structure import Structure
 
@@ -53,23 +53,23 @@ class ReducedCell:
 
     @classmethod
     def of(cls, structure: "Structure") -> "ReducedCell":
-        """Reduce a structure. Every structure is reduced afresh: pymatgen since 2026 takes the reduced cell of any one
-        that it met before and that is equal within 1e-5 A, so that a result would depend on earlier ones.
+        """Reduce a structure, always anew: pymatgen since 2026 reuses the reduced cell of an earlier structure that is
+        equal within 1e-5 A, so that a result would depend on the structures before it.
 
         Raises:
-            ValueError, numpy.linalg.LinAlgError: for hopeless cells, as pymatgen does.
+            ValueError, numpy.linalg.LinAlgError: a cell is degenerate; pymatgen raises the same.
         """
         from pymatgen.core.lattice import Lattice
 
-        given = structure.lattice
+        original = structure.lattice
         fractional = np.array(structure.frac_coords, dtype=float)
-        if not (np.isfinite(given.matrix).all() and np.isfinite(fractional).all()):
+        if not (np.isfinite(original.matrix).all() and np.isfinite(fractional).all()):
             raise ValueError("the structure is not finite")
-        lattice = Lattice(given.matrix).get_niggli_reduced_lattice()
-        if np.allclose(lattice.matrix, given.matrix):
-            matrix = np.array(given.matrix)
+        lattice = Lattice(original.matrix).get_niggli_reduced_lattice()
+        if np.allclose(lattice.matrix, original.matrix):
+            matrix = np.array(original.matrix)
         else:
-            fractional = (fractional @ given.matrix) @ lattice.inv_matrix
+            fractional = (fractional @ original.matrix) @ lattice.inv_matrix
             fractional = np.mod(fractional, 1)
             matrix = np.array(lattice.matrix)
         species = _species(structure)
@@ -80,7 +80,7 @@ class ReducedCell:
         return cls(np.array(primitive.lattice.matrix), np.array(primitive.frac_coords), _species(primitive))
 
     def _may_be_smaller(self) -> bool:
-        """False where ``get_primitive_structure`` finds nothing, told by its own first tests.
+        """False if ``get_primitive_structure`` surely finds no smaller cell, by its own first tests.
 
         A smaller cell holds 1/d of the sites for a divisor d of all species' counts. One of its vectors must
         then have a fractional part of at least 1/d, and lie close to a vector between two sites of the rarest
@@ -97,7 +97,7 @@ class ReducedCell:
             self.fractional[[n for n, other in enumerate(self.species) if other == kind]]
             for kind in sorted(counts, key=lambda kind: counts[kind])
         ]
-        # all sites of the rarest kinds (there may be several) are tried, whichever pymatgen takes
+        # pymatgen takes one of the rarest species; all of them are tried here
         moves = np.concatenate([group - group[0] for group in groups if len(group) == len(groups[0])])
         for group in groups:
             between = group[:, None] - group[None]

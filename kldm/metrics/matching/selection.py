@@ -1,4 +1,4 @@
-"""One of several answers to the same question, chosen by the answers alone."""
+"""Selection: one of several candidates of a target, chosen by comparing the candidates with each other."""
 
 import math
 import statistics
@@ -31,28 +31,28 @@ def consensus(
     time_limit: float | None = 60.0,
     matcher: Matcher | None = None,
 ) -> tuple[Candidate, ...]:
-    """The same candidates, of each target one marked as selected, by the rule ``CONSENSUS``.
+    """The same candidates, one of each target marked as selected by the rule ``CONSENSUS``.
 
-    What a sampler draws most often it believes in most; the candidate nearest to the others is at the middle of the
-    largest heap. Of k candidates k (k - 1) / 2 pairs are matched.
+    A structure that a sampler draws often is one that its model finds probable; the candidate nearest to the others
+    lies in the middle of the largest cluster. k candidates take k (k - 1) / 2 comparisons.
 
     Args:
         candidates: of any number of targets, in any order.
         workers: processes; the result does not depend on it. -1: as many as there are CPU cores.
         time_limit: seconds for one structure or one pair; beyond, it counts as no match. None: no limit.
-        matcher: says which structures match; by default with the tolerances of ``match_rate.v1``.
+        matcher: decides which structures match; by default one with the tolerances of ``match_rate.v1``.
 
     Raises:
-        KldmError: there are no such workers, or no such time.
+        KldmError: ``workers`` or ``time_limit`` is not allowed.
     """
     check_work(workers, time_limit)
-    structures = [one.structure for one in candidates]
+    structures = [candidate.structure for candidate in candidates]
     examined = examine(structures, validity=True, longest_edge=None, workers=workers, time_limit=time_limit)
     groups: dict[int, list[int]] = {}
     for place in sorted(range(len(candidates)), key=lambda place: candidates[place].candidate):
         groups.setdefault(candidates[place].target, []).append(place)
     chosen = chosen_places(matcher or Matcher(), structures, examined, groups, workers=workers, time_limit=time_limit)
-    return tuple(attrs.evolve(one, selected=place in chosen) for place, one in enumerate(candidates))
+    return tuple(attrs.evolve(candidate, selected=place in chosen) for place, candidate in enumerate(candidates))
 
 
 def chosen_places(
@@ -67,41 +67,41 @@ def chosen_places(
     """One place of each group, by the rule ``CONSENSUS``.
 
     Args:
-        matcher: of the pairs.
-        structures: at all places.
-        examined: the same, after a test of validity.
-        groups: places of each target, in the order of their candidate numbers.
+        matcher: compares the pairs.
+        structures: one at each place.
+        examined: the same structures, examined with ``validity``.
+        groups: the places of each target, in the order of their candidate numbers.
         workers: processes.
         time_limit: seconds per pair.
     """
-    wanted: dict[int, list[int]] = {}
+    pairs: dict[int, list[int]] = {}
     for places in groups.values():
-        able = [place for place in places if examined[place].cell is not None]
-        wanted |= {place: able[number:] for number, place in enumerate(able, start=1)}
-    found = match(matcher, examined, examined, wanted, workers=workers, time_limit=time_limit, unit="candidate")
-    agreed: dict[int, list[float]] = {place: [] for place in range(len(examined))}
-    for pair, answer in found.items():
-        if answer.rms is not None:
+        comparable = [place for place in places if examined[place].cell is not None]
+        pairs |= {place: comparable[number:] for number, place in enumerate(comparable, start=1)}
+    results = match(matcher, examined, examined, pairs, workers=workers, time_limit=time_limit, unit="candidate")
+    matches: dict[int, list[float]] = {place: [] for place in range(len(examined))}
+    for pair, result in results.items():
+        if result.rms is not None:
             for place in pair:
-                agreed[place].append(answer.rms)
+                matches[place].append(result.rms)
 
     def demerits(place: int) -> tuple[bool, bool, int, float]:
-        rms, one = agreed[place], examined[place]
-        return bool(one.invalid), one.cell is None, -len(rms), statistics.fmean(rms) if rms else math.inf
+        rms, structure = matches[place], examined[place]
+        return bool(structure.invalid), structure.cell is None, -len(rms), statistics.fmean(rms) if rms else math.inf
 
     chosen = set()
     for places in groups.values():
-        of_each = {place: demerits(place) for place in places}
-        tied = [place for place in places if of_each[place] == min(of_each.values())]
-        able = [place for place in tied if examined[place].cell is not None]
-        if len(able) > 1:
-            tied = [max(able, key=lambda place: shortest_distance(structures[place]))]
+        ranks = {place: demerits(place) for place in places}
+        tied = [place for place in places if ranks[place] == min(ranks.values())]
+        comparable = [place for place in tied if examined[place].cell is not None]
+        if len(comparable) > 1:
+            tied = [max(comparable, key=lambda place: shortest_distance(structures[place]))]
         chosen.add(tied[0])
     return frozenset(chosen)
 
 
 def shortest_distance(structure: "Structure | None") -> float:
-    """The shortest distance between two atoms, or between an atom and its own image: angstrom."""
+    """The shortest distance between two atoms, or between an atom and its own image, in angstrom."""
     assert structure is not None
     edges = np.linalg.norm(HALF_IMAGES @ structure.lattice.matrix, axis=1)
     return float(np.min(structure.distance_matrix[np.triu_indices(len(structure), k=1)], initial=edges.min()))

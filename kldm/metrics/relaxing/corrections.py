@@ -1,4 +1,4 @@
-"""The corrections that energies of the Materials Project carry, for energies that a potential predicts."""
+"""The Materials Project's corrections of energies, applied to energies that a potential predicts."""
 
 import warnings
 from functools import cache
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def mp2020(structure: "Structure") -> float:
-    """eV per cell to add to a raw PBE(+U) energy (Wang et al., Sci. Rep. 2021; MatterGen's pipeline).
+    """The correction of a raw PBE(+U) energy, in eV per cell (Wang et al., Sci. Rep. 2021; MatterGen's pipeline).
 
-    The energy counts as one of VASP with the settings of ``MPRelaxSet``: with Hubbard's U where those have it, and
-    anions (oxides, peroxides ...) told apart by the distances in the structure.
+    The energy is taken for one of VASP with the settings of ``MPRelaxSet``, which has Hubbard's U for some elements.
+    Anions (oxides, peroxides ...) are told apart by the distances in the structure.
 
     Raises:
         ValueError: the scheme has no correction for the structure.
@@ -22,15 +22,15 @@ def mp2020(structure: "Structure") -> float:
     from pymatgen.io.vasp.sets import MPRelaxSet
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on oxidation states that are guessed
+        warnings.simplefilter("ignore")  # that oxidation states are guessed
         inputs = MPRelaxSet(structure)
         plus_u = bool(inputs.incar.get("LDAU"))
-        # in the order of its own POSCAR, not of the structure
+        # the values of U are in the order of the POSCAR, not of the structure
         values = dict(zip(inputs.poscar.site_symbols, inputs.incar["LDAUU"], strict=True)) if plus_u else {}
         parameters = {"run_type": "GGA+U" if plus_u else "GGA", "is_hubbard": plus_u, "hubbards": values}
         entry = ComputedStructureEntry(structure, 0.0, parameters=parameters)
         if _scheme().process_entry(entry, inplace=True) is None:
-            raise ValueError("MP2020 has no correction for it")
+            raise ValueError("MP2020 has no correction for the structure")
     return float(entry.correction)
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
 STOL = 0.5
-"""Of MatterGen's matcher, and what counts where it finds no match."""
+"""Tolerance of MatterGen's matcher; it also takes the place of the rms if nothing matches."""
 
 
 def displacement(before: "Structure", after: "Structure") -> float:
@@ -21,21 +21,21 @@ def displacement(before: "Structure", after: "Structure") -> float:
         d_i = x_i' - x_i, to the nearest image,   sqrt(mean |(d_i - mean d) M|^2)
 
     Args:
-        before: with the same atoms in the same order.
+        before: the same atoms in the same order.
     """
-    moved = after.frac_coords - before.frac_coords
-    moved -= np.round(moved)
-    moved -= moved.mean(axis=0)
-    cartesian = moved @ after.lattice.matrix
+    difference = after.frac_coords - before.frac_coords
+    difference -= np.round(difference)
+    difference -= difference.mean(axis=0)
+    cartesian = difference @ after.lattice.matrix
     return float(np.sqrt(np.mean(np.sum(cartesian**2, axis=1))))
 
 
 def displacement_mattergen(before: "Structure", after: "Structure") -> float:
-    """MatterGen's RMSD (Zeni et al. 2025), angstrom: the matcher's rms of the relaxed structure against the given one,
-    refined, primitive and LLL-reduced; divided by (n / V)^(1/3), n the atoms after relaxation and V the volume of the
-    cell with the mean of both cells' six parameters. ``STOL`` in place of the rms where nothing matches.
+    """MatterGen's RMSD (Zeni et al. 2025), angstrom: the matcher's rms between the relaxed structure and the original,
+    which is refined, made primitive and LLL-reduced. The rms is divided by (n / V)^(1/3), with n atoms after relaxation
+    and V the volume of the cell with the mean of both cells' six parameters. If nothing matches, ``STOL`` replaces it.
 
-    It is approximate where the two cells are chosen differently, and displacements of atoms that the matcher finds
+    It is approximate if the two cells are chosen differently, and displacements of atoms that the matcher finds
     translationally equivalent are averaged away; ``displacement`` has neither flaw.
     """
     from pymatgen.core.lattice import Lattice
@@ -44,11 +44,20 @@ def displacement_mattergen(before: "Structure", after: "Structure") -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         refined = SpacegroupAnalyzer(before).get_refined_structure()
-        given = refined.get_primitive_structure().get_reduced_structure(reduction_algo="LLL")
-        found = _matcher().get_rms_dist(after, given)  # type: ignore[no-untyped-call]
-    parameters = np.mean([after.lattice.parameters, given.lattice.parameters], axis=0)
+        original = refined.get_primitive_structure().get_reduced_structure(reduction_algo="LLL")
+        match = _matcher().get_rms_dist(after, original)  # type: ignore[no-untyped-call]
+    parameters = np.mean([after.lattice.parameters, original.lattice.parameters], axis=0)
     volume = Lattice.from_parameters(*parameters).volume
-    return float((found[0] if found else STOL) / math.cbrt(len(after) / volume))
+    return float((match[0] if match else STOL) / math.cbrt(len(after) / volume))
+
+
+def displacements(pair: "tuple[Structure, Structure]") -> tuple[float, float | None]:
+    """Both displacements of a pair (before, after); MatterGen's is None if no symmetry is found in the structure."""
+    try:
+        published = displacement_mattergen(*pair)
+    except Exception:  # spglib and the matcher raise in many ways
+        published = None
+    return displacement(*pair), published
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Energy above the convex hull of competing phases, and the phases: entries of a file that the user brings."""
+"""Energy above the convex hull of competing phases, which are entries of files that the user provides."""
 
 import gzip
 import json
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
 Scheme = Literal["none", "mp2020"]
-"""Corrections in the energies of a file of entries: none, or those of ``MaterialsProject2020Compatibility``."""
+"""The corrections that the energies of a file contain: none, or those of ``MaterialsProject2020Compatibility``."""
 
 Fractions = tuple[tuple[str, float], ...]
 """Symbols and fractions, sorted by symbol; fractions rounded, so that equal compositions are equal."""
 
 _SPECIES = re.compile(r"([A-Z][a-z]?)(?:\d*\.?\d*[+-])?")
-"""An element, perhaps with an oxidation state."""
+"""An element with or without an oxidation state."""
 
 LEAST = 1e-6
-"""Smallest share of an element in an entry: fewer are no composition of a cell."""
+"""Smallest share of an element in an entry; no cell has a smaller one."""
 
-_REMEDY = "give pymatgen's ComputedEntry dicts, as a JSON list or a line each, or the entries.json.gz of `kldm relax`"
+_REMEDY = "give pymatgen's ComputedEntry dicts, as a JSON list or one per line, or the entries.json.gz of `kldm relax`"
 
 
 @attrs.frozen(eq=False)
@@ -45,11 +45,11 @@ class Hull:
 
     Attributes:
         names: the files.
-        sha256: of the bytes of each.
-        scheme: corrections in the energies; None where they are of ``potential``.
-        potential: identity of the potential whose energies they are; None for those of density functional theory.
-        entries: how many there were.
-        lowest: by the elements of a composition, then by the composition.
+        sha256: the digest of each file.
+        scheme: corrections in the energies; None if a potential predicted them.
+        potential: identity of the potential that predicted the energies; None for density functional theory.
+        entries: the number of entries.
+        lowest: the energies, by the elements of a composition and then by the composition.
     """
 
     names: tuple[str, ...]
@@ -65,55 +65,55 @@ class Hull:
         return ", ".join(self.names)
 
     def phases(self, elements: frozenset[str]) -> dict[Fractions, float]:
-        """All that compete with a composition of these elements."""
+        """All phases that compete with a composition of these elements."""
         subsets: Iterable[frozenset[str]] = self.lowest
         if 2 ** len(elements) < len(self.lowest):
             sizes = range(1, len(elements) + 1)
-            subsets = (frozenset(some) for size in sizes for some in combinations(sorted(elements), size))
+            subsets = (frozenset(subset) for size in sizes for subset in combinations(sorted(elements), size))
         groups = (self.lowest.get(subset, {}) for subset in subsets if subset <= elements)
         return {formula: energy for group in groups for formula, energy in group.items()}
 
     def lacks(self, elements: frozenset[str]) -> frozenset[str]:
-        """Those without an elemental phase: compositions with them have no energy above hull."""
+        """The elements without an elemental phase: compositions with them have no energy above hull."""
         return frozenset(element for element in elements if frozenset((element,)) not in self.lowest)
 
 
 def read_hull(paths: Sequence[Path], corrections: Scheme | None) -> Hull:
-    """The entries of files of JSON (a list) or JSON lines (which need no memory for the whole), gzipped or not.
+    """Read the entries of JSON files (one list) or JSON lines (read one by one), gzipped or not.
 
-    Energies are ``energy`` + ``correction`` of each entry, eV per its composition. Entries of ``kldm relax`` say by
-    which potential they were made; of others the user says what corrections are in them.
+    Energies are ``energy`` + ``correction`` of each entry, in eV per its composition. Entries of ``kldm relax`` name
+    the potential that predicted them; of others the user has to say which corrections they contain.
 
     Raises:
-        KldmError: a file cannot be read, or the energies do not belong together.
+        KldmError: a file cannot be read, or the energies are of different kinds.
     """
-    changed = []
+    modified = []
     for path in paths:
         with _readable(path):
-            changed.append(path.stat().st_mtime_ns)
-    return _read_hull(tuple(paths), corrections, tuple(changed))
+            modified.append(path.stat().st_mtime_ns)
+    return _read_hull(tuple(paths), corrections, tuple(modified))
 
 
 @lru_cache(maxsize=1)
 def _read_hull(paths: tuple[Path, ...], corrections: Scheme | None, _: tuple[int, ...]) -> Hull:
-    """Of files at the times of their last changes: a metric asks before training and after sampling."""
+    """Cached by the times of the last changes, as a metric reads its hull before training and after sampling."""
     count = 0
     lowest: dict[frozenset[str], dict[Fractions, float]] = {}
     sources: dict[str, Mapping[str, Json] | None] = {}
     for place, record in _entries(paths):
         count += 1
         formula, energy = _entry(record, place)
-        kept = lowest.setdefault(frozenset(symbol for symbol, _ in formula), {})
-        kept[formula] = min(energy, kept.get(formula, math.inf))
+        phases = lowest.setdefault(frozenset(symbol for symbol, _ in formula), {})
+        phases[formula] = min(energy, phases.get(formula, math.inf))
         source = _potential(record, place)
         sources.setdefault(json.dumps(source, sort_keys=True), source)
         if len(sources) > 1:
-            remedy = "take entries of one potential, or of none"
+            remedy = "give entries that all have energies of the same potential, or none of a potential"
             raise KldmError("its energy is of another potential than those before", place=place, remedy=remedy)
     (potential,) = sources.values()
     place = ", ".join(map(str, paths))
     if potential is None and corrections is None:
-        remedy = "say what corrections are in its energies: none or mp2020"
+        remedy = "set corrections to those that the energies contain: none or mp2020"
         raise KldmError("the entries name no potential", place=place, remedy=remedy)
     if potential is not None and corrections not in (None, "none"):
         remedy = "leave the corrections out"
@@ -129,21 +129,21 @@ def _read_hull(paths: tuple[Path, ...], corrections: Scheme | None, _: tuple[int
 
 
 def check_scales(hull: Hull, scale: EnergyScale, identity: Mapping[str, Json]) -> None:
-    """See that energies of a potential may be compared with a hull's.
+    """Check that the energies of a potential can be compared with those of a hull.
 
     Raises:
-        KldmError: they are of another potential, or corrected in another way.
+        KldmError: the hull's energies are of another potential, or corrected in another way.
     """
     if hull.potential is not None:
-        theirs, ours = (json.dumps(one, sort_keys=True) for one in (hull.potential, identity))
+        theirs, ours = (json.dumps(source, sort_keys=True) for source in (hull.potential, identity))
         if theirs != ours:
             remedy = "relax the reference with the same potential"
-            raise KldmError(f"its energies are of {theirs}, not of {ours}", place=hull.place, remedy=remedy)
+            raise KldmError(f"its energies are those of {theirs}, not of {ours}", place=hull.place, remedy=remedy)
         return
     if scale == "own" or (scale == "mp2020" and hull.scheme != "mp2020"):
-        what = "with its own alone" if scale == "own" else "with MP2020-corrected ones alone"
+        others = "its own" if scale == "own" else "MP2020-corrected ones"
         remedy = "relax a reference with this potential (`kldm relax`) and give its entries.json.gz"
-        raise KldmError(f"energies of {identity['name']} compare {what}", place=hull.place, remedy=remedy)
+        raise KldmError(f"energies of {identity['name']} compare only with {others}", place=hull.place, remedy=remedy)
 
 
 def above_hull(
@@ -154,8 +154,8 @@ def above_hull(
     workers: int = 1,
     time_limit: float | None = None,
 ) -> list[float | None]:
-    """E - E_hull in eV/atom for each structure: negative below the hull of the reference, whose parts the structures
-    are not; None where the reference lacks one of the elements, or no answer is found.
+    """E - E_hull in eV/atom for each structure. It is negative below the hull, of which the structures are no part, and
+    None if the hull has no phase of one of the elements, or if the linear program fails.
 
         E_hull(x) = min_w sum_i w_i E_i   over mixtures w >= 0 of the phases i with sum_i w_i x_i = x
 
@@ -169,33 +169,33 @@ def above_hull(
         if not hull.lacks(frozenset(composition)):
             groups.setdefault(frozenset(composition), []).append(row)
     items = [(hull.phases(elements), [_fractions(compositions[n]) for n in rows]) for elements, rows in groups.items()]
-    work = parallel_map(
-        _heights, items, workers=workers, time_limit=time_limit, description="convex hulls", unit="system"
+    results = parallel_map(
+        _hull_energies, items, workers=workers, time_limit=time_limit, description="convex hulls", unit="system"
     )
-    found: list[float | None] = [None] * len(structures)
-    for rows, heights in zip(groups.values(), work, strict=True):
-        for row, height in zip(rows, [None] * len(rows) if isinstance(heights, Failure) else heights, strict=True):
-            found[row] = None if height is None else energies[row] - height
-    return found
+    above: list[float | None] = [None] * len(structures)
+    for rows, result in zip(groups.values(), results, strict=True):
+        for row, energy in zip(rows, [None] * len(rows) if isinstance(result, Failure) else result, strict=True):
+            above[row] = None if energy is None else energies[row] - energy
+    return above
 
 
-def _heights(item: tuple[Mapping[Fractions, float], Sequence[Fractions]]) -> list[float | None]:
-    """Energies of the hull at compositions, eV/atom. A linear program: the hull itself, in as many dimensions as there
-    are elements, is beyond reach from ten on."""
+def _hull_energies(item: tuple[Mapping[Fractions, float], Sequence[Fractions]]) -> list[float | None]:
+    """Energies of the hull at compositions, eV/atom, by linear programs. The hull itself has as many dimensions as
+    there are elements, and cannot be computed from ten on."""
     from scipy.optimize import linprog
 
-    phases, wanted = item
-    place = {symbol: row for row, symbol in enumerate(sorted({symbol for formula in wanted for symbol, _ in formula}))}
-    shares = np.zeros((len(place), len(phases)))
-    for column, formula in enumerate(phases):
-        for symbol, share in formula:
-            shares[place[symbol], column] = share
-    heights: list[float | None] = []
-    for formula in wanted:
-        at = np.array([dict(formula).get(symbol, 0.0) for symbol in place])
-        best = linprog(list(phases.values()), A_eq=shares, b_eq=at, method="highs-ds")
-        heights.append(float(best.fun) if best.status == 0 else None)
-    return heights
+    phases, compositions = item
+    symbols = sorted({symbol for composition in compositions for symbol, _ in composition})
+    shares = np.zeros((len(symbols), len(phases)))
+    for column, phase in enumerate(phases):
+        for symbol, share in phase:
+            shares[symbols.index(symbol), column] = share
+    energies: list[float | None] = []
+    for composition in compositions:
+        x = np.array([dict(composition).get(symbol, 0.0) for symbol in symbols])
+        best = linprog(list(phases.values()), A_eq=shares, b_eq=x, method="highs-ds")
+        energies.append(float(best.fun) if best.status == 0 else None)
+    return energies
 
 
 def _fractions(amounts: Mapping[str, float]) -> Fractions:
@@ -214,7 +214,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _entries(paths: Sequence[Path]) -> Iterator[tuple[str, Any]]:
-    """Where each is, and the entry."""
+    """Every entry with its place, for messages."""
     for path in paths:
         count = 0
         with _readable(path):
@@ -226,8 +226,8 @@ def _entries(paths: Sequence[Path]) -> Iterator[tuple[str, Any]]:
 
 
 def _records(path: Path) -> Iterator[Any]:
-    packed = path.suffix == ".gz"
-    with path.open("rb") as file, gzip.open(file) if packed else nullcontext(file) as lines:
+    gzipped = path.suffix == ".gz"
+    with path.open("rb") as file, gzip.open(file) if gzipped else nullcontext(file) as lines:
         if Path(path.name.removesuffix(".gz")).suffix == ".jsonl":
             yield from (json.loads(line) for line in lines if line.strip())
             return
@@ -243,12 +243,12 @@ def _potential(record: Mapping[str, Any], place: str) -> Mapping[str, Json] | No
     parameters = record.get("parameters") or {}
     source = parameters.get("potential") if isinstance(parameters, Mapping) else parameters
     if source is not None and not isinstance(source, Mapping):
-        raise KldmError("its parameters name no potential as `kldm relax` does", place=place, remedy=_REMEDY)
+        raise KldmError("its parameters do not name a potential as `kldm relax` does", place=place, remedy=_REMEDY)
     return source
 
 
 def _entry(record: Any, place: str) -> tuple[Fractions, float]:
-    """Composition and eV/atom. Nothing in the record but numbers and symbols is looked at."""
+    """Composition and energy in eV/atom. Only numbers and symbols of the record are read."""
     from pymatgen.core.periodic_table import Element
 
     try:
@@ -265,6 +265,6 @@ def _entry(record: Any, place: str) -> tuple[Fractions, float]:
         if not (is_composition and math.isfinite(energy)):
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        problem = "is no entry with a composition and a finite energy"
+        problem = "it is not an entry with a composition and a finite energy"
         raise KldmError(problem, place=place, remedy=_REMEDY) from error
     return _fractions(amounts), energy

@@ -1,4 +1,4 @@
-"""Structures relaxed by a potential, each kept on disk, so that nothing is relaxed twice."""
+"""Relaxation by a potential. Every relaxed structure is cached on disk, so that nothing is relaxed twice."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
 RELAXATION_SECONDS = 600.0
-"""Seconds for one structure: ten times what an ordinary one takes on one core with a graph network."""
+"""Seconds for one structure: ten times what an ordinary one needs on one core with a graph network."""
 
 _FORMAT = "kldm.relaxations.v1"
 
@@ -38,11 +38,11 @@ class Relaxation:
 
     Args:
         fmax: eV/angstrom; a structure has converged when no row of the forces on atoms and cell is longer.
-        max_steps: at most so many steps; 0 evaluates the energy alone. What has not converged then is kept, and
-            counted.
+        max_steps: the largest number of steps; 0 only evaluates the energy. A structure that has not converged by then
+            is kept, and counted as such.
         cell: ``frechet`` (ASE's ``FrechetCellFilter``, whose gradient of the cell is exact), ``exp``
             (``ExpCellFilter``, MatterGen's; the same minima), or ``fixed``.
-        largest_change: a structure whose volume has grown or shrunk by more than this factor has failed.
+        largest_change: a relaxation fails if the volume grows or shrinks by more than this factor.
     """
 
     fmax: float = attrs.field(default=0.05, validator=above(0))
@@ -53,15 +53,15 @@ class Relaxation:
 
 @attrs.frozen(eq=False)
 class Relaxed:
-    """What became of one structure.
+    """The result of one relaxation.
 
     Attributes:
-        structure: the last one of which the energy was evaluated, its atoms in their order; None if it failed.
-        energy: eV per cell, of ``structure``.
-        before: eV per cell, of the structure that was given.
-        steps: that were taken.
+        structure: the last one whose energy was evaluated, with its atoms in the original order; None if it failed.
+        energy: that of ``structure``, eV per cell.
+        before: that of the original structure, eV per cell.
+        steps: the number of steps.
         converged: whether the forces fell below ``fmax``.
-        reason: why there is no structure, else empty.
+        reason: why there is no structure; otherwise empty.
     """
 
     structure: "Structure | None"
@@ -80,55 +80,53 @@ def relaxed(
     workers: int = 1,
     time_limit: float | None = RELAXATION_SECONDS,
 ) -> tuple[Relaxed, ...]:
-    """Every structure relaxed, in their order. A structure that cannot be is a failure with its reason.
+    """Relax every structure, and return the results in their order. A failure has a reason.
 
-    What was relaxed before by the same potential with the same settings comes from the cache, whatever became of the
-    program since: interrupted work goes on where it was. Failures are tried again.
+    Structures that were relaxed before by the same potential with the same settings come from the cache, so that
+    interrupted work goes on where it stopped. Failures are tried again.
 
     Args:
-        structures: None, and what is no structure at all, has failed already.
+        structures: None, and structures without a possible cell, are failures.
         workers: processes, each with a calculator of its own.
-        time_limit: seconds per structure; what takes longer has failed.
+        time_limit: seconds per structure; one that takes longer has failed.
 
     Raises:
         KldmError: the potential cannot be used.
     """
-    kept = _Kept.of(potential, settings)
-    calculator_of(potential)  # one sentence now, rather than a failure of every structure
-    faults = [impossible(one) for one in structures]
-    keys = ["" if one is None or fault else _key(one) for one, fault in zip(structures, faults, strict=True)]
-    known = kept.read(set(keys))
-    missing = {
-        key: one for key, one in zip(keys, structures, strict=True) if one is not None and key and key not in known
-    }
-    work = parallel_map(
-        partial(_relax_and_keep, potential=potential, settings=settings, kept=kept),
+    cache = _Cache.of(potential, settings)
+    calculator_of(potential)  # one error now, rather than a failure of every structure
+    faults = [impossible(structure) for structure in structures]
+    keys = ["" if s is None or fault else _key(s) for s, fault in zip(structures, faults, strict=True)]
+    known = cache.read(set(keys))
+    missing = {key: s for key, s in zip(keys, structures, strict=True) if s is not None and key and key not in known}
+    results = parallel_map(
+        partial(_relax_and_save, potential=potential, settings=settings, cache=cache),
         list(missing.values()),
         workers=workers,
         time_limit=time_limit,
         description="relaxations",
     )
-    for key, done in zip(missing, work, strict=True):
-        known[key] = Relaxed(None, reason=_reason(done.reason)) if isinstance(done, Failure) else done
+    for key, result in zip(missing, results, strict=True):
+        known[key] = Relaxed(None, reason=_reason(result.reason)) if isinstance(result, Failure) else result
     return tuple(known[key] if key else Relaxed(None, reason=fault) for key, fault in zip(keys, faults, strict=True))
 
 
 def impossible(structure: "Structure | None") -> str:
-    """Why nothing has an energy for it, or ``""``: the structural rule without its smallest distance."""
+    """Why no potential has an energy for it, or ``""``: the structural rule without its smallest distance."""
     return structural_validity(structure, cutoff=0)
 
 
 def relaxation_versions() -> dict[str, str]:
-    """The libraries that relaxations depend on, beside the potential's own."""
+    """Versions of the libraries that relaxations depend on, without those of the potential."""
     return {name: version(name) for name in ("ase", "pymatgen", "numpy")}
 
 
 _CALCULATORS: "dict[tuple[Potential, str], Calculator]" = {}
-"""At most one in each process: weights are loaded once."""
+"""At most one in each process, so that weights are loaded once."""
 
 
 def calculator_of(potential: Potential) -> "Calculator":
-    """The calculator of a potential, by all that its energies depend on.
+    """The calculator of a potential. It is built anew only if something changes that its energies depend on.
 
     Raises:
         KldmError: the potential cannot be used.
@@ -148,16 +146,16 @@ def _key(structure: "Structure") -> str:
     return hashlib.sha256(structure_bytes(structure)).hexdigest()
 
 
-def _relax_and_keep(structure: "Structure", *, potential: Potential, settings: Relaxation, kept: "_Kept") -> Relaxed:
-    """Kept at once and where it was done, so that work that is interrupted loses no finished structure."""
+def _relax_and_save(structure: "Structure", *, potential: Potential, settings: Relaxation, cache: "_Cache") -> Relaxed:
+    """Save each result at once in the process that has it, so that interrupted work loses no finished structure."""
     try:
-        done = _relax(structure, potential=potential, settings=settings)
-    except BaseException:  # out of time too
-        _CALCULATORS.clear()  # it may be left in the middle of a structure
+        result = _relax(structure, potential=potential, settings=settings)
+    except BaseException:  # also the end of the time limit
+        _CALCULATORS.clear()  # its state may be that of an unfinished structure
         raise
-    if done.structure is not None:
-        kept.add(_key(structure), done)
-    return done
+    if result.structure is not None:
+        cache.add(_key(structure), result)
+    return result
 
 
 def _reason(failure: str) -> str:
@@ -186,13 +184,13 @@ def _relax(structure: "Structure", *, potential: Potential, settings: Relaxation
             return Relaxed(None, reason="energy not finite")
         if settings.max_steps == 0:
             return Relaxed(Structure(structure.lattice, numbers, structure.frac_coords), before, before)
-        moved = {"frechet": FrechetCellFilter, "exp": ExpCellFilter, "fixed": lambda it: it}[settings.cell](atoms)
-        optimizer = FIRE(moved, logfile=None)
+        filtered = {"frechet": FrechetCellFilter, "exp": ExpCellFilter, "fixed": lambda it: it}[settings.cell](atoms)
+        optimizer = FIRE(filtered, logfile=None)
         converged = bool(optimizer.run(fmax=settings.fmax, steps=settings.max_steps))
         energy = float(atoms.get_potential_energy())
     matrix, positions = np.array(atoms.cell), atoms.get_scaled_positions(wrap=False)
     if not (math.isfinite(energy) and np.isfinite(matrix).all() and np.isfinite(positions).all()):
-        return Relaxed(None, before=before, reason="the relaxation left the finite numbers")
+        return Relaxed(None, before=before, reason="energy or structure not finite after relaxation")
     change = atoms.cell.volume / structure.lattice.volume
     if not 1 / settings.largest_change <= change <= settings.largest_change:
         return Relaxed(None, before=before, reason=f"the volume changed more than {settings.largest_change:g}-fold")
@@ -202,19 +200,19 @@ def _relax(structure: "Structure", *, potential: Potential, settings: Relaxation
 
 @cache
 def _warn(text: str) -> None:
-    """Once, not for every structure."""
+    """Cached, so that every warning is given once, not for every structure."""
     log.warning("%s", text)
 
 
 @attrs.frozen
-class _Kept:
-    """Relaxations by one potential with the same settings, a line each. Lines are added whole, so that several
-    programs may add to one file; one that was cut short counts for nothing."""
+class _Cache:
+    """Relaxations by one potential with the same settings, one per line of a file. Lines are written whole, so that
+    several programs may add to one file; a line that was cut short is ignored."""
 
     path: Path
 
     @classmethod
-    def of(cls, potential: Potential, settings: Relaxation) -> "_Kept":
+    def of(cls, potential: Potential, settings: Relaxation) -> "_Cache":
         content: Mapping[str, Json] = {
             "format": _FORMAT,
             "potential": potential.identity,
@@ -225,24 +223,24 @@ class _Kept:
         return cls(folder() / "relaxations" / f"{digest}.jsonl")
 
     def read(self, keys: Collection[str]) -> dict[str, Relaxed]:
-        """Those of the relaxations asked for that are there."""
-        found: dict[str, Relaxed] = {}
+        """The relaxations with these keys, as far as the file has them."""
+        relaxations: dict[str, Relaxed] = {}
         try:
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
-            return found
+            return relaxations
         for line in lines:
             try:
                 row = json.loads(line)
                 if row["key"] in keys:
-                    found[row["key"]] = _from_row(row)
+                    relaxations[row["key"]] = _from_row(row)
             except (ValueError, KeyError, TypeError, AttributeError):  # a line cut short
                 continue
-        return found
+        return relaxations
 
-    def add(self, key: str, one: Relaxed) -> None:
-        assert one.structure is not None
-        row = {"key": key, **attrs.asdict(one, recurse=False), "structure": one.structure.as_dict()}
+    def add(self, key: str, result: Relaxed) -> None:
+        assert result.structure is not None
+        row = {"key": key, **attrs.asdict(result, recurse=False), "structure": result.structure.as_dict()}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab", buffering=0) as file:

@@ -19,38 +19,39 @@ TOLERANCES: Mapping[str, Any] = {"ltol": 0.2, "stol": 0.3, "angle_tol": 5.0}
 """pymatgen's defaults; Zeni et al. 2025 compare structures with them."""
 
 RADII, ELECTRONEGATIVITIES = 0.3, 1.0
-"""Elements may stand for each other in one alloy if their radii differ by at most this share of their mean, and their
-electronegativities (Pauling) by at most this: the rules of Hume-Rothery."""
+"""Elements may replace each other in an alloy (rules of Hume-Rothery) if their radii differ by at most this share of
+their mean, and their electronegativities (Pauling) by at most this."""
 
 
-def same(one: "Structure", other: "Structure", matcher: Comparator) -> bool:
-    """Whether two structures of one formula are one material. Not symmetric: alloys are looked for in ``one``.
+def same(structure: "Structure", other: "Structure", matcher: Comparator) -> bool:
+    """Whether two structures are the same material. It is not symmetric: only ``structure`` is tried as an alloy.
 
     ``ordered`` is ``StructureMatcher.fit``. ``disordered`` (the default of MatterGen's pipeline, behind its published
-    shares) also takes for equal what differs in the order of similar elements: these are merged in ``one`` into
-    partially occupied sites, which every order of them matches.
+    shares) also finds structures equal that differ only in the order of similar elements: it merges these elements in
+    ``structure`` into partially occupied sites, which match every order of them.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            if reduced_formula(one.composition) != reduced_formula(other.composition):
+            if reduced_formula(structure.composition) != reduced_formula(other.composition):
                 return False
-            if _matcher().fit(one, other):
+            if _matcher().fit(structure, other):
                 return True
-            merged = _merged(one) if matcher == "disordered" else None
+            merged = _merged(structure) if matcher == "disordered" else None
             return merged is not None and bool(_alloy_matcher().fit(merged, other))
-        except Exception:  # nothing counts as unique or new because it cannot be compared
+        except Exception:  # a structure that cannot be compared counts as neither unique nor novel
             return True
 
 
 def unique(structures: "Sequence[Structure]", matcher: Comparator, *, workers: int = 1) -> list[bool]:
-    """For each structure, in their order, whether none of those kept before it is the same."""
+    """For each structure whether it differs from all unique ones before it."""
     flags = [False] * len(structures)
     groups = _by_formula(structures)
     items = [[structures[row] for row in rows] for rows in groups.values()]
-    work = parallel_map(partial(_kept, matcher=matcher), items, workers=workers, description="unique", unit="formula")
-    for rows, kept in zip(groups.values(), work, strict=True):
-        for row, flag in zip(rows, [] if isinstance(kept, Failure) else kept, strict=False):
+    compare = partial(_unique, matcher=matcher)
+    results = parallel_map(compare, items, workers=workers, description="unique", unit="formula")
+    for rows, result in zip(groups.values(), results, strict=True):
+        for row, flag in zip(rows, [] if isinstance(result, Failure) else result, strict=False):
             flags[row] = flag
     return flags
 
@@ -58,12 +59,12 @@ def unique(structures: "Sequence[Structure]", matcher: Comparator, *, workers: i
 def novel(
     structures: "Sequence[Structure]", known: "Sequence[Structure]", matcher: Comparator, *, workers: int = 1
 ) -> list[bool]:
-    """For each structure whether none of the known ones with its reduced formula is the same."""
+    """For each structure whether it differs from all known ones."""
     groups = _by_formula(known)
-    names = [reduced_formula(one.composition) for one in structures]
-    items = [(one, [known[row] for row in groups.get(name, ())]) for one, name in zip(structures, names, strict=True)]
-    work = parallel_map(partial(_unlike, matcher=matcher), items, workers=workers, description="novel")
-    return [flag is True for flag in work]
+    formulas = [reduced_formula(structure.composition) for structure in structures]
+    items = [(s, [known[row] for row in groups.get(name, ())]) for s, name in zip(structures, formulas, strict=True)]
+    results = parallel_map(partial(_differs, matcher=matcher), items, workers=workers, description="novel")
+    return [result is True for result in results]
 
 
 def _by_formula(structures: "Sequence[Structure]") -> dict[str, list[int]]:
@@ -73,28 +74,28 @@ def _by_formula(structures: "Sequence[Structure]") -> dict[str, list[int]]:
     return groups
 
 
-def _kept(group: "Sequence[Structure]", *, matcher: Comparator) -> list[bool]:
-    kept: list[Structure] = []
+def _unique(group: "Sequence[Structure]", *, matcher: Comparator) -> list[bool]:
+    uniques: list[Structure] = []
     flags = []
-    for one in group:
-        flags.append(not any(same(one, other, matcher) for other in kept))
+    for structure in group:
+        flags.append(_differs((structure, uniques), matcher=matcher))
         if flags[-1]:
-            kept.append(one)
+            uniques.append(structure)
     return flags
 
 
-def _unlike(item: "tuple[Structure, Sequence[Structure]]", *, matcher: Comparator) -> bool:
-    one, known = item
-    return not any(same(one, other, matcher) for other in known)
+def _differs(item: "tuple[Structure, Sequence[Structure]]", *, matcher: Comparator) -> bool:
+    structure, others = item
+    return not any(same(structure, other, matcher) for other in others)
 
 
 def _merged(structure: "Structure") -> "Structure | None":
-    """Similar elements as one partially occupied species, transitively; None where no two are similar."""
+    """The structure with similar elements (transitively) as one partially occupied species; None if there are none."""
     amounts = structure.composition.get_el_amt_dict()
     group = {symbol: {symbol} for symbol in amounts}
-    for one, other in combinations(amounts, 2):
-        if _similar(one, other):
-            union = group[one] | group[other]
+    for first, second in combinations(amounts, 2):
+        if _similar(first, second):
+            union = group[first] | group[second]
             for symbol in union:
                 group[symbol] = union
     if all(len(members) == 1 for members in group.values()):
@@ -110,20 +111,21 @@ def _merged(structure: "Structure") -> "Structure | None":
 
 
 @cache
-def _similar(one: str, other: str) -> bool:
-    """Elements without a radius or an electronegativity are like no other."""
+def _similar(first: str, second: str) -> bool:
+    """Whether two elements may replace each other; not if the radius or electronegativity of one is not known."""
     from pymatgen.core.periodic_table import Element
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        elements = Element(one), Element(other)
+        elements = Element(first), Element(second)
         radii = [element.atomic_radius for element in elements]
         negativities = [element.X for element in elements]
     if None in radii:
         return False
-    first, second = (float(radius) for radius in radii if radius is not None)
-    near = abs(first - second) <= RADII * (first + second) / 2
-    return near and abs(negativities[0] - negativities[1]) <= ELECTRONEGATIVITIES  # false of NaN
+    a, b = (float(radius) for radius in radii if radius is not None)
+    return (
+        abs(a - b) <= RADII * (a + b) / 2 and abs(negativities[0] - negativities[1]) <= ELECTRONEGATIVITIES
+    )  # not if NaN
 
 
 @cache

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
-from kldm.metrics.fingerprinting.coverage import CUTOFFS, Cutoffs, Dataset, coverage, minima
+from kldm.metrics.fingerprinting.coverage import CUTOFFS, Cutoffs, Dataset, coverage_of, minima
 from kldm.metrics.fingerprinting.fingerprints import Fingerprint
 
 NONE = Fingerprint(None, None, "none")
@@ -30,7 +30,7 @@ def test_definition(seed: int, generated: int, reference: int, failed: int, lack
     structure = cdist([f.structure for f in made[:generated]], [f.structure for f in known[:reference]])
     composition = cdist([f.composition for f in made[:generated]], [f.composition for f in known[:reference]])
     s, c = float(np.median(structure)), float(np.median(composition.min(axis=0)))
-    found = coverage(made, known, Cutoffs(s, c))
+    found = coverage_of(made, known, Cutoffs(s, c))
     assert found.values() == pytest.approx(
         {
             "cov_recall": np.mean((structure.min(axis=0) <= s) & (composition.min(axis=0) <= c)),
@@ -49,7 +49,7 @@ def test_definition(seed: int, generated: int, reference: int, failed: int, lack
 
 def test_two_minima_may_come_from_different_candidates() -> None:
     """The rule of the published code; no single candidate is near in both."""
-    found = coverage([at(0.0, 100.0), at(5.0, 0.0)], [at(0.0, 0.0)], CUTOFFS["mp_20"])
+    found = coverage_of([at(0.0, 100.0), at(5.0, 0.0)], [at(0.0, 0.0)], CUTOFFS["mp_20"])
     assert found.cov_recall == 1.0
     assert found.cov_precision == 0.0
     assert (found.amsd_recall, found.amcd_recall) == (0.0, 0.0)
@@ -59,14 +59,14 @@ def test_two_minima_may_come_from_different_candidates() -> None:
 def test_both_distances_count_and_cutoffs_are_inclusive() -> None:
     cutoffs = Cutoffs(0.5, 4.0)
     shares = [
-        coverage([at(s, c)], [at(0.0)], cutoffs).cov_precision
+        coverage_of([at(s, c)], [at(0.0)], cutoffs).cov_precision
         for s, c in ((0.5, 4.0), (np.nextafter(0.5, 1), 4.0), (0.5, np.nextafter(4.0, 5)))
     ]
     assert shares == [1.0, 0.0, 0.0]
 
 
 def test_failures_stay_in_the_denominator_and_bad_references_are_left_out() -> None:
-    found = coverage([at(0.0), NONE, NONE, at(9.0)], [at(0.0), NONE, at(20.0), at(40.0)], CUTOFFS["mp_20"])
+    found = coverage_of([at(0.0), NONE, NONE, at(9.0)], [at(0.0), NONE, at(20.0), at(40.0)], CUTOFFS["mp_20"])
     assert found.cov_precision == 1 / 4
     assert found.cov_recall == 1 / 3
     assert found.amsd_precision == 4.5
@@ -75,8 +75,8 @@ def test_failures_stay_in_the_denominator_and_bad_references_are_left_out() -> N
 
 def test_undefined_is_none() -> None:
     for made, known in (([], []), ([], [at(0.0)]), ([at(0.0)], []), ([at(0.0)], [NONE])):
-        assert set(coverage(made, known, CUTOFFS["mp_20"]).values().values()) == {None}
-    hopeless = coverage([NONE], [at(0.0)], CUTOFFS["mp_20"]).values()
+        assert set(coverage_of(made, known, CUTOFFS["mp_20"]).values().values()) == {None}
+    hopeless = coverage_of([NONE], [at(0.0)], CUTOFFS["mp_20"]).values()
     assert (hopeless.pop("cov_recall"), hopeless.pop("cov_precision")) == (0.0, 0.0)
     assert set(hopeless.values()) == {None}
 

@@ -27,7 +27,7 @@ from kldm.metrics.fingerprinting.fingerprints import (
     cached_fingerprints,
     composition_fingerprint,
     fingerprint,
-    fingerprints,
+    fingerprints_of,
     has_structure_fingerprint,
     structure_fingerprint,
 )
@@ -76,10 +76,10 @@ def scaled(composition: Composition) -> Float:
 def test_structures_as_plain_matminer() -> None:
     """To the last bit: symmetric structures, where ties and thresholds bite, and perturbed ones."""
     for number, structure in enumerate(prototypes()):
-        for one in (structure, perturbed(structure, 0.1, number)):
-            found = structure_fingerprint(one)
+        for crystal in (structure, perturbed(structure, 0.1, number)):
+            found = structure_fingerprint(crystal)
             assert found.shape == (61,)
-            assert np.array_equal(found, plain(one)), one.formula
+            assert np.array_equal(found, plain(crystal)), crystal.formula
 
 
 @pytest.mark.slow
@@ -109,10 +109,10 @@ def test_constants() -> None:
 
 
 def test_compositions_depend_on_fractions_only() -> None:
-    one, many = composition_fingerprint(Composition("ClNa")), composition_fingerprint(Composition("Na12Cl12"))
-    assert one is many
+    single, supercell = (composition_fingerprint(Composition(formula)) for formula in ("ClNa", "Na12Cl12"))
+    assert single is supercell
     with pytest.raises(ValueError, match="read-only"):
-        one[0] = 0.0
+        single[0] = 0.0
 
 
 def test_oxidation_states_do_not_change_the_fingerprint() -> None:
@@ -164,23 +164,23 @@ def test_one_bad_site_means_no_fingerprint(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_many() -> None:
-    """In order, the bad ones among the good; threads and processes give the same numbers."""
+    """Results are in order, with failures among them; threads and processes give the same numbers."""
     items = [salt(), None, salt(x=math.nan), salt(first="K"), prototypes()[0]]
-    serial, parallel = fingerprints(items), fingerprints(items, workers=2)
+    serial, parallel = fingerprints_of(items), fingerprints_of(items, workers=2)
     in_thread: list[Fingerprint] = []
-    thread = threading.Thread(target=lambda: in_thread.extend(fingerprints(items)))
+    thread = threading.Thread(target=lambda: in_thread.extend(fingerprints_of(items)))
     thread.start()
     thread.join()
     assert [f.reason for f in serial] == ["", "no structure", "coordinates not finite", "", ""]
-    for one, two, three in zip(serial, parallel, in_thread, strict=True):
-        assert one.reason == two.reason == three.reason
-        for other in (two, three):
-            assert np.array_equal(one.structure, other.structure)  # type: ignore[arg-type]
-            assert np.array_equal(one.composition, other.composition)  # type: ignore[arg-type]
+    for first, second, third in zip(serial, parallel, in_thread, strict=True):
+        assert first.reason == second.reason == third.reason
+        for other in (second, third):
+            assert np.array_equal(first.structure, other.structure)  # type: ignore[arg-type]
+            assert np.array_equal(first.composition, other.composition)  # type: ignore[arg-type]
 
 
 def test_time_limit() -> None:
-    assert fingerprints([salt()], time_limit=1e-3)[0].reason == "no fingerprint: time limit of 0.001 s"
+    assert fingerprints_of([salt()], time_limit=1e-3)[0].reason == "no fingerprint: time limit of 0.001 s"
 
 
 def test_libraries_warnings_stay_inside() -> None:
@@ -190,14 +190,14 @@ def test_libraries_warnings_stay_inside() -> None:
 
 
 class Counter:
-    """Counts how many structures are really done."""
+    """Counts the calls that compute fingerprints."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         monkeypatch.setenv("KLDM_CACHE", str(folder))
         monkeypatch.setattr(module, "SMALLEST_CACHED", 2)
-        monkeypatch.setattr(module, "fingerprints", self)
+        monkeypatch.setattr(module, "fingerprints_of", self)
         self.calls = 0
-        self.one_at_a_time = threading.Lock()  # filters of warnings are those of all threads
+        self.one_at_a_time = threading.Lock()  # all threads share the warning filters
 
     def __call__(self, structures: list[Structure | None], **_: object) -> tuple[Fingerprint, ...]:
         with self.one_at_a_time:
@@ -205,15 +205,15 @@ class Counter:
             return tuple(fingerprint(structure) for structure in structures)
 
 
-def same(one: tuple[Fingerprint, ...], other: tuple[Fingerprint, ...]) -> bool:
-    return len(one) == len(other) and all(
+def same(first: tuple[Fingerprint, ...], second: tuple[Fingerprint, ...]) -> bool:
+    return len(first) == len(second) and all(
         a.reason == b.reason
         and a.exists == b.exists
         and (
             a.structure is None
             or (np.array_equal(a.structure, b.structure) and np.array_equal(a.composition, b.composition))  # type: ignore[arg-type]
         )
-        for a, b in zip(one, other, strict=True)
+        for a, b in zip(first, second, strict=True)
     )
 
 
@@ -284,19 +284,19 @@ def test_small_sets_leave_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
-def test_existence_is_told_without_the_fingerprint() -> None:
+def test_existence_is_known_without_the_fingerprint() -> None:
     """On real cells and on random ones that are structurally valid, whichever of them have a fingerprint."""
     rng = np.random.default_rng(0)
-    made = list(prototypes())
-    for one in list(made):
+    structures = list(prototypes())
+    for structure in list(structures):
         lattice = Lattice.from_parameters(*rng.uniform(1.0, 9.0, 3), *rng.uniform(50, 130, 3))
         if np.isfinite(lattice.matrix).all() and lattice.volume > 0.5:
-            made.append(Structure(lattice, one.species, rng.random(one.frac_coords.shape)))
-    valid = [one for one in made if not structural_validity(one)]
+            structures.append(Structure(lattice, structure.species, rng.random(structure.frac_coords.shape)))
+    valid = [structure for structure in structures if not structural_validity(structure)]
     assert len(valid) > 12
-    for one in valid:
-        assert answer(has_structure_fingerprint, one) == answer(
-            lambda structure: bool(np.isfinite(structure_fingerprint(structure)).all()), one
+    for structure in valid:
+        assert answer(has_structure_fingerprint, structure) == answer(
+            lambda structure: bool(np.isfinite(structure_fingerprint(structure)).all()), structure
         )
 
 

@@ -33,7 +33,7 @@ def searched(structure: Structure) -> bool | str:
             return f"{type(error).__name__}: {error}"
 
 
-def told(structure: Structure) -> bool | str:
+def has_fingerprint(structure: Structure) -> bool | str:
     try:
         return has_structure_fingerprint(structure)
     except Exception as error:
@@ -114,7 +114,7 @@ def test_uncertain(name: str) -> None:
     structure = UNCERTAIN[name]
     assert not any(claims(structure))
     answer = searched(structure)
-    assert told(structure) == answer
+    assert has_fingerprint(structure) == answer
     if name in FAILING:
         assert isinstance(answer, str)
         assert answer.startswith(FAILING[name])
@@ -125,7 +125,7 @@ def test_uncertain(name: str) -> None:
 def test_every_element() -> None:
     for number in range(1, 119):
         structure = crystal(Lattice.cubic(5.5), *SITES[:2], species=("Fe", Element.from_Z(number).symbol))
-        assert told(structure) == searched(structure)
+        assert has_fingerprint(structure) == searched(structure)
         assert claims(structure) == [number <= 96] * 2
 
 
@@ -178,16 +178,16 @@ def structures(draw: st.DrawFn) -> Structure:
 @given(structures())
 def test_answers_are_those_of_the_search(structure: Structure) -> None:
     assume(not structural_validity(structure))
-    assert told(structure) == searched(structure)
+    assert has_fingerprint(structure) == searched(structure)
 
 
 @pytest.mark.parametrize("dataset", ["mp_20", "perov_5"])
 def test_data_sets(dataset: str) -> None:
     """Rows as they are, and with less and less noise, which takes atoms from symmetry by as little as rounding."""
-    rows = [one for one in real(dataset, 10) if len(one) <= 12]
+    rows = [structure for structure in real(dataset, 10) if len(structure) <= 12]
     assert len(rows) >= 5
     for seed, (structure, size) in enumerate(zip(rows, [0.3, 0.03, 1e-6, 1e-12, 1e-15] * 4, strict=False)):
-        for one in (structure, perturbed(structure, size, seed)):
-            assert searched(one) is True
-            assert told(one) is True
-            assert all(claims(one))
+        for crystal in (structure, perturbed(structure, size, seed)):
+            assert searched(crystal) is True
+            assert has_fingerprint(crystal) is True
+            assert all(claims(crystal))

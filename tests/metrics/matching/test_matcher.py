@@ -59,9 +59,9 @@ def changed(structure: Structure, rng: np.random.Generator, noise: float, strain
     lattice = Lattice(structure.lattice.matrix @ (np.eye(3) + rng.normal(0, strain, (3, 3))))
     places = structure.frac_coords @ lattice.matrix + rng.normal(0, noise, (len(structure), 3)) + rng.random(3)
     order = rng.permutation(len(structure))
-    one = Structure(lattice, [structure.species[n] for n in order], places[order], coords_are_cartesian=True)
+    moved = Structure(lattice, [structure.species[n] for n in order], places[order], coords_are_cartesian=True)
     cells = ([1, 1, 1], [[1, 0, 0], [1, 1, 0], [0, -1, 1]], [2, 1, 1])
-    return one.make_supercell(cells[rng.integers(len(cells)) if len(structure) < 12 else 0], in_place=False)
+    return moved.make_supercell(cells[rng.integers(len(cells)) if len(structure) < 12 else 0], in_place=False)
 
 
 KINDS = (("Na", "Cl"), ("Sr", "Ti", "O", "O", "O"), ("C",) * 6, ("Ti", "Ti", "O", "O", "O", "O"), ("Cu",))
@@ -122,9 +122,9 @@ def test_ties_are_decided_as_pymatgen_does(monkeypatch: pytest.MonkeyPatch) -> N
         return original(pair)
 
     monkeypatch.setattr(matcher._Pair, "by_pymatgen", counted)
-    pairs = [(one, other) for one in crystals for other in crystals[::3]]
-    for one, other in pairs:
-        assert agree(Matcher().get_rms_dist(one, other), plain(one, other))
+    pairs = [(first, second) for first in crystals for second in crystals[::3]]
+    for first, second in pairs:
+        assert agree(Matcher().get_rms_dist(first, second), plain(first, second))
     assert 0 < len(asked) < len(pairs)
 
 
@@ -136,7 +136,7 @@ def test_batches_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> No
         pairs.append((changed(target, rng, 0.2, 0.03), target))
     whole = [Matcher().get_rms_dist(*pair) for pair in pairs]
     monkeypatch.setattr(matcher, "BATCH", 1)
-    assert all(agree(Matcher().get_rms_dist(*pair), one) for pair, one in zip(pairs, whole, strict=True))
+    assert all(agree(Matcher().get_rms_dist(*pair), result) for pair, result in zip(pairs, whole, strict=True))
 
 
 def test_species_are_compared() -> None:
@@ -145,8 +145,8 @@ def test_species_are_compared() -> None:
     neutral, ionic = Structure(lattice, ["Na", "Cl"], places), Structure(lattice, ["Na+", "Cl-"], places)
     mixed = Structure(lattice, [{"Na": 0.5, "K": 0.5}, "Cl"], places)
     assert Matcher().get_rms_dist(neutral, ionic) is None
-    for one in (neutral, ionic, mixed):
-        assert Matcher().get_rms_dist(one, one) == pytest.approx((0, 0), abs=1e-6)
+    for structure in (neutral, ionic, mixed):
+        assert Matcher().get_rms_dist(structure, structure) == pytest.approx((0, 0), abs=1e-6)
     assert Matcher().get_rms_dist(mixed, neutral) is None
 
 
@@ -176,9 +176,9 @@ def test_the_quick_look_for_a_smaller_cell_misses_none(monkeypatch: pytest.Monke
         for species in KINDS
         for noise in (0.0, 0.05, 0.12, 0.2, 0.3)
     ]
-    quick = [ReducedCell.of(one) for one in crystals]
+    quick = [ReducedCell.of(crystal) for crystal in crystals]
     monkeypatch.setattr(reduction.ReducedCell, "_may_be_smaller", lambda _: True)
-    for mine, full in zip(quick, [ReducedCell.of(one) for one in crystals], strict=True):
+    for mine, full in zip(quick, [ReducedCell.of(crystal) for crystal in crystals], strict=True):
         assert mine.species == full.species
         np.testing.assert_allclose(mine.matrix, full.matrix, atol=1e-10)
         np.testing.assert_allclose(mine.fractional, full.fractional, atol=1e-10)

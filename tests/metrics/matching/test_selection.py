@@ -25,13 +25,13 @@ BROKEN = Structure(Lattice.cubic(4.0), ["Na", "Cl"], np.array([[0, 0, 0], [0.01,
 
 
 def answers(structures: Sequence[Structure | None], target: int = 0) -> list[Candidate]:
-    return [Candidate(target, number, one, "" if one else "failed") for number, one in enumerate(structures)]
+    return [Candidate(target, n, structure, "" if structure else "failed") for n, structure in enumerate(structures)]
 
 
 def selected(structures: Sequence[Structure | None]) -> int:
-    """The number of the one selected."""
-    (one,) = (one.candidate for one in consensus(answers(structures)) if one.selected)
-    return one
+    """The number of the selected candidate."""
+    (number,) = (candidate.candidate for candidate in consensus(answers(structures)) if candidate.selected)
+    return number
 
 
 def test_the_middle_of_the_largest_heap_is_selected_in_any_order() -> None:
@@ -39,7 +39,7 @@ def test_the_middle_of_the_largest_heap_is_selected_in_any_order() -> None:
     outlier = salt(c=8.0)
     near = [salt(0.0), salt(0.01), salt(0.02)]
     matcher = Matcher()
-    assert all(matcher.get_rms_dist(outlier, one) is None for one in near)
+    assert all(matcher.get_rms_dist(outlier, structure) is None for structure in near)
     made = {"outlier": outlier, "low": near[0], "middle": near[1], "high": near[2]}
     for order in itertools.permutations(made):
         assert order[selected([made[name] for name in order])] == "middle"
@@ -56,7 +56,7 @@ def test_where_none_match_the_longest_shortest_distance_decides() -> None:
     far = [salt(c=c, edge=edge) for c, edge in ((12.0, 3.0), (3.4, 3.4), (3.5, 7.0))]
     matcher = Matcher()
     assert all(matcher.get_rms_dist(a, b) is None for a, b in itertools.combinations(far, 2))
-    distances = [shortest_distance(one) for one in far]
+    distances = [shortest_distance(structure) for structure in far]
     assert distances == pytest.approx([3.0, 3.4 * np.sqrt(3) / 2, 3.5])
     assert selected(far) == 2
     assert selected([salt(), salt()]) == 0  # nothing to tell them apart
@@ -80,9 +80,9 @@ def test_every_target_has_one_and_nothing_else_changes() -> None:
     made = [*answers([salt(), None, salt(0.02)], 3), *answers([None, None], 7), *answers([salt(c=9.0)], 1)]
     shuffled = [made[place] for place in (4, 0, 2, 5, 1, 3)]
     found = consensus(shuffled)
-    assert sorted((one.target, one.candidate) for one in found if one.selected) == [(1, 0), (3, 0), (7, 0)]
-    assert [attrs.evolve(one, selected=False).structure for one in found] == [one.structure for one in shuffled]
-    assert [one.selected for one in consensus(shuffled, workers=2)] == [one.selected for one in found]
+    assert sorted((c.target, c.candidate) for c in found if c.selected) == [(1, 0), (3, 0), (7, 0)]
+    assert [attrs.evolve(c, selected=False).structure for c in found] == [c.structure for c in shuffled]
+    assert [c.selected for c in consensus(shuffled, workers=2)] == [c.selected for c in found]
     assert consensus([]) == ()
     with pytest.raises(KldmError, match="workers: must be"):
         consensus(made, workers=0)
@@ -92,17 +92,17 @@ def test_a_pair_over_the_time_limit_does_not_match(monkeypatch: pytest.MonkeyPat
     import time
 
     from kldm.metrics.matching import pairs
-    from kldm.metrics.matching.pairs import PairResult, _match_one
+    from kldm.metrics.matching.pairs import PairResult, _match_pair
     from kldm.metrics.matching.reduction import ReducedCell
 
     def slow(matcher: Matcher, target: ReducedCell, candidate: ReducedCell) -> PairResult:
         if candidate.volume > 60:
             time.sleep(1)
-        return _match_one(matcher, target, candidate)
+        return _match_pair(matcher, target, candidate)
 
-    monkeypatch.setattr(pairs, "_match_one", slow)
+    monkeypatch.setattr(pairs, "_match_pair", slow)
     found = consensus(answers([salt(0.05), salt(0.02), salt(edge=4.0, c=4.0)]), time_limit=0.2)
-    assert [one.selected for one in found] == [False, True, False]
+    assert [candidate.selected for candidate in found] == [False, True, False]
 
 
 def shifted(rms: float) -> Structure:
@@ -149,7 +149,7 @@ def test_without_a_selection_nothing_is_said_of_it() -> None:
 
 
 def test_one_of_each_target_must_be_marked() -> None:
-    marked = [attrs.evolve(one, selected=True) for one in answers([salt(), salt()])]
+    marked = [attrs.evolve(candidate, selected=True) for candidate in answers([salt(), salt()])]
     with pytest.raises(KldmError, match="2 of the 2 candidates of target 0 are marked"):
         MatchRate().measure(Samples(tuple(marked), (salt(),)))
     some = [*answers([salt(), salt()], 1), marked[0], attrs.evolve(marked[1], selected=False)]

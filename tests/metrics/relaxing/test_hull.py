@@ -101,7 +101,7 @@ def test_heights_are_pymatgens(extra: list[tuple[Numbers, float]], asked: Number
 def test_many_elements_are_no_many_dimensions(tmp_path: Path) -> None:
     """A convex hull of pymatgen's takes minutes with ten elements, and for ever with fifteen."""
     symbols = [Element.from_Z(number).symbol for number in range(19, 34)]
-    pairs = [(one + other, -1.0) for n, one in enumerate(symbols) for other in symbols[n + 1 :]]
+    pairs = [(first + second, -1.0) for n, first in enumerate(symbols) for second in symbols[n + 1 :]]
     made = hull(tmp_path, [*((symbol, 0.0) for symbol in symbols), *pairs])
     (found,) = above_hull([structure("".join(symbols))], [0.0], made)
     assert found == pytest.approx(0.5, abs=1e-6)
@@ -185,7 +185,7 @@ def test_scales_that_may_be_compared(tmp_path: Path, scheme: Any, scale: Any, fi
     if fits:
         check_scales(made, scale, {"name": "some.v1"})
         return
-    with pytest.raises(KldmError, match=r"energies of some\.v1 compare"):
+    with pytest.raises(KldmError, match=r"energies of some\.v1 compare only"):
         check_scales(made, scale, {"name": "some.v1"})
 
 
@@ -196,14 +196,14 @@ def test_scales_of_the_potentials() -> None:
 
 
 def test_corrections_must_be_stated(tmp_path: Path) -> None:
-    with pytest.raises(KldmError, match="say what corrections are in its energies"):
+    with pytest.raises(KldmError, match="set corrections to those that the energies contain"):
         read_hull([written(tmp_path / "e.json", BINARY)], None)
 
 
 def test_potentials_are_not_mixed(tmp_path: Path) -> None:
-    one = [ComputedEntry("Na", -1.0, parameters={"potential": {"name": "a"}}).as_dict()]
+    entries = [ComputedEntry("Na", -1.0, parameters={"potential": {"name": "a"}}).as_dict()]
     path = tmp_path / "mixed.json"
-    path.write_text(json.dumps([*one, ComputedEntry("Cl", -1.0).as_dict()]))
+    path.write_text(json.dumps([*entries, ComputedEntry("Cl", -1.0).as_dict()]))
     with pytest.raises(KldmError, match=r"mixed\.json, entry 1: its energy is of another potential"):
         read_hull([path], "none")
 

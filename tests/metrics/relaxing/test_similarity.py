@@ -11,11 +11,11 @@ from tests.metals import FCC, fcc, layered, ordered
 BOTH: tuple[Comparator, ...] = ("ordered", "disordered")
 
 
-def turned(one: str, other: str, edge: float) -> Structure:
+def turned(first: str, second: str, edge: float) -> Structure:
     """CuAu with the two in a checkerboard of the (001) plane: another order than ``layered``, in eight atoms."""
     places = [(x, y, z) for x, y, z in np.array(FCC) / np.array([1, 1, 2])]
     places += [(x, y, z + 0.5) for x, y, z in places]
-    species = [one, one, other, other, one, other, one, other]
+    species = [first, first, second, second, first, second, first, second]
     return Structure(Lattice.from_parameters(edge, edge, 2 * edge, 90, 90, 90), species, places)
 
 
@@ -31,19 +31,19 @@ def test_another_cell_of_the_same_material(matcher: Comparator) -> None:
 
 
 def test_orders_of_similar_elements_are_one_alloy() -> None:
-    one, other = layered("Cu", "Au", 3.9), turned("Cu", "Au", 3.9)
-    assert one.composition.reduced_formula == other.composition.reduced_formula
-    assert not same(one, other, "ordered")
-    assert same(one, other, "disordered")
+    first, second = layered("Cu", "Au", 3.9), turned("Cu", "Au", 3.9)
+    assert first.composition.reduced_formula == second.composition.reduced_formula
+    assert not same(first, second, "ordered")
+    assert same(first, second, "disordered")
 
 
 def test_orders_of_unlike_elements_stay_apart() -> None:
-    one, other = layered("Na", "Cl", 5.0), turned("Na", "Cl", 5.0)
-    assert not same(one, other, "disordered")
+    first, second = layered("Na", "Cl", 5.0), turned("Na", "Cl", 5.0)
+    assert not same(first, second, "disordered")
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "expected"),
+    ("first", "second", "expected"),
     [
         ("Cu", "Au", True),
         ("Fe", "Co", True),
@@ -53,10 +53,10 @@ def test_orders_of_unlike_elements_stay_apart() -> None:
         ("C", "Si", False),
     ],
 )
-def test_similar_elements(one: str, other: str, expected: bool) -> None:
+def test_similar_elements(first: str, second: str, expected: bool) -> None:
     """Radii (angstrom) and Pauling's electronegativities: Cu 1.35 1.90, Au 1.35 2.54, Li 1.45 0.98, Cs 2.60 0.79,
     O 0.60 3.44, S 1.00 2.58."""
-    assert _similar(one, other) is _similar(other, one) is expected
+    assert _similar(first, second) is _similar(second, first) is expected
 
 
 @pytest.mark.parametrize("gas", ["He", "Ne", "Ar", "Kr", "Xe", "Rn"])
