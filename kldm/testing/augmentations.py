@@ -23,10 +23,7 @@ def keeps_sizes_and_types(augmentation: Augmentation) -> None:
         expect(after.layout.sizes == SIZES, "crystals have different numbers of atoms than before")
         same = after.fractional.shape == before.fractional.shape and after.lattice.shape == before.lattice.shape
         expect(same, "positions or lattices have a different shape than before")
-        expect(
-            after.fractional.dtype == after.lattice.dtype == dtype,
-            "positions or lattices have a different type than before",
-        )
+        expect(after.fractional.dtype == after.lattice.dtype == dtype, "numbers have a different type than before")
         expect(after.species.dtype == torch.int64, "species are not int64")
 
 
@@ -78,10 +75,7 @@ def follows_its_generator_alone(augmentation: Augmentation) -> None:
     others = [augmentation.augmented(before, generator(seed)) for seed in range(1, 5)]
     same = all(torch.equal(getattr(first, n), getattr(again, n)) for n in ("fractional", "lattice", "species"))
     expect(same, "the same generator gives two different descriptions")
-    expect(
-        not all(torch.equal(first.fractional, o.fractional) for o in others),
-        "every generator gives the same description",
-    )
+    expect(not all(torch.equal(first.fractional, o.fractional) for o in others), "every generator gives the same")
 
 
 def leaves_its_argument_alone(augmentation: Augmentation) -> None:

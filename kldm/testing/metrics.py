@@ -38,9 +38,7 @@ def counts_failures(metric: Metric) -> None:
     failures = tuple(Candidate(target, 0, None, "failed") for target in (1, 2, 3))
     with_failures = Samples((*alone.candidates, *failures), (good,) * 4)
     same = _same(metric.measure(alone), metric.measure(with_failures))
-    expect(
-        not same, "every value is the same for one success out of one request and out of four: it leaves failures out"
-    )
+    expect(not same, "one success of one request and one of four have the same values: it leaves failures out")
 
 
 def repeats_itself(metric: Metric) -> None:
@@ -48,19 +46,15 @@ def repeats_itself(metric: Metric) -> None:
     samples, before = hopeless_samples(), hopeless_samples()
     first, second = metric.measure(samples), metric.measure(samples)
     expect(_same(first, second) and first.rows == second.rows, "a second measurement gives different values")
-    unchanged = (
-        samples.reference == before.reference and samples.candidates[0].structure == before.candidates[0].structure
-    )
-    expect(unchanged, "it changes the structures that it measures")
+    same = samples.reference == before.reference and samples.candidates[0].structure == before.candidates[0].structure
+    expect(same, "it changes the structures that it measures")
 
 
 def ignores_the_order_of_candidates(metric: Metric) -> None:
     """Candidates have numbers, so their order does not matter."""
     samples = hopeless_samples()
-    reversed_samples = Samples(samples.candidates[::-1], samples.reference)
-    expect(
-        _same(metric.measure(samples), metric.measure(reversed_samples)), "values depend on the order of the candidates"
-    )
+    same = _same(metric.measure(samples), metric.measure(Samples(samples.candidates[::-1], samples.reference)))
+    expect(same, "values depend on the order of the candidates")
 
 
 def needs_no_reference_where_it_says_so(metric: Metric) -> None:

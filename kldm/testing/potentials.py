@@ -15,10 +15,7 @@ def is_a_record_that_travels(potential: Potential) -> None:
     """It equals its pickled copy, and names what its energies depend on."""
     twin = pickle.loads(pickle.dumps(potential))
     expect(twin == potential and hash(twin) == hash(potential), "it does not equal its pickled copy")
-    expect(
-        potential.scale in get_args(EnergyScale),
-        f"its scale {potential.scale!r} is not one of {', '.join(get_args(EnergyScale))}",
-    )
+    expect(potential.scale in get_args(EnergyScale), f"its scale {potential.scale!r} is not known")
     identity = potential.identity
     expect(json.loads(json.dumps(identity)) == identity, "its identity is changed by JSON")
     expect("name" in identity, "its identity has no name")
@@ -42,10 +39,7 @@ def has_forces_that_are_slopes(potential: Potential) -> None:
             moved.positions[number, axis] += sign * step
             energies.append(_energy(moved))
         slope, force = (energies[1] - energies[0]) / (2 * step), float(forces[number, axis])
-        expect(
-            abs(slope - force) < 0.02,
-            f"a force is {force:.4f} eV/angstrom, and minus the slope of the energy {slope:.4f}",
-        )
+        expect(abs(slope - force) < 0.02, f"a force is {force:.4f} eV/angstrom, the slope of the energy {-slope:.4f}")
 
 
 def has_a_stress_that_is_a_slope(potential: Potential) -> None:
@@ -73,10 +67,7 @@ def ignores_translations_and_order(potential: Potential) -> None:
     moved = _like(atoms, (2, 0, 3, 1))
     moved.positions += 0.37
     difference = _energy(moved) - _energy(atoms)
-    expect(
-        abs(difference) < 1e-4,
-        f"an energy rises by {difference:g} eV when the crystal is moved and its atoms are renumbered",
-    )
+    expect(abs(difference) < 1e-4, f"moving a crystal and renumbering its atoms adds {difference:g} eV to its energy")
 
 
 POTENTIAL_CHECKS: tuple[PotentialCheck, ...] = (

@@ -143,10 +143,8 @@ def keeps_to_the_elements(process: DiffusionProcess) -> None:
         restricted = _restricted(process, elements)
         if restricted is None:
             return
-        expect(
-            (restricted.reads, restricted.predicts) == (process.reads, process.predicts),
-            "restricted to elements, it has different channels",
-        )
+        same = (restricted.reads, restricted.predicts) == (process.reads, process.predicts)
+        expect(same, "restricted to elements, it has different channels")
         for name, move in _moves(restricted).items():
             for scale in (1.0, 1e30, float("nan")):
                 latent, rng = restricted.prior(crystals, generator(0)), generator(1)

@@ -36,9 +36,8 @@ def answers_every_request(sampler: Sampler) -> None:
         expect(crystals.fractional.shape == request.fractional.shape, "positions have a different shape than requested")
         expect(crystals.lattice.shape == request.lattice.shape, "lattices have a different shape than requested")
         expect(((crystals.fractional >= 0) & (crystals.fractional < 1)).all(), "positions are not all in [0, 1)")
-        expect(
-            crystals.lattice.isfinite().all() and (crystals.lattice > 0).all(), "lattices are not all positive numbers"
-        )
+        lattice = crystals.lattice
+        expect(lattice.isfinite().all() and (lattice > 0).all(), "lattices are not all positive numbers")
         expect(not crystals.lattice.requires_grad, "its crystals still require gradients")
 
 
