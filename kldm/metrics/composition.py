@@ -172,18 +172,18 @@ def _passes_by_gap(charges: Sequence[Charges], electronegativities: Sequence[flo
     gap = max(1, electronegativities.index(None))
     first = electronegativities[0]
 
-    def allowed(place: int, sign: int) -> Charges:
-        """What element ``place`` may contribute if element 0 has this sign."""
-        if place == 0:
+    def allowed(number: int, sign: int) -> Charges:
+        """What element ``number`` may contribute if element 0 has this sign."""
+        if number == 0:
             return [c for c in charges[0] if c * sign > 0]
-        if place == gap:
+        if number == gap:
             return [c for c in charges[gap] if c * sign < 0]
-        other = electronegativities[place]
-        if place > gap or first is None or other is None or (other - first) * sign > 0:
-            return charges[place]
-        return [c for c in charges[place] if c * sign >= 0]
+        other = electronegativities[number]
+        if number > gap or first is None or other is None or (other - first) * sign > 0:
+            return charges[number]
+        return [c for c in charges[number] if c * sign >= 0]
 
-    return any(0 in _sums(allowed(place, sign) for place in range(len(charges))) for sign in (1, -1))
+    return any(0 in _sums(allowed(number, sign) for number in range(len(charges))) for sign in (1, -1))
 
 
 @cache

@@ -19,7 +19,7 @@ from kldm.metrics.matching import (
     CONSENSUS,
     Examined,
     Matcher,
-    chosen_places,
+    chosen_indices,
     count_repeated,
     examine,
     match,
@@ -156,8 +156,8 @@ class MatchRate:
         reference = examine(samples.reference, validity=False, longest_edge=None, **work)
         results = match(matcher, reference, examined, groups, **work)
         rows = {}
-        for place, (candidate, structure) in enumerate(zip(samples.candidates, examined, strict=True)):
-            result = results.get((candidate.target, place))
+        for index, (candidate, structure) in enumerate(zip(samples.candidates, examined, strict=True)):
+            result = results.get((candidate.target, index))
             reason = _reason(candidate, structure) or (result.reason if result else "")
             out_of_time = structure.fault.startswith("time limit")
             rows[candidate.target, candidate.candidate] = Verdict(
@@ -178,7 +178,7 @@ class MatchRate:
         selected: frozenset[Key] = frozenset()
         if k > 1:
             chosen = (
-                chosen_places(matcher, structures, examined, groups, **work)
+                chosen_indices(matcher, structures, examined, groups, **work)
                 if self.select
                 else _marked(samples, groups)
             )
@@ -199,7 +199,7 @@ class MatchRate:
             if missing := sum(not exists for exists in fingerprints.targets.values()):
                 notes.append(f"{missing} of the matched targets have no fingerprint and cannot match under full.")
         if self.metre:
-            generated = {c.target: place for place, c in enumerate(samples.candidates) if c.candidate == 0}
+            generated = {c.target: index for index, c in enumerate(samples.candidates) if c.candidate == 0}
             smallest, failed = smallest_rms(matcher, reference, examined, generated, results, **work)
             values["METRe"] = len(smallest) / targets if targets else None
             values["cRMSE"] = _with_misses(smallest, targets, self.stol)
@@ -281,7 +281,7 @@ def _by_target(samples: Samples) -> dict[int, list[int]]:
     """Places of the candidates of each target, sorted by candidate number."""
     groups: dict[int, list[int]] = {}
     seen: set[Key] = set()
-    for place, candidate in enumerate(samples.candidates):
+    for index, candidate in enumerate(samples.candidates):
         key = candidate.target, candidate.candidate
         if not 0 <= candidate.target < len(samples.reference):
             remedy = f"the reference has targets 0 to {len(samples.reference) - 1}; is it the right one?"
@@ -290,9 +290,9 @@ def _by_target(samples: Samples) -> dict[int, list[int]]:
             remedy = "number the answers to one target 0, 1, ..."
             raise KldmError(f"target {key[0]} has two candidates {key[1]}", place="match_rate.v1", remedy=remedy)
         seen.add(key)
-        groups.setdefault(candidate.target, []).append(place)
-    for places in groups.values():
-        places.sort(key=lambda place: samples.candidates[place].candidate)
+        groups.setdefault(candidate.target, []).append(index)
+    for indices in groups.values():
+        indices.sort(key=lambda index: samples.candidates[index].candidate)
     return groups
 
 
@@ -301,10 +301,10 @@ def _marked(samples: Samples, groups: Mapping[int, Sequence[int]]) -> list[int]:
     if not any(candidate.selected for candidate in samples.candidates):
         return []
     chosen = []
-    for target, places in groups.items():
-        marked = [place for place in places if samples.candidates[place].selected]
+    for target, indices in groups.items():
+        marked = [index for index in indices if samples.candidates[index].selected]
         if len(marked) != 1:
-            problem = f"{len(marked)} of the {len(places)} candidates of target {target} are marked as selected"
+            problem = f"{len(marked)} of the {len(indices)} candidates of target {target} are marked as selected"
             raise KldmError(problem, place="match_rate.v1", remedy="mark one of each target, or none at all")
         chosen += marked
     return chosen
@@ -327,9 +327,9 @@ def _ions(
 ) -> list[str]:
     """A note on candidates of the target's elements in other oxidation states."""
     count = 0
-    for target, places in groups.items():
+    for target, indices in groups.items():
         cell = reference[target].cell
-        same = [examined[place].cell for place in places if examined[place].formula == reference[target].formula]
+        same = [examined[index].cell for index in indices if examined[index].formula == reference[target].formula]
         count += sum(cell is not None and c is not None and set(c.counts) != set(cell.counts) for c in same)
     if not count:
         return []

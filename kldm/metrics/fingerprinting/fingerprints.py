@@ -215,10 +215,10 @@ class _SiteFeaturizer:
                 continue
             values[start] = weight
             sites: Any = [structure[site], *(neighbour["site"] for neighbour in neighbours.cn_nninfo[number])]
-            for places, joint in calls:
+            for indices, joint in calls:
                 answers = joint.get_order_parameters(sites, 0, indices_neighs=list(range(1, len(sites))))
-                for place, answer in zip(places, answers, strict=True):
-                    values[start + 1 + place] = weight * (answer or 0)  # None: too few neighbours
+                for index, answer in zip(indices, answers, strict=True):
+                    values[start + 1 + index] = weight * (answer or 0)  # None: too few neighbours
         return values
 
 
@@ -228,9 +228,9 @@ def _joint(ops: Sequence["LocalStructOrderParams"]) -> "list[tuple[list[int], Lo
 
     types: list[str] = [op.get_type(0) for op in ops]  # type: ignore[no-untyped-call]
     parameters: list[Any] = [op.get_parameters(0) for op in ops]
-    alone = [place for place, name in enumerate(types) if name in SOUTH_POLE]
-    shared = [place for place in range(len(ops)) if place not in alone]
-    calls = [places for places in (shared + alone[:1], *([place] for place in alone[1:])) if places]
+    alone = [index for index, name in enumerate(types) if name in SOUTH_POLE]
+    shared = [index for index in range(len(ops)) if index not in alone]
+    calls = [indices for indices in (shared + alone[:1], *([index] for index in alone[1:])) if indices]
     return [(c, LocalStructOrderParams([types[p] for p in c], [parameters[p] for p in c])) for c in calls]
 
 

@@ -24,8 +24,8 @@ def smallest_rms(
         matcher: compares the pairs.
         reference: all references.
         candidates: all candidates.
-        generated: which candidate was generated for each target, as its place.
-        known: the results of pairs that were compared before, by target and place.
+        generated: the index of the candidate that was generated for each target.
+        known: the results of pairs that were compared before, by target and index.
         workers: processes.
         time_limit: seconds per pair.
 
@@ -33,22 +33,22 @@ def smallest_rms(
         The smallest rms of each reference that is matched, and the number of new pairs that could not be compared.
     """
     by_formula: dict[Proportions, list[int]] = {}
-    for place in generated.values():
-        formula = candidates[place].formula
+    for index in generated.values():
+        formula = candidates[index].formula
         if formula is not None:
-            by_formula.setdefault(formula, []).append(place)
+            by_formula.setdefault(formula, []).append(index)
     pairs = {
         target: by_formula[structure.formula]
         for target, structure in enumerate(reference)
         if structure.formula in by_formula
     }
-    missing = {target: [place for place in places if (target, place) not in known] for target, places in pairs.items()}
+    missing = {target: [i for i in indices if (target, i) not in known] for target, indices in pairs.items()}
     new = match(matcher, reference, candidates, missing, workers=workers, time_limit=time_limit)
     results = {**known, **new}
     smallest: dict[int, float] = {}
-    for target, places in pairs.items():
+    for target, indices in pairs.items():
         matched = [
-            result.rms for place in places if (result := results.get((target, place))) and result.rms is not None
+            result.rms for index in indices if (result := results.get((target, index))) and result.rms is not None
         ]
         if matched:
             smallest[target] = min(matched)

@@ -70,25 +70,25 @@ def match(
     time_limit: float | None,
     unit: str = "target",
 ) -> dict[tuple[int, int], PairResult]:
-    """Match each target with the candidates chosen for it that have a cell. All are given as places in their sequences,
-    and the results have the keys (target, candidate).
+    """Match each target with the candidates chosen for it that have a cell. Both are given by their indices, and the
+    results have the keys (target, candidate).
 
     If the candidates of a target take longer than the time limit, they are matched again one by one, each with the
     limit for itself.
     """
     results: dict[tuple[int, int], PairResult] = {}
     cells: dict[tuple[int, int], ReducedCell] = {}
-    for target, places in chosen.items():
-        for place in places:
-            cell = candidates[place].cell
+    for target, indices in chosen.items():
+        for index in indices:
+            cell = candidates[index].cell
             if cell is None:
                 continue
             if targets[target].cell is None:
-                results[target, place] = PairResult(reason=f"target cannot be compared: {targets[target].fault}")
-            elif candidates[place].formula != targets[target].formula:
-                results[target, place] = PairResult(reason="composition differs from the target's")
+                results[target, index] = PairResult(reason=f"target cannot be compared: {targets[target].fault}")
+            elif candidates[index].formula != targets[target].formula:
+                results[target, index] = PairResult(reason="composition differs from the target's")
             else:
-                cells[target, place] = cell
+                cells[target, index] = cell
     tasks: dict[int, list[tuple[int, int]]] = {}
     for key in cells:
         tasks.setdefault(key[0], []).append(key)

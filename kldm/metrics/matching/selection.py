@@ -49,13 +49,13 @@ def consensus(
     structures = [candidate.structure for candidate in candidates]
     examined = examine(structures, validity=True, longest_edge=None, workers=workers, time_limit=time_limit)
     groups: dict[int, list[int]] = {}
-    for place in sorted(range(len(candidates)), key=lambda place: candidates[place].candidate):
-        groups.setdefault(candidates[place].target, []).append(place)
-    chosen = chosen_places(matcher or Matcher(), structures, examined, groups, workers=workers, time_limit=time_limit)
-    return tuple(attrs.evolve(candidate, selected=place in chosen) for place, candidate in enumerate(candidates))
+    for index in sorted(range(len(candidates)), key=lambda index: candidates[index].candidate):
+        groups.setdefault(candidates[index].target, []).append(index)
+    chosen = chosen_indices(matcher or Matcher(), structures, examined, groups, workers=workers, time_limit=time_limit)
+    return tuple(attrs.evolve(candidate, selected=index in chosen) for index, candidate in enumerate(candidates))
 
 
-def chosen_places(
+def chosen_indices(
     matcher: Matcher,
     structures: "Sequence[Structure | None]",
     examined: Sequence[Examined],
@@ -64,38 +64,38 @@ def chosen_places(
     workers: int,
     time_limit: float | None,
 ) -> frozenset[int]:
-    """One place of each group, by the rule ``CONSENSUS``.
+    """One index of each group, by the rule ``CONSENSUS``.
 
     Args:
         matcher: compares the pairs.
-        structures: one at each place.
+        structures: one at each index.
         examined: the same structures, examined with ``validity``.
-        groups: the places of each target, in the order of their candidate numbers.
+        groups: the indices of each target, in the order of their candidate numbers.
         workers: processes.
         time_limit: seconds per pair.
     """
     pairs: dict[int, list[int]] = {}
-    for places in groups.values():
-        comparable = [place for place in places if examined[place].cell is not None]
-        pairs |= {place: comparable[number:] for number, place in enumerate(comparable, start=1)}
+    for indices in groups.values():
+        comparable = [index for index in indices if examined[index].cell is not None]
+        pairs |= {index: comparable[number:] for number, index in enumerate(comparable, start=1)}
     results = match(matcher, examined, examined, pairs, workers=workers, time_limit=time_limit, unit="candidate")
-    matches: dict[int, list[float]] = {place: [] for place in range(len(examined))}
+    matches: dict[int, list[float]] = {index: [] for index in range(len(examined))}
     for pair, result in results.items():
         if result.rms is not None:
-            for place in pair:
-                matches[place].append(result.rms)
+            for index in pair:
+                matches[index].append(result.rms)
 
-    def demerits(place: int) -> tuple[bool, bool, int, float]:
-        rms, structure = matches[place], examined[place]
+    def demerits(index: int) -> tuple[bool, bool, int, float]:
+        rms, structure = matches[index], examined[index]
         return bool(structure.invalid), structure.cell is None, -len(rms), statistics.fmean(rms) if rms else math.inf
 
     chosen = set()
-    for places in groups.values():
-        ranks = {place: demerits(place) for place in places}
-        tied = [place for place in places if ranks[place] == min(ranks.values())]
-        comparable = [place for place in tied if examined[place].cell is not None]
+    for indices in groups.values():
+        ranks = {index: demerits(index) for index in indices}
+        tied = [index for index in indices if ranks[index] == min(ranks.values())]
+        comparable = [index for index in tied if examined[index].cell is not None]
         if len(comparable) > 1:
-            tied = [max(comparable, key=lambda place: shortest_distance(structures[place]))]
+            tied = [max(comparable, key=lambda index: shortest_distance(structures[index]))]
         chosen.add(tied[0])
     return frozenset(chosen)
 
