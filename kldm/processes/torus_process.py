@@ -13,8 +13,8 @@ class TorusProcess:
     """A process whose latent holds fractional coordinates.
 
     Args:
-        zero_net_translation: whether the mean over the atoms of each crystal, a translation of which the crystal knows
-            nothing, is taken from what the network learns and predicts and from the noise of the moves.
+        zero_net_translation: whether the mean over the atoms of each crystal, a translation that leaves the crystal the
+            same, is removed from targets, predictions and the noise of the moves.
     """
 
     zero_net_translation: bool
@@ -22,6 +22,6 @@ class TorusProcess:
     def decode(self, latent: Latent, into: Crystals) -> Crystals:
         return attrs.evolve(into, fractional=unit(latent["fractional"]))
 
-    def _free(self, values: Tensor, layout: Layout) -> Tensor:
+    def _projected(self, values: Tensor, layout: Layout) -> Tensor:
         """Values [N, ...] without net translation, where that is asked for."""
         return layout.centred(values) if self.zero_net_translation else values
