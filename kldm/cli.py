@@ -85,17 +85,13 @@ def _once(ctx: click.Context, parameter: click.Parameter, values: tuple[int, ...
     return values[0]
 
 
-def _code(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--code",
-        type=click.Path(path_type=Path),
-        multiple=True,
-        help="A Python file that registers components of your own; it is executed.",
-    )(function)
-
-
-def _device(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--device", help="cpu, cuda, cuda:1 ...; by default the first GPU if there is one.")(function)
+_code = click.option(
+    "--code",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="A Python file that registers components of your own; it is executed.",
+)
+_device = click.option("--device", help="cpu, cuda, cuda:1 ...; by default the first GPU if there is one.")
 
 
 def _out(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -41,10 +41,6 @@ class TorusFlow(TorusProcess):
     anti_annealing: float = attrs.field(default=0.0, validator=at_least(0), metadata=OF_SAMPLING)
 
     @property
-    def reads(self) -> tuple[Channel, ...]:
-        return (Channel("fractional", 3, "atom", "periodic"),)
-
-    @property
     def predicts(self) -> tuple[Channel, ...]:
         return (Channel("flow", 3, "atom", "tangent"),)
 
@@ -53,10 +49,6 @@ class TorusFlow(TorusProcess):
         # Only the prior is random, so that a draw follows the flow.
         flow, flow_given = Move(self.flow), Move(self.flow_given, estimate=self.estimate)
         return {"denoise": flow, "flow": flow, "flow_given": flow_given, "draw_given": flow_given}
-
-    def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
-        """f ~ U[0, 1)."""
-        return {"fractional": uniform(given.fractional, rng)}
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
         """The point of the geodesic at s, counted from f_0, which rounding must not move: f_0 - s u."""

@@ -1,10 +1,12 @@
 """What the processes of fractional coordinates share."""
 
 import attrs
+import torch
 from torch import Tensor
 
 from kldm.crystals import Crystals, Layout
-from kldm.interfaces import Latent
+from kldm.interfaces import Channel, Latent
+from kldm.processes.draws import uniform
 from kldm.torus import unit
 
 
@@ -18,6 +20,14 @@ class TorusProcess:
     """
 
     zero_net_translation: bool
+
+    @property
+    def reads(self) -> tuple[Channel, ...]:
+        return (Channel("fractional", 3, "atom", "periodic"),)
+
+    def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
+        """f ~ U[0, 1)."""
+        return {"fractional": uniform(given.fractional, rng)}
 
     def decode(self, latent: Latent, into: Crystals) -> Crystals:
         return attrs.evolve(into, fractional=unit(latent["fractional"]))

@@ -10,7 +10,7 @@ from torch import Tensor
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import OF_SAMPLING, Channel, Latent, Move, Noised, Prediction, Step
-from kldm.processes.draws import normal, uniform
+from kldm.processes.draws import normal
 from kldm.processes.torus_process import TorusProcess
 from kldm.registry import process
 from kldm.torus import TURN, score_root_mean_square, towards, unit, wrap, wrapped_normal_score
@@ -58,10 +58,6 @@ class WrappedVE(TorusProcess):
             raise KldmError("must be true where com_free is", place="zero_net_translation")
 
     @property
-    def reads(self) -> tuple[Channel, ...]:
-        return (Channel("fractional", 3, "atom", "periodic"),)
-
-    @property
     def predicts(self) -> tuple[Channel, ...]:
         return (Channel("displacement", 3, "atom", "tangent"),)
 
@@ -80,10 +76,6 @@ class WrappedVE(TorusProcess):
             "flow_given": Move(self.flow_given, estimate=self.estimate),
             "draw_given": Move(self.draw_given, estimate=self.estimate),
         }
-
-    def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
-        """f ~ U[0, 1)."""
-        return {"fractional": uniform(given.fractional, rng)}
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
         layout, sigma = clean.layout, self._angle(s, clean.fractional)
