@@ -75,7 +75,7 @@ def main(ctx: click.Context) -> None:
     `--training.epochs 100 --model.network.hidden 64`.
     """
     if ctx.invoked_subcommand not in _SHARED and "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":
-        ctx.exit()  # of the processes that torchrun starts, the first alone does work that is not shared
+        ctx.exit()  # only the first of torchrun's processes does work that is not shared
 
 
 def _once(ctx: click.Context, parameter: click.Parameter, values: tuple[int, ...]) -> int:
@@ -387,7 +387,7 @@ def evaluate(
 
     Files may be extxyz, a folder or zip of CIFs, CSV with a column cif, pymatgen's JSON or JSON lines, and the .pt
     files of CDVAE, DiffCSP and FlowMM. Several files are several candidates of each target where the metric judges
-    answers to a reference (match_rate.v1), else several sets, of which mean and standard deviation are reported.
+    answers to a reference (match_rate.v1), else several sets, whose mean and standard deviation are reported.
 
     \b
       kldm evaluate runs/quickstart

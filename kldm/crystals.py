@@ -133,7 +133,7 @@ class Layout:
 
     @cached_property
     def pairs(self) -> Pairs:
-        """The pairs of all crystals, from the numbers of atoms alone, on the device."""
+        """The pairs of all crystals, made on the device from nothing but the numbers of atoms."""
         last = self.ptr[1:][self.owner] - 1
         atom = torch.arange(self.total, device=self.device)
         partners = last - atom

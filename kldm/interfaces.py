@@ -398,7 +398,7 @@ class Candidate:
     Attributes:
         target: row of the reference that it answers (CSP), or its own number (de-novo generation).
         candidate: number among the candidates of the same target, from 0.
-        structure: the structure, or None where none could be built.
+        structure: the structure, or None if none could be built.
         reason: why there is none.
         species: atomic numbers of its atoms, where they are known although there is no structure.
         selected: whether it was selected among the candidates of its target when they were generated.
@@ -492,7 +492,7 @@ class Prepares(Protocol):
 
 
 EnergyScale = Literal["own", "uncorrected", "mp2020"]
-"""What the energies of a potential may be compared with: ``own``, with others of the same potential alone;
+"""What the energies of a potential may be compared with: ``own``, only with others of the same potential;
 ``uncorrected``, with raw PBE(+U) energies in the settings of the Materials Project; ``mp2020``, with such energies
 after the corrections of ``MaterialsProject2020Compatibility``."""
 

@@ -74,7 +74,7 @@ class JointModel(nn.Module):
     """Merges the channels of its processes into one ``Interface``, builds the network for it, makes the one network
     call, and hands each process its own prediction (KLDM, Algorithms 1 and 2).
 
-    There is no task: crystal structure prediction and de-novo generation differ in the species process alone. A
+    There is no task: crystal structure prediction and de-novo generation differ only in the species process. A
     process that predicts nothing conditions the others.
 
     Args:

@@ -33,5 +33,5 @@ class TorusProcess:
         return attrs.evolve(into, fractional=unit(latent["fractional"]))
 
     def _projected(self, values: Tensor, layout: Layout) -> Tensor:
-        """Values [N, ...] without net translation, where that is asked for."""
+        """Values [N, ...] without net translation if ``zero_net_translation``."""
         return layout.centred(values) if self.zero_net_translation else values

@@ -34,7 +34,7 @@ class TrivializedTorus(TorusProcess):
     ``shows = "displacement_free"`` shows it y instead.
 
     Args:
-        shows: what the network reads: ``state``, f and v as published, or ``displacement_free``, y / (2 pi) alone
+        shows: what the network reads: ``state``, f and v as published, or ``displacement_free``, only y / (2 pi)
             (``simplified`` only).
         displacement_noise: whether eps_r is ``projected`` to zero mean over the atoms too, as published, or ``free``.
             The target is the score of independent wrapped normals, which projected noise is not: the regression

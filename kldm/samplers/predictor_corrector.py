@@ -37,7 +37,7 @@ class PredictorCorrector(StagedSampler):
         correct_positions: whether a correction of velocities moves the positions too.
         corrections: corrections per step, one network call each, in addition to the predictor's.
         corrected: modalities that are corrected; by default every one that can (``correct_then_predict``) or
-            the coordinates alone (``predict_then_correct``). Those not corrected take a stochastic step.
+            only the coordinates (``predict_then_correct``). Those not corrected take a stochastic step.
     """
 
     order: Literal["correct_then_predict", "predict_then_correct"] = attrs.field(

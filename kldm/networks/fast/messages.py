@@ -34,7 +34,7 @@ class MessageBlock(Protocol):
         bias: Tensor,
         pairs: Pairs,
     ) -> Tensor:
-        """[N, H]; zero for an atom alone in its crystal.
+        """[N, H]; zero for the atom of a one-atom crystal.
 
         Args:
             receiver, sender: [N, H], what the two ends of an edge contribute; of the type of ``weight``.

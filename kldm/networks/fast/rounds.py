@@ -48,7 +48,7 @@ def rounds(
     cos] is never built. Instead
     - the parts of h_i, h_j, crystal and v are mapped once per atom or crystal and then gathered,
     - the two linear maps that v_j - v_i goes through are multiplied into one,
-    - sin and cos of the coordinate differences are computed once per call, and for i < j alone: for the other
+    - sin and cos of the coordinate differences are computed once per call, and only for i < j: for the other
       direction the cosine is the same and the sine changes its sign,
     - the message of an atom to itself has sin = 0 and cos = 1 and is made once per atom.
 
@@ -61,7 +61,7 @@ def rounds(
         block: a ``MessageBlock`` that knows the pairs.
     """
     fractional, velocity, crystal, owner, i, j, degree = inputs
-    # Without self-edges the sum of an atom alone is zero, and may be divided by one.
+    # Without self-edges the sum of a single atom is zero, and may be divided by one.
     senders = (degree + 1 if self_edges else degree.clamp(min=1)).unsqueeze(-1)
     difference = fractional.index_select(0, j) - fractional.index_select(0, i)
     sin, cos = (wave.to(product) for wave in sinusoids(difference, layers[0].frequencies))

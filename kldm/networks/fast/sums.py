@@ -43,7 +43,7 @@ def sum_of_bags(rows: Tensor, bags: Bags) -> Tensor:
 
 
 def sum_by_segments(end: Ends, values: Tensor, pairs: Pairs) -> Tensor:
-    """``sum_at`` with an order of additions that depends on the layout alone."""
+    """``sum_at`` with an order of additions that depends only on the layout."""
     order = pairs.by_receiver if end is Ends.RECEIVER else pairs.by_sender
     # Lengths are right by construction; torch's check of them would wait for the device.
     return torch.segment_reduce(
