@@ -1,4 +1,5 @@
-"""The command line: thin commands over ``kldm.runs.experiment``. A user's mistake is one sentence and exit status 1."""
+"""The command line: thin commands over ``kldm.runs.experiment``. A user's mistake exits with one
+sentence and status 1."""
 
 import os
 import sys
@@ -19,19 +20,19 @@ if TYPE_CHECKING:
     from kldm.training.checkpoint import Rounding
 
 _SHARED = ("run", "train", "sample")
-"""Commands whose work the processes that torchrun starts share."""
+"""Commands whose work is shared by the processes that torchrun starts."""
 
 _EXTRA = {"ignore_unknown_options": True, "allow_extra_args": True, "max_content_width": 110}
 
 
 class _Commands(click.Group):
-    """A group that lists its commands in the order of work and turns ``KldmError`` into a message."""
+    """A group that lists its commands in the order of their use and turns ``KldmError`` into a message."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        # Threads of torch that wait by spinning slow a busy machine down severalfold; read when torch is imported.
+        # Threads that spin while they wait slow a busy machine down severalfold. Torch reads this when it is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
             return super().invoke(ctx)
@@ -42,12 +43,12 @@ class _Commands(click.Group):
 
             if not isinstance(error, torch.OutOfMemoryError):
                 raise
-            remedy = "lower training.max_pairs or evaluation.max_pairs (of `kldm sample`, --max-pairs)"
-            raise click.ClickException(f"the GPU's memory does not suffice; {remedy}") from error
+            remedy = "lower training.max_pairs or evaluation.max_pairs (for `kldm sample`, --max-pairs)"
+            raise click.ClickException(f"the GPU is out of memory; {remedy}") from error
 
 
 class _WithKeys(click.Command):
-    """Keeps options with a dot, and their values, from being counted as arguments, of which it takes any number."""
+    """A command that takes any number of arguments, among which dotted options and their values do not count."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         keys: list[str] = []
@@ -56,8 +57,8 @@ class _WithKeys(click.Command):
         for argument in args:
             name, equals, _ = argument.partition("=")
             is_key = name.startswith("--") and "." in name
-            mine = is_key or (wants_value and not argument.startswith("--"))
-            (keys if mine else others).append(argument)
+            is_override = is_key or (wants_value and not argument.startswith("--"))
+            (keys if is_override else others).append(argument)
             wants_value = is_key and not equals
         super().parse_args(ctx, others)
         ctx.args = keys
@@ -74,29 +75,23 @@ def main(ctx: click.Context) -> None:
     `--training.epochs 100 --model.network.hidden 64`.
     """
     if ctx.invoked_subcommand not in _SHARED and "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":
-        ctx.exit()  # of the processes that torchrun starts the first does what they do not share
+        ctx.exit()  # only the first of torchrun's processes does work that is not shared
 
 
 def _once(ctx: click.Context, parameter: click.Parameter, values: tuple[int, ...]) -> int:
-    """The value of an option that has two names, of which one may be given once."""
+    """The value of an option with two names, which may be given only once."""
     if len(values) > 1:
         raise KldmError("is given more than once", place=" or ".join(parameter.opts), remedy="keep one of them")
     return values[0]
 
 
-def _code(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--code",
-        type=click.Path(path_type=Path),
-        multiple=True,
-        help="A Python file that registers components of your own; it is executed.",
-    )(function)
-
-
-def _device(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--device", help="cpu, cuda, cuda:1 ...; by default the first GPU where there is one.")(
-        function
-    )
+_code = click.option(
+    "--code",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="A Python file that registers components of your own; it is executed.",
+)
+_device = click.option("--device", help="cpu, cuda, cuda:1 ...; by default the first GPU if there is one.")
 
 
 def _out(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -149,16 +144,16 @@ def _run(
 @click.option("--formula", "formulas", multiple=True, help="Content of one cell, e.g. Na2Cl2; may be repeated.")
 @click.option("--z", "units", help="Formula units per cell, N or N-M: the formulas are reduced, then multiplied.")
 @click.option("--split", help="Sample the compositions of this split of the model's data set instead.")
-@click.option("--limit", type=click.IntRange(1), help="At most so many compositions of the split.")
+@click.option("--limit", type=click.IntRange(1), help="At most this many compositions of the split.")
 @click.option("--elements", help="The only elements that may appear, e.g. Li,O,Mn.")
-@click.option("--atoms", help="Atoms in a cell: empirical, N or N-M; by default what the recipe says.")
-@click.option("--contains", help="Atoms that are in every cell, e.g. Li2O4; the others are generated.")
-@click.option("--template", type=click.Path(path_type=Path), help="A CIF or POSCAR file of which parts are kept.")
+@click.option("--atoms", help="Atoms in a cell: empirical, N or N-M; by default as in the recipe.")
+@click.option("--contains", help="Atoms that every cell contains, e.g. Li2O4; the others are generated.")
+@click.option("--template", type=click.Path(path_type=Path), help="A CIF or POSCAR file, parts of which are kept.")
 @click.option(
     "--keep",
     default="cell,positions,species",
     show_default=True,
-    help="What of the template is kept, separated by commas.",
+    help="Which parts of the template are kept, separated by commas.",
 )
 @click.option("--keep-atoms", help="Which atoms of the template, counted from 1, e.g. 1-4,7; by default all.")
 @click.option(
@@ -166,7 +161,7 @@ def _run(
     "properties",
     multiple=True,
     metavar="NAME=VALUE",
-    help="A value of a property that the model conditions on; may be repeated. Without it, the value is not known.",
+    help="A value of a property that the model conditions on; may be repeated. Without it, the value is unknown.",
 )
 @click.option(
     "--count",
@@ -177,7 +172,7 @@ def _run(
     callback=_once,
     show_default=True,
     type=click.IntRange(1),
-    help="Structures per composition, or in all.",
+    help="Structures per composition, or in total.",
 )
 @click.option(
     "--select",
@@ -188,16 +183,16 @@ def _run(
 @click.option(
     "--max-pairs",
     type=click.IntRange(1),
-    help="Ordered pairs of atoms in a batch; by default 64000, fewer where memory does not suffice.",
+    help="Ordered pairs of atoms in a batch; by default 64000, fewer if memory is short.",
 )
 @click.option(
     "--graphs/--no-graphs",
     default=None,
     help="Replay the steps as a CUDA graph on an NVIDIA GPU; by default as the model's recipe says.",
 )
-@click.option("--workers", default=1, show_default=True, help="Processes that select; -1: as many as there are cores.")
+@click.option("--workers", default=1, show_default=True, help="Processes that select; -1: one per CPU core.")
 @click.option(
-    "--time-limit", default=60.0, show_default=True, help="Seconds per pair of --select; beyond, it does not match."
+    "--time-limit", default=60.0, show_default=True, help="Seconds per pair of --select; a slower one does not match."
 )
 @_code
 @_out("Folder for the samples; by default samples-1, samples-2 ... beside the model.")
@@ -231,20 +226,20 @@ def sample(
     """Generate structures with MODEL, a run folder, a folder of weights, or a checkpoint.
 
     \b
-    Of given compositions, each the exact content of a cell:
+    For given compositions, each the exact content of a cell:
       kldm sample runs/quickstart --formula LiFePO4 --formula Na2Cl2 --count 5
       kldm sample runs/quickstart --formula LiFePO4 --candidates 10 --select consensus
     \b
-    With a model that generates species too, of a chemical system, around known atoms, or in a known cell:
+    With a model that generates species too: in a chemical system, around known atoms, or in a known cell:
       kldm sample runs/dng --elements Li,O,Mn --atoms 4-20 --count 1000
       kldm sample runs/dng --contains Li2O4 --atoms 8-12
       kldm sample runs/dng --template host.cif --atoms 10
       kldm sample runs/dng --template host.cif --keep cell
     \b
-    With a model that conditions on a property, of a value of it:
+    With a model that conditions on a property: for a value of it:
       kldm sample runs/energy --formula LiFePO4 --property formation_energy_per_atom=-1.5
 
-    What is asked for is verified on the structures; report.json counts the violations. Keys of the sampler can be
+    The structures are checked against the request; report.json counts the violations. Keys of the sampler can be
     overridden: `--sampler.steps 500`.
     """
     from kldm.runs.request import SamplingRequest, property_values
@@ -303,8 +298,8 @@ def sample(
 def export(ctx: click.Context, model: Path, out: Path, precision: "Rounding", code: tuple[Path, ...]) -> None:
     """Write the weights and the recipe of MODEL, a run folder or a checkpoint, to one small file to be shared.
 
-    `kldm sample` takes it like a run folder. It has no optimiser's state: training can start from it
-    (training.start_from), but not go on. Overridden keys of the sampler go into the recipe of the file.
+    `kldm sample` takes it like a run folder. It has no optimiser state: training can start from it
+    (training.start_from), but not resume. Overridden keys of the sampler go into the recipe of the file.
     """
     from kldm.runs import trained
 
@@ -315,11 +310,11 @@ def export(ctx: click.Context, model: Path, out: Path, precision: "Rounding", co
 
 @main.command(context_settings=_EXTRA)
 @click.argument("structures", metavar="STRUCTURES")
-@click.option("--potential", required=True, help="What relaxes, e.g. mattersim.v1; `kldm components` lists them.")
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many structures.")
-@click.option("--workers", default=1, show_default=True, help="Processes; -1: as many as there are CPU cores.")
+@click.option("--potential", required=True, help="The potential, e.g. mattersim.v1; `kldm components` lists them.")
+@click.option("--limit", type=click.IntRange(1), help="At most this many structures, the first ones.")
+@click.option("--workers", default=1, show_default=True, help="Processes; -1: one per CPU core.")
 @click.option(
-    "--time-limit", default=600.0, show_default=True, help="Seconds per structure; what takes longer has failed."
+    "--time-limit", default=600.0, show_default=True, help="Seconds per structure; one that takes longer fails."
 )
 @_code
 @_out("Folder; by default relaxed-1, relaxed-2 ... beside the structures, or here.")
@@ -342,17 +337,17 @@ def relax(
 
     Options with a dot are those of the potential and of the relaxation. The folder gets the relaxed structures
     (samples.jsonl, samples.extxyz, structures.zip), relaxation.csv, relaxation.json, and entries.json.gz, a convex hull
-    for `kldm evaluate --metric stability.v1`. Interrupted work goes on where it was.
+    for `kldm evaluate --metric stability.v1`. Interrupted work resumes where it stopped.
     """
     from kldm.evaluation.relaxing import relax_file, relaxing_with
     from kldm.runtime.files import fresh_folder
 
     _load(code)
-    by = relaxing_with(potential, _overrides(ctx))
+    relaxing = relaxing_with(potential, _overrides(ctx))
     source = Path(structures).expanduser()
-    beside = (source if source.is_dir() else source.parent) if source.exists() else Path()
-    folder = out or fresh_folder(beside, "relaxed")
-    report = relax_file(structures, by, folder, workers=workers, time_limit=time_limit, limit=limit)
+    parent = (source if source.is_dir() else source.parent) if source.exists() else Path()
+    folder = out or fresh_folder(parent, "relaxed")
+    report = relax_file(structures, relaxing, folder, workers=workers, time_limit=time_limit, limit=limit)
     click.echo(
         f"{report['relaxed']} structures ({report['unconverged']} not converged), "
         f"{sum(report['failures'].values())} failed: {folder}"
@@ -362,16 +357,16 @@ def relax(
 @main.command(cls=_WithKeys, context_settings={"allow_extra_args": True, "max_content_width": 110})
 @click.argument("samples", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--reference", help="DATASET/SPLIT, e.g. mp_20/test, or a file; not needed for a run folder.")
-@click.option("--metric", help="What judges, by its registered name; match_rate.v1 by default.")
-@click.option("--k", type=click.IntRange(1), help="At most so many candidates of each target; by default all.")
+@click.option("--metric", help="Registered name of the metric; by default match_rate.v1.")
+@click.option("--k", type=click.IntRange(1), help="At most this many candidates of each target; by default all.")
 @click.option(
     "--requested",
     is_flag=True,
-    help="Judge the rows of the reference alone that the samples say they answer, failed ones included.",
+    help="Judge only the rows of the reference that the samples have as targets, failed ones included.",
 )
-@click.option("--train", default="", help="The training set, to see whether the reference overlaps with it.")
-@click.option("--workers", type=int, help="Processes of the metric; -1: as many as there are CPU cores.")
-@click.option("--time-limit", type=float, help="Seconds that the metric gives a structure; beyond, it has failed.")
+@click.option("--train", default="", help="The training set, to check whether the reference overlaps with it.")
+@click.option("--workers", type=int, help="Processes of the metric; -1: one per CPU core.")
+@click.option("--time-limit", type=float, help="Seconds of the metric per structure; one that takes longer fails.")
 @_code
 @_out("Folder for report.json, results.csv and results.jsonl; by default beside the samples.")
 @click.pass_context
@@ -392,7 +387,7 @@ def evaluate(
 
     Files may be extxyz, a folder or zip of CIFs, CSV with a column cif, pymatgen's JSON or JSON lines, and the .pt
     files of CDVAE, DiffCSP and FlowMM. Several files are several candidates of each target where the metric judges
-    answers to a reference (match_rate.v1), else several sets, of which mean and standard deviation are reported.
+    answers to a reference (match_rate.v1), else several sets, whose mean and standard deviation are reported.
 
     \b
       kldm evaluate runs/quickstart
@@ -413,17 +408,18 @@ def evaluate(
     _load(code)
     keys = _overrides(ctx)
     if len(samples) == 1 and (samples[0] / "recipe.cfg").exists():
-        foreign = ("reference", "metric", "k", "requested", "train", "workers", "time_limit")
-        if asked_for := [*_given(foreign), *(f"--{key}" for key in keys)]:
-            remedy = f"leave {' and '.join(asked_for)} out, or judge its file of samples"
+        of_the_run = ("reference", "metric", "k", "requested", "train", "workers", "time_limit")
+        if given := [*_given(of_the_run), *(f"--{key}" for key in keys)]:
+            remedy = f"leave {' and '.join(given)} out, or judge its file of samples"
             raise KldmError("a run folder has its own reference and metrics", place=str(samples[0]), remedy=remedy)
         folder = out or samples[0]
         report = runs.evaluate_run(samples[0], out)
     else:
         folder = out or (samples[0] if samples[0].is_dir() else samples[0].parent)
-        asked = {"workers": workers, "time_limit": time_limit}
-        by = metric_called(metric or METRIC, keys, {key: value for key, value in asked.items() if value is not None})
-        report = judge_files(samples, by, folder, reference=reference, k=k, train=train, requested=requested)
+        options = {"workers": workers, "time_limit": time_limit}
+        options = {key: value for key, value in options.items() if value is not None}
+        judge = metric_called(metric or METRIC, keys, options)
+        report = judge_files(samples, judge, folder, reference=reference, k=k, train=train, requested=requested)
     click.echo(judgements_table(report.evaluation))
     click.echo(f"report: {folder / 'report.json'}")
 
@@ -436,10 +432,10 @@ def compare(paths: tuple[Path, ...], out: Path | None) -> None:
     published numbers beside them where the definitions agree."""
     from kldm.evaluation.comparison import compare as compared
 
-    found = compared(paths)
+    comparison = compared(paths)
     if out is not None:
-        found.write(out)
-    click.echo(found.text())
+        comparison.write(out)
+    click.echo(comparison.text())
 
 
 @main.command(context_settings=_EXTRA)
@@ -447,7 +443,7 @@ def compare(paths: tuple[Path, ...], out: Path | None) -> None:
 @_code
 @click.pass_context
 def check(ctx: click.Context, recipe: Path, code: tuple[Path, ...]) -> None:
-    """Everything short of work: read RECIPE, build its parts, see that they fit, and print it complete."""
+    """Check RECIPE without running it: read it, build its parts, check that they fit, and print it complete."""
     from kldm.recipe import read_recipe, recipe_text
     from kldm.runs import experiment
     from kldm.training import checkpoint
@@ -467,7 +463,7 @@ def check(ctx: click.Context, recipe: Path, code: tuple[Path, ...]) -> None:
 @main.command()
 @_code
 def components(code: tuple[Path, ...]) -> None:
-    """List what is registered: name, one line on it, and its parameters with their defaults."""
+    """List all registered components: name, summary, and parameters with their defaults."""
     from kldm.recipe import describe, summary
     from kldm.registry import SHELVES
 
@@ -482,7 +478,7 @@ def components(code: tuple[Path, ...]) -> None:
 
 
 def _given(options: Collection[str]) -> list[str]:
-    """Those of the options that stand on the command line, as they are written there, in the command's order."""
+    """Which of the options were given on the command line, as written there, in the command's order."""
     context = click.get_current_context()
     return [
         f"--{name.replace('_', '-')}"
@@ -492,7 +488,7 @@ def _given(options: Collection[str]) -> list[str]:
 
 
 def _overrides(ctx: click.Context) -> dict[str, Any]:
-    """Values for keys of a recipe: whatever options the command does not have, if they are dotted."""
+    """Values for keys of a recipe: the dotted options, which the command does not have itself."""
     from kldm.recipe import parse_overrides
 
     known = [name for parameter in ctx.command.params for name in parameter.opts]
@@ -512,17 +508,17 @@ def _load(code: tuple[Path, ...]) -> None:
 
 @contextmanager
 def _working(device: str | None) -> Iterator["torch.device"]:
-    """The device to work on, of this process alone or of one of those that torchrun started."""
+    """The device of this process, which works alone or is one of those that torchrun started."""
     import torch
 
     from kldm.execution import default_device
     from kldm.runtime.distributed import joined
 
     try:
-        asked = default_device() if device is None else torch.device(device)
+        requested = default_device() if device is None else torch.device(device)
     except RuntimeError as error:
         raise _unusable(device, error) from error
-    with joined(asked) as own:
+    with joined(requested) as own:
         if device is not None:
             try:
                 torch.zeros(1, device=own).item()
@@ -537,7 +533,7 @@ def _unusable(device: str | None, error: Exception) -> KldmError:
 
 
 def _say(text: str, err: bool = False) -> None:
-    """Print what one of several processes shall print."""
+    """Print, in one process only if there are several."""
     from kldm.runtime.distributed import world
 
     if world().is_writer:

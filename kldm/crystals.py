@@ -1,4 +1,4 @@
-"""Batches of crystals as flat tensors: no padding, no edges at rest, no Python object per crystal.
+"""Batches of crystals as flat tensors, without padding, stored edges or a Python object per crystal.
 
 Letters used for shapes in the whole package: N atoms of a batch, B crystals of a batch, P unordered pairs of
 atoms of one crystal, M crystals of a data set, C numbers of a channel.
@@ -18,7 +18,7 @@ from kldm.errors import KldmError
 from kldm.runtime.pieces import pieces
 from kldm.runtime.rows import add_rows
 
-_NARROW = 32  # numbers per atom up to which torch's means of segments are the faster ones on a CPU
+_NARROW = 32  # up to this many numbers per atom, torch's segment means are faster on a CPU
 
 
 class Bags(NamedTuple):
@@ -27,7 +27,7 @@ class Bags(NamedTuple):
     Attributes:
         rows: int32, the rows of the first bag, then those of the second, and so on.
         first: int32, one per bag, where in ``rows`` it begins.
-        signs: float32 like ``rows``, 1 or -1 with each; None where all are 1.
+        signs: float32, the sign of each of ``rows``, 1 or -1; None if all are 1.
     """
 
     rows: Tensor
@@ -39,11 +39,11 @@ class Bags(NamedTuple):
 class Pairs:
     """All unordered pairs ``i < j`` of atoms that share a crystal, in lexicographic order.
 
-    Each is two directed edges. The edges of a batch, [2 P], are first those from j to i, then those from i to j.
+    Each pair is two directed edges. The 2 P edges of a batch are all those from j to i, then all those from i to j.
 
     Attributes:
         i, j: int64 [P], atoms of the batch.
-        degree: int64 [N], the other atoms of the crystal that an atom is in.
+        degree: int64 [N], the number of other atoms in the crystal of each atom.
     """
 
     i: Tensor
@@ -52,35 +52,36 @@ class Pairs:
 
     @cached_property
     def by_receiver(self) -> Tensor:
-        """int64 [2 P]: the edges in the order of their receivers, ``degree`` of each."""
+        """int64 [2 P]: the edges sorted by receiver, ``degree`` of each."""
         return torch.cat([self.i, self.j]).argsort(stable=True)
 
     @cached_property
     def by_sender(self) -> Tensor:
-        """int64 [2 P]: the edges in the order of their senders."""
+        """int64 [2 P]: the edges sorted by sender."""
         return torch.cat([self.j, self.i]).argsort(stable=True)
 
     @cached_property
     def received(self) -> Bags:
-        """The edges that each atom is the receiver of, [N] bags."""
+        """The edges that each atom receives, N bags."""
         return self._edges(self.by_receiver)
 
     @cached_property
     def sent(self) -> Bags:
-        """The edges that each atom is the sender of, [N] bags."""
+        """The edges that each atom sends, N bags."""
         return self._edges(self.by_sender)
 
     @cached_property
     def parts(self) -> Bags:
-        """The parts of every edge, [2 P] bags, among the rows of a receiver [N], a sender [N], an even [P] and an odd
-        matrix [P], one below the other: those of its ends and of its pair, the odd one subtracted on the way to j."""
+        """The four rows that every edge sums, 2 P bags, in a matrix of a receiver [N], a sender [N], an even [P] and an
+        odd part [P], stacked: those of its ends and of its pair. The odd one is subtracted in the edges to j."""
         atoms, pairs = len(self.degree), len(self.i)
         even = torch.arange(2 * atoms, 2 * atoms + pairs, device=self.i.device)
-        ways = [torch.stack([to, atoms + of, even, pairs + even], 1) for to, of in ((self.i, self.j), (self.j, self.i))]
+        ends = ((self.i, self.j), (self.j, self.i))
+        rows = [torch.stack([to, atoms + sender, even, pairs + even], 1) for to, sender in ends]
         signs = torch.ones(2, pairs, 4, device=self.i.device)
         signs[1, :, 3] = -1
         first = torch.arange(0, 8 * pairs, 4, device=self.i.device)
-        return Bags(torch.cat(ways).flatten().int(), first.int(), signs.flatten())
+        return Bags(torch.cat(rows).flatten().int(), first.int(), signs.flatten())
 
     def _edges(self, order: Tensor) -> Bags:
         return Bags(order.int(), (self.degree.cumsum(0) - self.degree).int(), None)
@@ -104,7 +105,7 @@ class Layout:
         sizes = tuple(int(size) for size in sizes)
         if any(size < 1 for size in sizes):
             raise ValueError("every crystal needs at least one atom")
-        return cls(_sent(sizes, device), sizes)
+        return cls(_to_device(sizes, device), sizes)
 
     @property
     def device(self) -> torch.device:
@@ -132,7 +133,7 @@ class Layout:
 
     @cached_property
     def pairs(self) -> Pairs:
-        """The pairs of all crystals, from the numbers of atoms alone, on the device."""
+        """The pairs of all crystals, made on the device from nothing but the numbers of atoms."""
         last = self.ptr[1:][self.owner] - 1
         atom = torch.arange(self.total, device=self.device)
         partners = last - atom
@@ -152,11 +153,11 @@ class Layout:
         return torch.stack([source[order], target[order]])
 
     def part(self, first: int, last: int) -> "Layout":
-        """Of the crystals ``first`` to ``last``, the latter excluded."""
+        """The layout of the crystals ``first`` to ``last - 1``."""
         return Layout(self.num_atoms[first:last], self.sizes[first:last])
 
     def parts(self, max_pairs: int) -> tuple["LayoutPart", ...]:
-        """Consecutive parts of at most ``max_pairs`` ordered pairs (of a larger crystal, it alone); made once."""
+        """Consecutive parts of at most ``max_pairs`` ordered pairs, cached; a larger crystal is a part of its own."""
         if max_pairs not in self._parts:
             atoms = [0, *accumulate(self.sizes)]
             self._parts[max_pairs] = tuple(
@@ -174,7 +175,7 @@ class Layout:
         return values.index_select(0, self.owner)
 
     def columns(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """Numbers of crystals, [B] each, as columns [N, 1] that go with their atoms' rows; gathered at once."""
+        """Values per crystal, [B] each, as columns [N, 1] with one row per atom, in one gather."""
         return self.per_atom(torch.stack(values, -1)).unsqueeze(-1).unbind(1)
 
     def sum(self, values: Tensor) -> Tensor:
@@ -185,17 +186,17 @@ class Layout:
         """[N, ...] to [B, ...]: mean over the atoms of each crystal."""
         kind = values.device.type
         wide = kind == "cpu" and values.dim() == 2 and values.shape[1] > _NARROW
-        if wide or kind == "mps":  # which has no sums of segments
-            return self._shared(self.sum(values))
+        if wide or kind == "mps":  # mps has no segment means
+            return self._over_sizes(self.sum(values))
         result: Tensor = _SegmentMean.apply(values, self)  # type: ignore[no-untyped-call]
         return result
 
-    def _shared(self, values: Tensor) -> Tensor:
-        """[B, ...]: values over the number of atoms of each crystal."""
+    def _over_sizes(self, values: Tensor) -> Tensor:
+        """[B, ...]: values divided by the number of atoms of each crystal."""
         return values / self.num_atoms.to(values.dtype).view(-1, *[1] * (values.dim() - 1))
 
     def centred(self, values: Tensor) -> Tensor:
-        """[N, ...] to [N, ...]: values less their mean over the atoms of each crystal."""
+        """[N, ...] to [N, ...]: values minus their mean over the atoms of each crystal."""
         return values - self.per_atom(self.mean(values))
 
     def to(self, device: torch.device | str) -> "Layout":
@@ -211,19 +212,19 @@ class LayoutPart(NamedTuple):
 
 
 class _SegmentMean(Function):
-    """``Layout.mean`` in one kernel; the gradient that torch has for it could not be differentiated again."""
+    """``Layout.mean`` in one kernel. Torch's own gradient of it cannot be differentiated again."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, layout: Layout) -> Tensor:
         ctx.layout = layout
-        # In an order of additions that is the same in every run. The offsets are right by construction; torch's check
-        # of them would wait for the device.
+        # The order of additions is the same in every run. The offsets are right by construction; to check them would
+        # make the host wait for the device.
         return torch.segment_reduce(values, "mean", offsets=layout.ptr, unsafe=True)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         layout: Layout = ctx.layout
-        return layout.per_atom(layout._shared(gradient)), None
+        return layout.per_atom(layout._over_sizes(gradient)), None
 
 
 @attrs.frozen(slots=False, eq=False)
@@ -265,8 +266,8 @@ class Crystals:
             self.lattice.to(device),
             self.species.to(device),
             self.layout.to(device),
-            _moved(self.per_crystal, device),
-            _moved(self.per_atom, device),
+            _columns_to(self.per_crystal, device),
+            _columns_to(self.per_atom, device),
         )
 
 
@@ -324,15 +325,16 @@ class CrystalStore:
     def batch(self, rows: Sequence[int]) -> Crystals:
         """The crystals of these rows, in this order, as one batch on the store's device."""
         rows = [int(row) for row in rows]
-        row = _sent(rows, self.device)  # all that goes to the device
-        layout = Layout(self.layout.num_atoms[row], tuple(self.sizes[row] for row in rows))
-        atom = torch.arange(layout.total, device=self.device) + layout.per_atom(self.layout.ptr[row] - layout.ptr[:-1])
+        index = _to_device(rows, self.device)  # the only copy to the device
+        first = self.layout.ptr[index]
+        layout = Layout(self.layout.num_atoms[index], tuple(self.sizes[row] for row in rows))
+        atom = torch.arange(layout.total, device=self.device) + layout.per_atom(first - layout.ptr[:-1])
         return Crystals(
             self.fractional.index_select(0, atom),
-            self.lattice[row],
+            self.lattice[index],
             self.species.index_select(0, atom),
             layout,
-            {name: values[row] for name, values in self.per_crystal.items()},
+            {name: values[index] for name, values in self.per_crystal.items()},
             {name: values.index_select(0, atom) for name, values in self.per_atom.items()},
         )
 
@@ -346,8 +348,8 @@ class CrystalStore:
             fractional=self.fractional.to(device),
             species=self.species.to(device),
             lattice=self.lattice.to(device),
-            per_crystal=_moved(self.per_crystal, device),
-            per_atom=_moved(self.per_atom, device),
+            per_crystal=_columns_to(self.per_crystal, device),
+            per_atom=_columns_to(self.per_atom, device),
         )
 
 
@@ -359,9 +361,9 @@ def concatenated(stores: Sequence[CrystalStore]) -> CrystalStore:
     """
     for kind in ("per_crystal", "per_atom"):
         names = {name for store in stores for name in getattr(store, kind)}
-        if lacking := sorted(name for name in names if not all(name in getattr(store, kind) for store in stores)):
+        if incomplete := sorted(name for name in names if not all(name in getattr(store, kind) for store in stores)):
             remedy = "drop it from all of them, or fill it with NaN"
-            raise KldmError("not all of the stores have this column", place=f"{kind}[{lacking[0]!r}]", remedy=remedy)
+            raise KldmError("not all of the stores have this column", place=f"{kind}[{incomplete[0]!r}]", remedy=remedy)
     first = stores[0]
     return CrystalStore(
         fractional=torch.cat([store.fractional for store in stores]),
@@ -394,23 +396,23 @@ def lattice_matrix(lattice: Tensor) -> Tensor:
 def _check_columns(crystals: Crystals | CrystalStore) -> None:
     if not crystals.per_crystal and not crystals.per_atom:
         return
-    if twice := sorted(set(crystals.per_crystal) & set(crystals.per_atom)):
-        raise KldmError(f"two columns are called {twice[0]!r}", place="per_atom", remedy="rename one of them")
+    if shared := sorted(set(crystals.per_crystal) & set(crystals.per_atom)):
+        raise KldmError(f"two columns are called {shared[0]!r}", place="per_atom", remedy="rename one of them")
     kinds = (("crystal", crystals.per_crystal, len(crystals)), ("atom", crystals.per_atom, len(crystals.species)))
     for kind, columns, rows in kinds:
         for name, values in columns.items():
             if values.dim() == 0 or len(values) != rows:
-                problem = f"wants one row for each {kind}, {rows} in all, and has the shape {tuple(values.shape)}"
+                problem = f"must have one row for each {kind}, {rows} in all, but has the shape {tuple(values.shape)}"
                 raise KldmError(problem, place=f"per_{kind}[{name!r}]")
 
 
-def _moved(columns: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
+def _columns_to(columns: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
     return {name: values.to(device) for name, values in columns.items()}
 
 
-def _sent(numbers: Sequence[int], device: torch.device | str) -> Tensor:
-    """int64 on the device; to a GPU from pinned memory, so that the host does not wait for the work before it."""
-    made = torch.tensor(numbers, dtype=torch.int64)
+def _to_device(numbers: Sequence[int], device: torch.device | str) -> Tensor:
+    """int64 on the device; to a GPU from pinned memory, so that the host does not wait for queued work."""
+    tensor = torch.tensor(numbers, dtype=torch.int64)
     if torch.device(device).type == "cuda":
-        return made.pin_memory().to(device, non_blocking=True)
-    return made.to(device)
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake: where it is, what is wrong, what to do."""
+"""The exception for mistakes of the user: where it is, what is wrong and what to do."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -23,6 +23,6 @@ class KldmError(Exception):
 
 
 def nearest(name: str, known: Iterable[str], *, likeness: float = 0.5) -> str | None:
-    """A remedy naming the known name nearest to a misspelt one, or None where none is that alike (of 1)."""
-    found = get_close_matches(name, list(known), n=1, cutoff=likeness)
-    return f"did you mean {found[0]!r}?" if found else None
+    """A remedy that names the known name most similar to a misspelt one; None if no likeness, 0 to 1, is enough."""
+    matches = get_close_matches(name, list(known), n=1, cutoff=likeness)
+    return f"did you mean {matches[0]!r}?" if matches else None

@@ -18,7 +18,7 @@ _X86 = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_support
 
 @attrs.frozen(kw_only=True)
 class Execution:
-    """Choices of a run that may change when it is resumed.
+    """Choices that may differ when a run is resumed.
 
     Args:
         messages: how ``cspvnet.v1`` and ``cspnet.v1`` compute the messages between atoms. Three ways split the linear
@@ -26,13 +26,13 @@ class Execution:
             hand that keeps two numbers per edge and hidden unit; ``triton``, one fused kernel on an NVIDIA GPU,
             elsewhere ``manual``; ``autograd``, by torch's own operators, which can be differentiated twice. ``plain``
             computes the network as its file writes it, for comparison; it can be differentiated twice too.
-        compile: whether ``torch.compile`` is used in networks that provide for it; the first batches take minutes.
-            ``messages`` then says nothing, but for ``plain``, which is computed as it is written.
+        compile: whether networks that support it use ``torch.compile``; the first batches then take minutes.
+            ``messages`` is then ignored, except ``plain``, which is never compiled.
         graphs: whether sampling on an NVIDIA GPU replays its steps as a CUDA graph.
-        deterministic: whether a GPU computes the same bits again; slower.
+        deterministic: whether a GPU computes bitwise the same in every run, which is slower.
 
     Raises:
-        KldmError: there is no such kind of messages.
+        KldmError: ``messages`` is none of these.
     """
 
     messages: Messages = attrs.field(default="manual", validator=one_of())
@@ -43,40 +43,40 @@ class Execution:
 
 @runtime_checkable
 class Executes(Protocol):
-    """A network that has a choice in how it computes."""
+    """A network that can compute in several ways."""
 
     def execute(self, execution: Execution) -> None:
-        """Take these choices from now on."""
+        """Compute in this way from now on."""
         ...
 
 
 def set_execution(network: object, execution: Execution) -> None:
-    """Choose how a network computes and, for the whole process, whether torch is reproducible."""
+    """Set how a network computes and, for the whole process, whether torch is deterministic."""
     if execution.deterministic:
-        # Read when the GPU's matrix library starts.
+        # cuBLAS reads it when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if torch.get_deterministic_debug_mode() != (2 if execution.deterministic else 0):
-        # Not without need: it imports torch's compiler, which takes longer than to sample.
+        # Only if needed: the call imports torch's compiler, which takes longer than sampling.
         torch.use_deterministic_algorithms(execution.deterministic)
     if isinstance(network, Executes):
         network.execute(execution)
 
 
 def default_device() -> torch.device:
-    """The first GPU where there is one."""
+    """The first GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def device_name(device: torch.device) -> str:
-    """What a report calls a device."""
+    """The name of a device in reports."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
 
 
 def used_precision(precision: Precision, device: torch.device) -> Precision:
-    """What a precision that is asked for comes to on a device; never ``auto``.
+    """The precision that a device computes in when ``precision`` is asked for; never ``auto``.
 
-    ``auto`` is bf16 where the device multiplies bfloat16 natively, else fp32. ``tf32`` is a GPU's, of NVIDIA's compute
-    capability 8 and above; elsewhere, and so on every CPU, the products are those of fp32.
+    ``auto`` is bf16 where the device multiplies bfloat16 natively, else fp32. ``tf32`` exists on NVIDIA GPUs
+    of compute capability 8 and above; elsewhere, and so on every CPU, it is fp32.
     """
     if precision == "auto":
         return "bf16" if multiplies_bfloat16(device) else "fp32"
@@ -87,15 +87,15 @@ def used_precision(precision: Precision, device: torch.device) -> Precision:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether products of bfloat16 are faster than those of float32 there."""
+    """Whether products of bfloat16 are faster than those of float32 on the device."""
     return bfloat16_unit(device) is not None
 
 
 @cache
 def bfloat16_unit(device: torch.device) -> str | None:
-    """What multiplies bfloat16 natively there; None where torch would imitate it, slower than float32.
+    """The unit of the device that multiplies bfloat16 natively; None where torch emulates it, slower than float32.
 
-    Of a CPU AMX or AVX512-BF16 (x86) or Arm's BF16 extension, where torch has oneDNN to use them.
+    On a CPU it is AMX or AVX512-BF16 (x86) or Arm's BF16 extension, if torch has oneDNN to use it.
     """
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -104,6 +104,6 @@ def bfloat16_unit(device: torch.device) -> str | None:
         return None
     if platform.machine() in ("aarch64", "arm64"):
         return "Arm BF16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
-    # Torch's own names, of no public interface: a version without one of them has no way to tell.
-    asked = {name: getattr(torch.cpu, function, None) for name, function in _X86.items()}
-    return next((name for name, found in asked.items() if found is not None and found()), None)
+    # These functions are private to torch; a unit counts as absent where its function is.
+    probes = {name: getattr(torch.cpu, function, None) for name, function in _X86.items()}
+    return next((name for name, probe in probes.items() if probe is not None and probe()), None)

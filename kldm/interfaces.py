@@ -1,4 +1,4 @@
-"""The interfaces of kldm and the small records they exchange. Imports torch, attrs and the crystals alone.
+"""The interfaces of kldm and the small records they exchange. It imports only torch, attrs and the crystals.
 
 A *process* noises one modality of a crystal and steps it back; a *network* reads the noisy channels of all
 processes and predicts; a *sampler* orders the steps; a *metric* judges what came out. Everything else composes
@@ -54,7 +54,7 @@ class Interface:
         reads: the channels it reads.
         predicts: those it predicts.
         log_noise: log of the standard deviation of the coordinates' noise at unit times s > 0 of any shape, in
-            radians; for networks whose time features are of it, None where the process of the coordinates has none.
+            radians, from which networks may make time features; None if the process does not give it.
     """
 
     reads: tuple[Channel, ...]
@@ -63,8 +63,8 @@ class Interface:
 
 
 OF_SAMPLING: Mapping[str, bool] = {"of_sampling": True}
-"""``metadata`` of an attrs field of a process that changes how a trained model is sampled, and not what it has learnt:
-``kldm sample`` lets it be overridden."""
+"""``metadata`` of an attrs field of a process that changes how a trained model samples, but not what it has learnt;
+``kldm sample`` may override it."""
 
 
 @attrs.frozen(eq=False)
@@ -82,11 +82,11 @@ class Correction:
 
     Attributes:
         tau: signal-to-noise ratio of the move, delta = tau / (square of the score); > 0.
-        positions: whether a process with velocities moves its positions along them too.
-        step_size: which square. ``observed``, as published, is the mean of S^2 over the numbers of a crystal as they
-            are, so that delta depends on the state and the move does not keep the law; ``expected`` is E[S^2] at that
-            time (for x = alpha x_0 + sigma eps, delta = tau sigma^2), and the stationary variance is 1 / (1 - tau / 2)
-            times the right one for every size of a crystal.
+        positions: whether a process with velocities also moves its positions along them.
+        step_size: which square. ``observed``, as published, is the mean of S^2 over the numbers of a crystal, so that
+            delta depends on the state and the move does not preserve the law. ``expected`` is E[S^2] at that time (for
+            x = alpha x_0 + sigma eps, delta = tau sigma^2), and the stationary variance is 1 / (1 - tau / 2) times the
+            right one, whatever the size of a crystal.
     """
 
     tau: float = 0.25
@@ -105,9 +105,9 @@ class Step:
         s: [B] time at which the step starts.
         r: [B] time at which it ends, r < s.
         now: [B] time at which the network was called: s, or r for a stage at the end of the step.
-        layout: of the batch.
+        layout: the layout of the batch.
         rng: source of all randomness, on the device of the batch.
-        correction: options of a Langevin move, for the moves that make one.
+        correction: options of the moves that are Langevin moves.
     """
 
     s: Tensor
@@ -123,10 +123,10 @@ class Move:
     """One way of stepping a process back: ``move(latent, prediction, step)`` is the latent after the move.
 
     Attributes:
-        function: (latent, prediction, step) to the new latent; arguments are left as they are.
+        function: (latent, prediction, step) to the new latent; it does not change its arguments.
         ends: the time that the new latent belongs to: ``r``, or ``now`` for a move at a fixed time.
-        estimate: ``Estimates.estimate`` of the process, for a move that holds a clean value: ``function`` then takes
-            that value in place of the prediction, and is exact for it. By default None.
+        estimate: ``Estimates.estimate`` of the process, for a move that holds the clean value fixed: ``function`` then
+            takes that estimate in place of the prediction, and is exact for it. By default None.
     """
 
     function: Callable[[Latent, Prediction, Step], Latent]
@@ -151,7 +151,7 @@ class _Staying(Mapping[str, Move]):
 
 
 STAYING: Mapping[str, Move] = _Staying()
-"""Moves of every name, all of which leave the latent as it is: those of a process that conditions, with any sampler."""
+"""A move of every name, which leaves the latent as it is: the moves of conditioning processes, for any sampler."""
 
 
 class DiffusionProcess(Protocol):
@@ -162,7 +162,7 @@ class DiffusionProcess(Protocol):
 
     @property
     def reads(self) -> tuple[Channel, ...]:
-        """Channels that the network reads: all of its latent, or of what ``Shows.shown`` makes of it."""
+        """Channels that the network reads: those of its latent, or of what ``Shows.shown`` makes of it."""
         ...
 
     @property
@@ -172,14 +172,14 @@ class DiffusionProcess(Protocol):
 
     @property
     def moves(self) -> Mapping[str, Move]:
-        """The ways in which samplers can step it, by name. Every process has the first of these, others as it can:
+        """The ways in which samplers can step it, by name. Every process has the first; the others are optional:
 
         - ``denoise``: a stochastic reverse step from s to r;
-        - ``exponential``: another one, by an exponential integrator;
+        - ``exponential``: a stochastic reverse step by an exponential integrator;
         - ``flow``: a step along the probability flow;
         - ``predict``: the predictor of a predictor-corrector sampler, deterministic but for jumps;
-        - ``correct``: a move at the fixed time ``now`` towards the law there: Langevin's, whose finite step leaves a
-          bias (see ``Correction.step_size``), or one in detailed balance;
+        - ``correct``: a move at the fixed time ``now`` towards the law there: a Langevin move, whose finite step leaves
+          a bias (see ``Correction.step_size``), or a move in detailed balance;
         - ``flow_given``: along the probability flow of the law given x_0, at r = 0 to x_0 (of a Gaussian law DDIM);
         - ``draw_given``: a draw from p(x_r | x_s, x_0), at r = 0 x_0 (of a Gaussian law DDPM).
 
@@ -188,7 +188,7 @@ class DiffusionProcess(Protocol):
         ...
 
     def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
-        """A draw at s = 1 for crystals of the layout of ``given`` (and its values, where they condition)."""
+        """A draw at s = 1 for crystals with the layout of ``given``; conditioning processes use its values too."""
         ...
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
@@ -198,32 +198,32 @@ class DiffusionProcess(Protocol):
     def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
         """Scalar training loss, before the weight of the modality.
 
-        A mean over the rows of what the process predicts, of terms that know their own crystal alone: over all N atoms
-        or all B crystals, counted whether they contribute or not. So the loss of a batch is the mean of the losses of
-        its parts, each with as much weight as it has rows, and a batch can be divided among processes and in pieces.
+        A mean over the rows that the process predicts, all N atoms or all B crystals, of terms that each depend on one
+        crystal only; rows that contribute nothing count too. So the loss of a batch is the mean of the losses of its
+        parts, weighted by their numbers of rows, and a batch can be divided into pieces and among processes.
         """
         ...
 
     def decode(self, latent: Latent, into: Crystals) -> Crystals:
-        """``into`` with this modality read off the latent at s = 0."""
+        """``into`` with this modality replaced by that of the latent at s = 0."""
         ...
 
 
 @runtime_checkable
 class Estimates(Protocol):
-    """A process that can say which clean value the network's answer stands for."""
+    """A process that can turn a prediction into an estimate of the clean latent."""
 
     def estimate(self, latent: Latent, prediction: Prediction, s: Tensor, layout: Layout) -> Latent:
         """The estimate of x_0 at times s [B]: a latent at s = 0, which ``decode`` makes crystals of.
 
-        For real numbers the posterior mean that the network has learnt, for tokens the most probable ones.
+        For real numbers it is the posterior mean that the network has learnt, for tokens the most probable ones.
         """
         ...
 
 
 @runtime_checkable
 class Shows(Protocol):
-    """A process that shows the network something else than its latent."""
+    """A process that shows the network something other than its latent."""
 
     def shown(self, latent: Latent, s: Tensor, layout: Layout) -> Latent:
         """The channels of ``reads`` at times s [B]."""
@@ -232,16 +232,16 @@ class Shows(Protocol):
 
 @runtime_checkable
 class KnowsItsNoise(Protocol):
-    """A process whose noise has a standard deviation, of which a network can have its time features."""
+    """A process whose noise has a standard deviation, from which a network can make time features."""
 
     def log_noise(self, s: Tensor) -> Tensor:
-        """Its logarithm at unit times s > 0 of any shape."""
+        """The logarithm of that standard deviation at unit times s > 0 of any shape."""
         ...
 
 
 @runtime_checkable
 class ReadsColumns(Protocol):
-    """A process that needs columns of the crystals (``Crystals.per_crystal``, ``per_atom``), which the data load."""
+    """A process that needs columns of the crystals (``Crystals.per_crystal``, ``per_atom``); the data load them."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -251,13 +251,13 @@ class ReadsColumns(Protocol):
 
 @runtime_checkable
 class Restricts(Protocol):
-    """A species process, or its codec, whose samples can be held to some elements."""
+    """A species process, or its codec, whose samples can be restricted to some elements."""
 
     def restricted(self, elements: Sequence[int]) -> Self:
-        """The same; none of its samples holds an atomic number outside ``elements``.
+        """The same process or codec, whose samples contain no element outside ``elements``.
 
         Raises:
-            KldmError: there is no element left, or it is not of species after all.
+            KldmError: no element is left, or its modality is not species.
         """
         ...
 
@@ -292,10 +292,10 @@ class Codec(Protocol):
 
 @runtime_checkable
 class Cleans(Protocol):
-    """A codec that knows something of the numbers of all crystals."""
+    """A codec that knows what the numbers of all crystals have in common."""
 
     def clean(self, values: Tensor) -> Tensor:
-        """Estimates of encoded crystals, [B, C] or [N, C], with what is known put in."""
+        """Estimates of encoded crystals, [B, C] or [N, C], with that knowledge applied."""
         ...
 
 
@@ -314,9 +314,10 @@ class Schedule(Protocol):
 class ScoreNetwork(Protocol):
     """Predicts every channel of its ``Interface`` from the noisy channels of all processes.
 
-    Must be equivariant to permutations of atoms, unchanged by a common translation of periodic channels, independent
-    of the other crystals of the batch, and, where matrix channels turn, turn its answers to them and nothing else.
-    Registered networks are ``torch.nn.Module`` whose first, positional-only argument is the ``Interface``.
+    Must be equivariant to permutations of atoms, invariant to a common translation of periodic channels, and
+    independent of the other crystals of the batch. Where matrix channels are rotated, the predictions of matrix
+    channels must rotate with them, and all others stay the same.
+    Registered networks are classes of ``torch.nn.Module`` whose first, positional-only argument is the ``Interface``.
     """
 
     def __call__(self, latent: Latent, s: Tensor, layout: Layout) -> Prediction: ...
@@ -324,11 +325,11 @@ class ScoreNetwork(Protocol):
 
 @runtime_checkable
 class Sizes(Protocol):
-    """A network that knows how much memory it takes."""
+    """A network that can estimate how much memory it takes."""
 
     def bytes_per_pair(self, training: bool) -> int:
-        """Memory that a call takes for each ordered pair of atoms of one crystal, with what its gradient needs or
-        without; rather too much than too little."""
+        """Memory that a call takes for each ordered pair of atoms of one crystal, in training with what its gradient
+        needs; rather too much than too little."""
         ...
 
 
@@ -348,7 +349,7 @@ class LearningRate(Protocol):
 
         Args:
             step: steps done before.
-            progress: share of training done before, in [0, 1]: of its steps, or of its minutes.
+            progress: share of training done before, in [0, 1], counted in steps or in minutes.
         """
         ...
 
@@ -392,15 +393,15 @@ class Sampler(Protocol):
 
 @attrs.frozen(eq=False)
 class Candidate:
-    """One requested structure: what came, or why nothing did.
+    """One requested structure, or the reason why there is none.
 
     Attributes:
         target: row of the reference that it answers (CSP), or its own number (de-novo generation).
-        candidate: number among the answers to the same target, from 0.
-        structure: the structure, or None where none could be built.
+        candidate: number among the candidates of the same target, from 0.
+        structure: the structure, or None if none could be built.
         reason: why there is none.
         species: atomic numbers of its atoms, where they are known although there is no structure.
-        selected: whether it was chosen among the answers to its target, by whoever made them.
+        selected: whether it was selected among the candidates of its target when they were generated.
     """
 
     target: int
@@ -416,9 +417,9 @@ class Samples:
     """What a metric judges: every requested structure, failures included, beside the reference.
 
     Attributes:
-        candidates: what came, in any order.
-        reference: by row; None where a row of a foreign reference is no structure.
-        source: what the reference is called, such as ``mp_20/test``; empty where nobody says.
+        candidates: in any order.
+        reference: its structures by row; None where a row of a file could not be read as a structure.
+        source: the name of the reference, such as ``mp_20/test``; empty if unknown.
     """
 
     candidates: tuple[Candidate, ...]
@@ -428,7 +429,7 @@ class Samples:
 
 @attrs.frozen(eq=False)
 class Measurement:
-    """What a metric found.
+    """The result of a metric.
 
     Attributes:
         values: named results; None where undefined (never a silent 0).
@@ -444,27 +445,27 @@ class Measurement:
 
 
 class Metric(Protocol):
-    """Judges samples. Never raises on a bad structure: it counts as a failure with a reason."""
+    """Judges samples. It never raises on a bad structure, which counts as a failure with a reason."""
 
     def measure(self, samples: Samples) -> Measurement: ...
 
 
 @attrs.frozen(kw_only=True)
 class Terms:
-    """What samples a metric takes, and what its values may be compared with. Reports keep the terms beside the values.
+    """Which samples a metric takes, and what its values may be compared with. Reports keep the terms beside the values.
 
     Attributes:
         answers: whether a candidate answers the row of the reference that is its target (crystal structure prediction).
             Files of samples are then aligned with the reference, and several files are several candidates of every
             row. Otherwise each file is a set of its own, and of several sets the mean and the standard deviation of
             the values are reported.
-        needs_reference: whether it looks at the reference; a metric that does not judges files without one.
+        needs_reference: whether it uses the reference; a metric that does not can judge files without one.
         agree: what must be equal in two definitions for their values to be comparable: a name for it, and the keys of
-            ``Measurement.definition`` that say it, dotted where they lie in a section. A key that ends with a dot
+            ``Measurement.definition`` that hold it, dotted within a section. A key that ends with a dot
             stands for all keys of that section; one that ends with a question mark is compared only among the
             definitions that have it.
-        shares: the values in [0, 1] that are printed in percent, by the beginnings of their names (of the last part of
-            a dotted name).
+        shares: prefixes of the names of values in [0, 1], which are printed in percent (for a dotted name, of its last
+            part).
     """
 
     answers: bool = False
@@ -486,28 +487,28 @@ class Prepares(Protocol):
     """A metric that needs more than samples: files, packages, a device."""
 
     def prepare(self) -> None:
-        """Raises ``KldmError`` where something of it is missing. Called before training."""
+        """Raises ``KldmError`` if any of it is missing. Called before training."""
         ...
 
 
 EnergyScale = Literal["own", "uncorrected", "mp2020"]
-"""What the energies of a potential may be compared with: ``own``, with others of the same potential alone;
+"""What the energies of a potential may be compared with: ``own``, only with others of the same potential;
 ``uncorrected``, with raw PBE(+U) energies in the settings of the Materials Project; ``mp2020``, with such energies
 after the corrections of ``MaterialsProject2020Compatibility``."""
 
 
 class Potential(Protocol):
-    """The energy of atoms by their positions, species and cell: what structures are relaxed with.
+    """The energy of atoms as a function of their positions, species and cell, with which structures are relaxed.
 
-    Must be hashable and equal to what computes the same, and travel between processes: a frozen record of settings,
-    which loads its weights in ``calculator``.
+    Must be hashable, equal to any other that computes the same, and able to travel between processes: a frozen record
+    of settings, which loads its weights in ``calculator``.
     """
 
     def __hash__(self) -> int: ...
 
     @property
     def label(self) -> str:
-        """What a reader calls it, such as the file of its weights."""
+        """Its name for a reader, such as the file of its weights."""
         ...
 
     @property
@@ -515,10 +516,10 @@ class Potential(Protocol):
 
     @property
     def identity(self) -> Mapping[str, Json]:
-        """All that its energies depend on (name, version, digest of the weights), but not where it computes.
+        """Everything that its energies depend on (name, version, digest of the weights), but not the device.
 
         Raises:
-            KldmError: its weights or its package are not there.
+            KldmError: its weights or its package are missing.
         """
         ...
 
@@ -526,6 +527,6 @@ class Potential(Protocol):
         """A new ASE calculator with energy (eV per cell), forces (eV/angstrom) and stress (eV/angstrom^3).
 
         Raises:
-            KldmError: its weights or its package are not there.
+            KldmError: its weights or its package are missing.
         """
         ...

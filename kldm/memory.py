@@ -1,4 +1,4 @@
-"""How many pairs of atoms a network call may have, by the memory that is free."""
+"""How many pairs of atoms one network call may have, given the free memory."""
 
 from pathlib import Path
 
@@ -11,16 +11,16 @@ MEMINFO = Path("/proc/meminfo")
 
 
 def free_memory(device: torch.device, processes: int = 1) -> int | None:
-    """Bytes that this process may still take on the device; None where that is not known.
+    """Bytes that this process may still take on the device; None if unknown.
 
-    Of a GPU what the driver has left and what torch keeps unused; of a machine with Linux what the system calls
-    available, divided by the number of processes of the run that share it.
+    On a GPU it is what the driver has left and what torch has reserved without using it; on Linux it is what the system
+    calls available, divided by the number of processes of the run that share the machine.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type == "cpu":
-        give_back()  # kept memory is free to be taken again
+        give_back()  # so that memory which the allocator keeps counts as available
         try:
             lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
             return int(lines["MemAvailable"].removesuffix("kB")) * 1024 // processes
@@ -30,16 +30,16 @@ def free_memory(device: torch.device, processes: int = 1) -> int | None:
 
 
 def most_pairs(network: object, device: torch.device, *, training: bool, processes: int = 1) -> int | None:
-    """The largest number of ordered pairs for which half of the free memory suffices, as the network reckons; None
-    where it does not reckon, or nothing is known of the memory.
+    """The largest power of two of ordered pairs that fits into half of the free memory, as the network estimates; None
+    if it gives no estimate (``Sizes``), or the free memory is unknown.
 
-    A power of two, so that small changes of what is free change nothing.
+    It is a power of two so that small changes of the free memory do not change it.
 
     Args:
-        network: of which ``Sizes`` tells what a pair takes.
+        network: the network.
         device: where it computes.
         training: whether the gradient is computed too.
-        processes: of the run, which share the memory of the machine.
+        processes: how many processes of the run share the memory of the machine.
     """
     if isinstance(network, Sizes) and (free := free_memory(device, processes)) is not None:
         return 1 << max(free // 2 // network.bytes_per_pair(training), 1).bit_length() - 1

@@ -30,13 +30,13 @@ _MODALITIES = ("coordinates", "lattice", "species")
 
 @attrs.frozen(eq=False)
 class NoisedBatch:
-    """A batch after its noise, ready for the network.
+    """A noised batch, ready for the network.
 
     Attributes:
         draws: latent and target of each modality.
         s: [B] times.
         layout: which atom belongs to which crystal.
-        weight: [B] by which the gradient of each crystal's losses is multiplied; None: 1.
+        weight: [B], factors of the gradients of each crystal's losses; None: 1.
     """
 
     draws: Mapping[str, Noised]
@@ -45,7 +45,7 @@ class NoisedBatch:
     weight: Tensor | None = None
 
     def part(self, first: int, last: int) -> "NoisedBatch":
-        """Crystals ``first`` to ``last``, the latter excluded: views, no copies."""
+        """Crystals ``first`` to ``last - 1``, as views."""
         sizes = self.layout.sizes
         start = sum(sizes[:first])
         atoms, crystals = slice(start, start + sum(sizes[first:last])), slice(first, last)
@@ -56,8 +56,8 @@ class NoisedBatch:
                 return values[atoms]
             if values.dim() and len(values) == len(self.layout):
                 return values[crystals]
-            problem = f"its noise has a tensor of shape {tuple(values.shape)}, with no row per atom or crystal"
-            raise KldmError(problem, place=f"model.{_place(name)}", remedy="no batch with it can be divided")
+            problem = f"a tensor of its noise has the shape {tuple(values.shape)}, so no batch with it can be divided"
+            raise KldmError(problem, place=f"model.{_place(name)}", remedy="give it one row per atom or per crystal")
 
         draws = {
             name: Noised(
@@ -74,7 +74,7 @@ class JointModel(nn.Module):
     """Merges the channels of its processes into one ``Interface``, builds the network for it, makes the one network
     call, and hands each process its own prediction (KLDM, Algorithms 1 and 2).
 
-    There is no task: crystal structure prediction and de-novo generation differ in the species process alone. A
+    There is no task: crystal structure prediction and de-novo generation differ only in the species process. A
     process that predicts nothing conditions the others.
 
     Args:
@@ -101,7 +101,7 @@ class JointModel(nn.Module):
         modalities = dict(zip(_MODALITIES, (coordinates, lattice, species), strict=True))
         for name in conditions or {}:
             if name in modalities:
-                raise KldmError("the name is a modality's", place=f"conditions.{name}", remedy="choose another")
+                raise KldmError("a modality has this name", place=f"conditions.{name}", remedy="choose another")
         self._processes: dict[str, DiffusionProcess] = {**modalities, **(conditions or {})}
         self.weights = dict(weights or {})
         for name in self.weights:
@@ -109,7 +109,7 @@ class JointModel(nn.Module):
                 raise KldmError("no such modality", place=f"weights.{name}", remedy=nearest(name, self._processes))
         learnt = [self.weights.get(name, 1.0) for name, process in self._processes.items() if process.predicts]
         if not all(weight >= 0 for weight in self.weights.values()) or not sum(learnt) > 0:
-            raise KldmError("wants numbers of at least 0, not all of them 0 for what is learnt", place="weights")
+            raise KldmError("must be at least 0, and above 0 for some modality that is learnt", place="weights")
         self.interface = _merged(self._processes)
         try:
             built = network(self.interface)
@@ -134,8 +134,10 @@ class JointModel(nn.Module):
 
     def predict(self, latents: Mapping[str, Latent], s: Tensor, layout: Layout) -> Mapping[str, Prediction]:
         """One network call at times s [B]; each modality gets the channels it asked for."""
-        shown = (_shown(self._processes[name], latent, s, layout) for name, latent in latents.items())
-        merged = dict(chain.from_iterable(latent.items() for latent in shown))
+        merged: dict[str, Tensor] = {}
+        for name, latent in latents.items():
+            process = self._processes[name]
+            merged.update(process.shown(latent, s, layout) if isinstance(process, Shows) else latent)
         rounded = used_precision(self.precision, s.device) == "bf16"
         with torch.autocast(s.device.type, dtype=torch.bfloat16, enabled=rounded):
             output: Prediction = self.network(merged, s, layout)
@@ -145,7 +147,7 @@ class JointModel(nn.Module):
         }
 
     def noised(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> NoisedBatch:
-        """The crystals with the noise of times s [B], every modality with its own."""
+        """The crystals, every modality noised by its own process to times s [B]."""
         return NoisedBatch(
             {name: process.noise(clean, s, rng) for name, process in self._processes.items()}, s, clean.layout
         )
@@ -155,7 +157,7 @@ class JointModel(nn.Module):
         predictions = self.predict({name: draw.latent for name, draw in batch.draws.items()}, batch.s, batch.layout)
         if batch.weight is not None:
             predictions = {
-                name: _with_gradients(process, predictions[name], batch.weight, batch.layout)
+                name: _with_weights(process, predictions[name], batch.weight, batch.layout)
                 for name, process in self._processes.items()
             }
         return {
@@ -170,18 +172,18 @@ class JointModel(nn.Module):
         return losses
 
     def shares(self, part: Layout, whole: Layout) -> dict[str, float]:
-        """By modality, what the loss of a part of a batch weighs in that of the whole: its share of the rows that the
+        """The weight of a part's loss in the loss of the whole batch, by modality: its share of the rows that the
         modality predicts (see ``DiffusionProcess.loss``)."""
-        shares = {"atom": part.total / whole.total, "crystal": len(part) / len(whole)}
-        found = {}
+        share = {"atom": part.total / whole.total, "crystal": len(part) / len(whole)}
+        shares = {}
         for name, process in self._processes.items():
             if process.predicts:
                 kinds = {channel.per for channel in process.predicts}
                 if len(kinds) > 1:
-                    problem = "it predicts numbers of atoms and of crystals, so no batch with it can be divided"
+                    problem = "it predicts numbers of atoms and of crystals, so no batch can be divided"
                     raise KldmError(problem, place=f"model.{_place(name)}", remedy="make it two processes")
-                found[name] = shares[kinds.pop()]
-        return found
+                shares[name] = share[kinds.pop()]
+        return shares
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The weighted mean of the modalities' losses."""
@@ -190,12 +192,12 @@ class JointModel(nn.Module):
         return torch.stack(terms).sum() / sum(weight.values())
 
     def fitted(self, train: CrystalStore) -> dict[str, DiffusionProcess]:
-        """The processes by modality, those that ask for it (``Fits``) with their statistics of the training split."""
+        """The processes by modality; those with statistics (``Fits``) are fitted to the training split."""
         return {name: p.fitted(train) if isinstance(p, Fits) else p for name, p in self._processes.items()}
 
     def replace(self, processes: Mapping[str, DiffusionProcess]) -> bool:
-        """Put other processes in the place of the model's; returns False, and leaves the model as it is, where the
-        network was built for other channels than theirs."""
+        """Replace the model's processes. Returns False, and changes nothing, if the network was built for other
+        channels."""
         new = _merged(processes)
         if new != self.interface or new.log_noise != self.interface.log_noise:
             return False
@@ -204,14 +206,14 @@ class JointModel(nn.Module):
 
 
 def statistics(processes: Mapping[str, DiffusionProcess]) -> dict[str, Mapping[str, Json]]:
-    """The recipe's keys with the statistics of the training split that fitted processes hold, by the place of the
-    process within [model], such as ``lattice`` or ``conditions.energy``."""
-    found = {_place(name): process.statistics() for name, process in processes.items() if isinstance(process, Fits)}
-    return {place: held for place, held in found.items() if held}
+    """The statistics of fitted processes as keys of the recipe, by the place of the process within [model], such as
+    ``lattice`` or ``conditions.energy``."""
+    fits = {_place(name): process.statistics() for name, process in processes.items() if isinstance(process, Fits)}
+    return {place: fit for place, fit in fits.items() if fit}
 
 
 def _place(name: str) -> str:
-    """Where a process stands within [model]."""
+    """The key of a process within [model]."""
     return name if name in _MODALITIES else f"conditions.{name}"
 
 
@@ -222,7 +224,7 @@ def _merged(processes: Mapping[str, DiffusionProcess]) -> Interface:
         for side, channels in ((reads, process.reads), (predicts, process.predicts)):
             for channel in channels:
                 if channel.name in side:
-                    problem = f"the channel {channel.name!r} is another process's already"
+                    problem = f"another process already has the channel {channel.name!r}"
                     raise KldmError(problem, place=_place(name))
                 side[channel.name] = channel
     coordinates = processes["coordinates"]
@@ -230,20 +232,16 @@ def _merged(processes: Mapping[str, DiffusionProcess]) -> Interface:
     return Interface(tuple(reads.values()), tuple(predicts.values()), log_noise)
 
 
-def _shown(process: DiffusionProcess, latent: Latent, s: Tensor, layout: Layout) -> Latent:
-    return process.shown(latent, s, layout) if isinstance(process, Shows) else latent
+def _with_weights(process: DiffusionProcess, prediction: Prediction, weight: Tensor, layout: Layout) -> Prediction:
+    """The same predictions, with gradients multiplied by the weight [B] of their crystal.
 
-
-def _with_gradients(process: DiffusionProcess, prediction: Prediction, weight: Tensor, layout: Layout) -> Prediction:
-    """The same predictions, whose gradients are multiplied by the weight [B] of their crystal.
-
-    A loss is a mean of terms that know their own crystal alone, so that this weights the terms' gradients, whatever the
-    loss is.
+    A loss is a mean of terms that each depend on one crystal only, so this weights the gradients of the terms, whatever
+    the loss is.
     """
     rows = {"crystal": weight, "atom": layout.per_atom(weight)}
-    found = {}
+    weighted = {}
     for channel in process.predicts:
         values = prediction[channel.name]
-        still = values.detach()
-        found[channel.name] = still + rows[channel.per].unsqueeze(-1) * (values - still)
-    return found
+        constant = values.detach()
+        weighted[channel.name] = constant + rows[channel.per].unsqueeze(-1) * (values - constant)
+    return weighted

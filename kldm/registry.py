@@ -43,12 +43,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Shelf:
     """The components of one interface by versioned name.
 
-    kldm's own components are on it as soon as it is looked at.
+    kldm's own components are registered when the shelf is first read.
 
     Args:
         kind: the shelf's name, as recipes write it: ``@processes``.
         interface: the Protocol that its components build.
-        home: the module whose import registers kldm's own.
+        home: the module whose import registers kldm's own components.
     """
 
     def __init__(self, kind: str, interface: type, home: str) -> None:
@@ -56,8 +56,8 @@ class Shelf:
         self._registry: catalogue.Registry[Any] = catalogue.create("kldm", kind, entry_points=True)
 
     def put(self, name: str, component: F) -> F:
-        """Register a component; a name can be taken only once, unless a file is merely read again."""
-        # Entry points are not asked: the one that is importing this very component would be imported again.
+        """Register a component. A name can be taken only once, except by executing the same file again."""
+        # Entry points are not consulted: the one that is importing this component would be imported again.
         old = catalogue.REGISTRY.get(("kldm", self.kind, name))
         if old is not None:
             self._refuse_another(name, old, component)

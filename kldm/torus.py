@@ -14,13 +14,13 @@ TURN = 2 * pi
 """Radians of a turn. Processes compute in angles; their latents hold fractions of a turn."""
 
 # With x in [-pi, pi] and a variance v, leaving out |k| >= 2 changes the score by at most 3 pi exp(-4 pi^2 / v) / (2 v),
-# at |x| = pi; leaving out the sixth wave, by 12 exp(-18 v) over the density, whose least is 0.18 of the uniform one's
-# at v = 1.6. There the two are 6e-11 and 2e-11; each falls on its own side, and up to v = 1 the images are exact to
-# rounding.
+# at |x| = pi. Leaving out the sixth wave changes it by at most 12 exp(-18 v) over the density relative to the uniform
+# one, which is at least 0.18 at v = 1.6. There the two errors are 6e-11 and 2e-11; towards smaller v the first falls,
+# towards larger v the second, and up to v = 1 the images are exact to rounding.
 _IMAGES_UP_TO = 1.6  # variance
 _WAVES = 5
-_GRID = (4.5, 4096)  # sigma up to which the root mean square is interpolated, cells; beyond, the limit holds to 2e-9
-_NARROW = 0.3  # sigma up to which the other limit holds to 2e-9
+_GRID = (4.5, 4096)  # largest interpolated sigma, number of cells; above it the limit for large sigma holds to 2e-9
+_NARROW = 0.3  # up to this sigma the limit for small sigma holds to 2e-9
 
 
 def wrap(x: Tensor, period: float = TURN) -> Tensor:
@@ -36,15 +36,15 @@ def unit(x: Tensor) -> Tensor:
     return x.remainder(1).remainder(1)
 
 
-def towards(end: Tensor, start: Tensor, share: Tensor) -> Tensor:
-    """The point that has ``share`` of the shortest way from ``end`` to ``start`` behind it, modulo 1, period 1."""
-    return unit(end + share * wrap(start - end, 1.0))
+def towards(origin: Tensor, target: Tensor, share: Tensor) -> Tensor:
+    """The point at the fraction ``share`` of the shortest way from ``origin`` to ``target``, modulo 1, period 1."""
+    return unit(origin + share * wrap(target - origin, 1.0))
 
 
 def wrapped_normal_score(displacement: Tensor, variance: Tensor, widest: float = inf) -> Tensor:
     """d/dmu log WN(r | mu, variance) for each component, period 2 pi, exact to 1e-10.
 
-    With x = r - mu less whole turns, the density is proportional to sum_k exp(-(x + 2 pi k)^2 / (2 variance)), hence
+    With x = r - mu minus whole turns, the density is proportional to sum_k exp(-(x + 2 pi k)^2 / (2 variance)), hence
     the score is sum_k w_k (x + 2 pi k) / variance with w = softmax_k(-2 pi k (x + pi k) / variance) over k = -1, 0, 1;
     the weights are relative to the image k = 0, so that a tiny variance gives x / variance and never 0/0. Variances
     above 1.6 use the Fourier series 1 + 2 sum_m exp(-m^2 variance / 2) cos(m x) of the density up to m = 5 instead.
@@ -52,7 +52,7 @@ def wrapped_normal_score(displacement: Tensor, variance: Tensor, widest: float =
     Args:
         displacement: r - mu, any shape.
         variance: > 0, broadcastable to ``displacement``.
-        widest: a standard deviation that none exceeds; where three images do for it, nothing else is computed.
+        widest: an upper bound of the standard deviations; if three images suffice for it, nothing else is computed.
     """
     x = displacement - TURN * (displacement / TURN).round()
     if widest**2 <= _IMAGES_UP_TO:
@@ -84,7 +84,7 @@ def score_root_mean_square(sigma: Tensor, widest: float = inf) -> Tensor:
 
     Args:
         sigma: standard deviations in radians.
-        widest: one that none exceeds; where it lies on the grid, the limit is not computed.
+        widest: an upper bound of them; if it lies on the grid, the limit for large sigma is not computed.
     """
     high, cells = _GRID
     position = sigma * (cells / high)

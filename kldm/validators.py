@@ -1,6 +1,6 @@
-"""Validators of options, for ``attrs.field``: each raises ``KldmError`` at the option's name, which recipes complete.
+"""Validators of options, for ``attrs.field``. Each raises ``KldmError`` at the option's name, which recipes complete.
 
-An option that may be None takes ``attrs.validators.optional`` around them. Not-a-number is never accepted.
+For an option that may be None, wrap them in ``attrs.validators.optional``. Not-a-number is never accepted.
 """
 
 import threading
@@ -18,34 +18,34 @@ Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 def above(bound: float) -> Validator:
     """A finite number above the bound."""
-    return _such(lambda value: bound < value < inf, f"above {bound:,}")
+    return _satisfies(lambda value: bound < value < inf, f"above {bound:,}")
 
 
 def at_least(bound: float) -> Validator:
     """A finite number, the bound or above."""
-    return _such(lambda value: bound <= value < inf, f"at least {bound:,}")
+    return _satisfies(lambda value: bound <= value < inf, f"at least {bound:,}")
 
 
 def finite() -> Validator:
     """A number that is neither infinite nor not-a-number."""
-    return _such(isfinite, "a finite number")
+    return _satisfies(isfinite, "a finite number")
 
 
 def within(low: float, high: float, *, ends: Literal["both", "low", "high", "neither"] = "both") -> Validator:
     """A number from ``low`` to ``high``; ``ends`` says which of the two are allowed themselves."""
     match ends:
         case "both":
-            return _such(lambda value: low <= value <= high, f"from {low:,} to {high:,}")
+            return _satisfies(lambda value: low <= value <= high, f"from {low:,} to {high:,}")
         case "low":
-            return _such(lambda value: low <= value < high, f"at least {low:,} and below {high:,}")
+            return _satisfies(lambda value: low <= value < high, f"at least {low:,} and below {high:,}")
         case "high":
-            return _such(lambda value: low < value <= high, f"above {low:,} and at most {high:,}")
+            return _satisfies(lambda value: low < value <= high, f"above {low:,} and at most {high:,}")
         case "neither":
-            return _such(lambda value: low < value < high, f"between {low:,} and {high:,}")
+            return _satisfies(lambda value: low < value < high, f"between {low:,} and {high:,}")
 
 
 def one_of(*names: str) -> Validator:
-    """One of the names; of an option typed ``Literal``, its own where none are given here."""
+    """One of the names; without names, one of the values of the option's ``Literal`` type."""
 
     def check(_instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
         known = names or get_args(attribute.type)
@@ -59,7 +59,7 @@ def one_of(*names: str) -> Validator:
 
 def worker_count() -> Validator:
     """A number of processes, or -1 for as many as there are CPU cores."""
-    return _such(lambda value: value >= 1 or value == -1, "a number of processes, or -1 for all cores")
+    return _satisfies(lambda value: value >= 1 or value == -1, "a number of processes, or -1 for all cores")
 
 
 def duration() -> Validator:
@@ -68,7 +68,7 @@ def duration() -> Validator:
 
 
 def each(validator: Validator) -> Validator:
-    """Every value of a mapping, named by its key, or of a sequence."""
+    """Apply a validator to every value of a mapping or sequence; the place of an error names its key."""
 
     def check(instance: Any, attribute: "attrs.Attribute[Any]", values: Any) -> None:
         items = values.items() if isinstance(values, Mapping) else enumerate(values)
@@ -86,9 +86,9 @@ def validate(name: str, value: Any, validator: Validator) -> None:
     validator(None, cast("attrs.Attribute[Any]", SimpleNamespace(name=name)), value)
 
 
-def _such(good: Callable[[Any], bool], wanted: str) -> Validator:
+def _satisfies(condition: Callable[[Any], bool], requirement: str) -> Validator:
     def check(_instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-        if not good(value):
-            raise KldmError(f"must be {wanted}, got {value:,}", place=attribute.name)
+        if not condition(value):
+            raise KldmError(f"must be {requirement}, got {value:,}", place=attribute.name)
 
     return check

@@ -73,13 +73,13 @@ def test_sample_makes_exactly_what_formulas_ask_for(finished: Path, tmp_path: Pa
     result = kldm("sample", finished / source, *arguments)
     assert result.exit_code == 0, result.output
     assert str(tmp_path) in result.output
-    made = read_samples(tmp_path / "samples.jsonl")
-    assert [(c.target, c.candidate) for c in made] == [(target, number) for number in range(3) for target in (0, 1)]
-    formulas = [c.structure.formula for c in made if c.structure is not None]
-    failed = sum(c.structure is None for c in made)
+    candidates = read_samples(tmp_path / "samples.jsonl")
+    assert [(c.target, c.candidate) for c in candidates] == [(target, i) for i in range(3) for target in (0, 1)]
+    formulas = [c.structure.formula for c in candidates if c.structure is not None]
+    failed = sum(c.structure is None for c in candidates)
     assert f"{6 - failed} structures, {failed} failed" in result.output
     assert set(formulas) == {"Li1 Fe1 P1 O4", "Na2 Cl2"}
-    assert all(c.reason for c in made if c.structure is None)
+    assert all(c.reason for c in candidates if c.structure is None)
 
 
 def test_one_of_the_candidates_is_selected(finished: Path, tmp_path: Path) -> None:
@@ -87,22 +87,22 @@ def test_one_of_the_candidates_is_selected(finished: Path, tmp_path: Path) -> No
     result = kldm("sample", finished, *arguments, "--select", "consensus", "--out", tmp_path / "samples")
     assert result.exit_code == 0, result.output
     assert "one of 3 is selected for each composition" in result.output
-    made = read_samples(tmp_path / "samples" / "samples.jsonl")
-    assert len(made) == 6
-    assert sorted(one.target for one in made if one.selected) == [0, 1]
-    expected = consensus([attrs.evolve(one, selected=False) for one in made])
-    assert [one.selected for one in made] == [one.selected for one in expected]
+    candidates = read_samples(tmp_path / "samples" / "samples.jsonl")
+    assert len(candidates) == 6
+    assert sorted(c.target for c in candidates if c.selected) == [0, 1]
+    expected = consensus([attrs.evolve(c, selected=False) for c in candidates])
+    assert [c.selected for c in candidates] == [c.selected for c in expected]
     frames = read_samples(tmp_path / "samples" / "samples.extxyz")
-    marks = {(one.target, one.candidate): one.selected for one in made if one.structure is not None}
-    assert {(one.target, one.candidate): one.selected for one in frames} == marks
+    marks = {(c.target, c.candidate): c.selected for c in candidates if c.structure is not None}
+    assert {(c.target, c.candidate): c.selected for c in frames} == marks
     report = json.loads((tmp_path / "samples" / "report.json").read_text())
     assert (report["selection"]["of"], report["request"]["select"]) == (3, "consensus")
     assert report["selection"]["rule"].startswith("consensus: of the structurally valid candidates")
     plain = ["--count", "3", *arguments[:4], "--device", "cpu"]
     assert kldm("sample", finished, *plain, "--out", tmp_path / "plain").exit_code == 0
     without = read_samples(tmp_path / "plain" / "samples.jsonl")
-    assert [one.structure for one in without] == [one.structure for one in made]
-    assert not any(one.selected for one in without)
+    assert [c.structure for c in without] == [c.structure for c in candidates]
+    assert not any(c.selected for c in without)
 
 
 def test_a_folder_of_weights_is_sampled_like_its_file(finished: Path, tmp_path: Path) -> None:
@@ -111,9 +111,9 @@ def test_a_folder_of_weights_is_sampled_like_its_file(finished: Path, tmp_path: 
     assert kldm("export", finished, "--out", weights / "model.safetensors").exit_code == 0
     for model in (weights, weights / "model.safetensors"):
         assert kldm("sample", model, "--formula", "NaCl", "--device", "cpu").exit_code == 0
-    made = [weights / f"samples-{number}" / "samples.jsonl" for number in (1, 2)]
-    assert made[0].read_bytes() == made[1].read_bytes()
-    report = json.loads((made[0].parent / "report.json").read_text())
+    files = [weights / f"samples-{number}" / "samples.jsonl" for number in (1, 2)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    report = json.loads((files[0].parent / "report.json").read_text())
     assert report["checkpoint"] == str(weights / "model.safetensors")
 
 
@@ -144,14 +144,14 @@ def test_sample_a_split_beside_the_run(finished: Path, tmp_path: Path) -> None:
         assert kldm("sample", finished, *arguments, "--out", tmp_path / out).exit_code == 0
         runs.append((tmp_path / out / "samples.jsonl").read_bytes())
     assert runs[0] == runs[1]
-    made = read_samples(tmp_path / "one" / "samples.jsonl")
-    assert len(made) == 8
+    candidates = read_samples(tmp_path / "one" / "samples.jsonl")
+    assert len(candidates) == 8
     split = load_run(finished)[0].data.load("val")
-    numbers = {one.target for one in made}
+    numbers = {c.target for c in candidates}
     assert len(numbers) == 4 < len(split)
-    for one in made:
-        if one.structure is not None:
-            assert sorted(one.structure.atomic_numbers) == sorted(split.batch([one.target]).species.tolist())
+    for c in candidates:
+        if c.structure is not None:
+            assert sorted(c.structure.atomic_numbers) == sorted(split.batch([c.target]).species.tolist())
     assert {frame.info["name"] for frame in read(tmp_path / "one" / "samples.extxyz", ":")} <= {
         split.ids[number] for number in numbers
     }
@@ -183,9 +183,9 @@ def test_an_exported_model_samples_like_the_run(finished: Path, tmp_path: Path, 
     sizes, samples = {}, {}
     for name, source in (("run", finished), ("file", file)):
         assert kldm("sample", source, *arguments, "--out", tmp_path / name).exit_code == 0
-        (made,) = read_samples(tmp_path / name / "samples.jsonl")
-        assert made.structure is not None
-        sizes[name], samples[name] = made.structure.lattice.abc, made
+        (candidate,) = read_samples(tmp_path / name / "samples.jsonl")
+        assert candidate.structure is not None
+        sizes[name], samples[name] = candidate.structure.lattice.abc, candidate
     assert sizes["file"] == pytest.approx(sizes["run"], rel=1e-6 if precision == "fp32" else 0.05)
     assert refused("export", finished, "--out", file).endswith("remove it, or choose another --out")
     other = tmp_path / "other.safetensors"
@@ -260,7 +260,7 @@ def test_components_lists_all_with_a_line_and_parameters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["run", QUICKSTART, "--model.network.hiden", "8"], "model.network.hiden: unknown key; did you mean 'hidden'?"),
         (["check", QUICKSTART, "--model.lattice.parameterization", "y0"], "model.lattice.parameterization"),
@@ -283,15 +283,15 @@ def test_components_lists_all_with_a_line_and_parameters() -> None:
     ids=lambda value: " ".join(Path(str(part)).name for part in value[:2]) if isinstance(value, list) else "",
 )
 def test_mistakes_are_told_in_a_sentence(
-    arguments: list[str | Path], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str | Path], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert told in refused(*arguments)
+    assert message in refused(*arguments)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--formula", "NaCl", "--split", "test"], "--formula and --split exclude each other"),
         (["--z", "2"], "--z wants --formula"),
@@ -323,15 +323,15 @@ def test_mistakes_are_told_in_a_sentence(
     ],
     ids=str,
 )
-def test_mistakes_in_sampling(finished: Path, arguments: list[str], told: str) -> None:
+def test_mistakes_in_sampling(finished: Path, arguments: list[str], message: str) -> None:
     before = sorted(finished.iterdir())
-    assert told in refused("sample", finished, *arguments)
+    assert message in refused("sample", finished, *arguments)
     assert sorted(finished.iterdir()) == before
 
 
 def test_a_run_folder_has_its_own_reference(finished: Path) -> None:
-    told = refused("evaluate", finished, "--reference", "mp_20/test", "--workers", "2")
-    assert "leave --reference and --workers out" in told
+    message = refused("evaluate", finished, "--reference", "mp_20/test", "--workers", "2")
+    assert "leave --reference and --workers out" in message
 
 
 def test_a_run_without_samples_cannot_be_evaluated(tmp_path: Path) -> None:

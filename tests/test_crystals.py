@@ -184,11 +184,11 @@ def test_stores_of_other_columns_are_not_joined() -> None:
 @pytest.mark.parametrize("make", [store, lambda sizes: store(sizes).batch(range(len(sizes)))], ids=["store", "batch"])
 def test_a_column_has_a_row_for_each_crystal_or_each_atom(make: Callable[[list[int]], CrystalStore | Crystals]) -> None:
     crystals = make([2, 3])
-    with pytest.raises(KldmError, match=r"per_crystal\['x'\]: wants one row for each crystal, 2 in all, .* \(5,\)"):
+    with pytest.raises(KldmError, match=r"per_crystal\['x'\]: must have one row for each crystal, 2 in all, .* \(5,\)"):
         attrs.evolve(crystals, per_crystal={"x": torch.zeros(5)})
-    with pytest.raises(KldmError, match=r"per_atom\['x'\]: wants one row for each atom, 5 in all, .* \(2, 3\)"):
+    with pytest.raises(KldmError, match=r"per_atom\['x'\]: must have one row for each atom, 5 in all, .* \(2, 3\)"):
         attrs.evolve(crystals, per_atom={"x": torch.zeros(2, 3)})
-    with pytest.raises(KldmError, match=r"per_crystal\['x'\]: wants one row .* \(\)"):
+    with pytest.raises(KldmError, match=r"per_crystal\['x'\]: must have one row .* \(\)"):
         attrs.evolve(crystals, per_crystal={"x": torch.tensor(1.0)})
     with pytest.raises(KldmError, match="two columns are called 'energy'"):
         attrs.evolve(crystals, per_atom={"energy": torch.zeros(5)})

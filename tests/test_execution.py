@@ -115,8 +115,8 @@ def test_graphs_are_asked_for_where_the_model_samples(tmp_path: Path, monkeypatc
     replayed = (*chosen, "--execution.graphs", "true")
     assert kldm("run", QUICKSTART, *CPU, "--out", tmp_path / "graphs", *replayed).exit_code == 0
     assert asked == ["record"]
-    made = [(tmp_path / name / "samples" / "test" / "samples.jsonl").read_bytes() for name in ("plain", "graphs")]
-    assert made[0] == made[1]
+    samples = [(tmp_path / name / "samples" / "test" / "samples.jsonl").read_bytes() for name in ("plain", "graphs")]
+    assert samples[0] == samples[1]
     assert kldm("sample", tmp_path / "graphs", "--formula", "NaCl", *CPU).exit_code == 0
     assert asked == ["record", "record"]
     assert kldm("sample", tmp_path / "graphs", "--formula", "NaCl", *CPU, "--no-graphs").exit_code == 0

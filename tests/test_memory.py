@@ -53,15 +53,15 @@ class Peak(TorchDispatchMode):
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for one in tree_iter(made):
-            if isinstance(one, torch.Tensor) and (key := one.untyped_storage()._cdata) not in self.known:
-                size = one.untyped_storage().nbytes()
+        result = func(*args, **(kwargs or {}))
+        for value in tree_iter(result):
+            if isinstance(value, torch.Tensor) and (key := value.untyped_storage()._cdata) not in self.known:
+                size = value.untyped_storage().nbytes()
                 self.known.add(key)
                 self.now += size
                 self.most = max(self.most, self.now)
-                weakref.finalize(one.untyped_storage(), self._gone, key, size)
-        return made
+                weakref.finalize(value.untyped_storage(), self._gone, key, size)
+        return result
 
     def _gone(self, key: int, size: int) -> None:
         self.known.discard(key)

@@ -76,7 +76,7 @@ def test_the_interface_is_that_of_all_processes() -> None:
 
 
 def test_two_processes_of_one_channel_are_refused() -> None:
-    with pytest.raises(KldmError, match=r"volume: the channel 'lattice' is another process's already"):
+    with pytest.raises(KldmError, match=r"volume: another process already has the channel 'lattice'"):
         model(conditions={"volume": LATTICE})
 
 
@@ -127,9 +127,9 @@ def test_a_condition_changes_the_prediction() -> None:
         nn.init.normal_(parameter, std=0.3)
     rng = torch.Generator().manual_seed(0)
     latents = {name: process.prior(BATCH, rng) for name, process in built.processes.items()}
-    one = built.predict(latents, TIMES, BATCH.layout)["lattice"]["lattice"]
+    predicted = built.predict(latents, TIMES, BATCH.layout)["lattice"]["lattice"]
     other = built.predict({**latents, "volume": {"volume": torch.zeros(3, 1)}}, TIMES, BATCH.layout)
-    assert not torch.allclose(one, other["lattice"]["lattice"])
+    assert not torch.allclose(predicted, other["lattice"]["lattice"])
 
 
 def test_the_total_is_the_weighted_mean() -> None:
@@ -240,10 +240,10 @@ def test_a_weight_of_each_crystal_multiplies_its_gradient() -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in built.parameters()], loss.detach()
 
-    one, other = (gradient(torch.tensor(weight))[0] for weight in ([1.0, 0.0], [0.0, 1.0]))
+    of_first, of_second = (gradient(torch.tensor(weight))[0] for weight in ([1.0, 0.0], [0.0, 1.0]))
     mixed, loss = gradient(torch.tensor([3.0, 0.5]))
     plain, expected = gradient(None)
     torch.testing.assert_close(loss, expected)
-    for found, first, second, whole in zip(mixed, one, other, plain, strict=True):
+    for found, first, second, whole in zip(mixed, of_first, of_second, plain, strict=True):
         torch.testing.assert_close(found, 3 * first + 0.5 * second, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(whole, first + second, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Names the axes of a crystal anew: the invariance to permutations of the lattice vectors, learnt from data."""
+"""Permutes the axes of a crystal, so that the invariance to the order of lattice vectors is learnt from data."""
 
 import itertools
 
@@ -15,7 +15,7 @@ _ORDERS = tuple(itertools.permutations(range(3)))
 
 
 def _is_odd(order: tuple[int, ...]) -> bool:
-    """Whether it takes an odd number of swaps."""
+    """Whether the order takes an odd number of swaps."""
     return sum(a > b for a, b in itertools.combinations(order, 2)) % 2 == 1
 
 
@@ -59,5 +59,5 @@ def _orders(device: torch.device) -> Tensor:
 
 @table
 def _odd(device: torch.device) -> Tensor:
-    """Which of them are odd, bool [6]."""
+    """Which of the orders are odd, bool [6]."""
     return torch.tensor([_is_odd(order) for order in _ORDERS], device=device)

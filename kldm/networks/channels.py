@@ -1,4 +1,4 @@
-"""Which channel plays which part in a network over pairs of atoms: found by kind, never by name."""
+"""Which channel plays which part in a network over pairs of atoms. Kinds decide it, never names."""
 
 from typing import NamedTuple
 
@@ -10,13 +10,15 @@ from kldm.crystals import Layout
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, Interface, Latent
 
+_SHAPES = {"periodic": ("atom", 3), "tangent": ("atom", 3), "matrix": ("crystal", 9)}
+
 
 class Geometry(NamedTuple):
-    """What the messages are made from beside the atoms themselves. Compilers know named tuples, but no other records.
+    """What messages are made from besides the states of atoms. Compilers support named tuples, but no other records.
 
     Attributes:
         fractional: [N, 3], at least float32: phases reach 2 pi * 127, below float32 they would be noise.
-        velocity: [N, 3], or [N, 0] where none is read.
+        velocity: [N, 3], or [N, 0] if none is read.
         crystal: [B, C], the invariants of all channels per crystal.
     """
 
@@ -31,10 +33,10 @@ class Roles:
 
     Attributes:
         fractional: the periodic channel [N, 3], seen through differences between atoms.
-        velocity: the tangent channel [N, 3], seen through differences too; None where none is read.
+        velocity: the tangent channel [N, 3], seen through differences too; None if none is read.
         atoms: token [N] and real [N, C] channels per atom, inputs of the nodes.
         crystals: real [B, C] and matrix [B, 9] channels, whose ``invariants`` are inputs of every edge.
-        predicts: what the heads answer; a matrix channel is read under the same name.
+        predicts: the channels of the heads; a matrix channel is read under the same name.
     """
 
     fractional: Channel
@@ -45,7 +47,7 @@ class Roles:
 
     @classmethod
     def of(cls, interface: Interface) -> "Roles":
-        """Sort the channels; ``KldmError`` where the interface asks for what such a network cannot do."""
+        """Sort the channels. Raises ``KldmError`` if the interface asks for what such a network cannot do."""
         reads = interface.reads
         for channel in (*reads, *interface.predicts):
             _check(channel)
@@ -53,11 +55,11 @@ class Roles:
         tangent = [channel for channel in reads if channel.kind == "tangent"]
         if len(periodic) != 1:
             raise KldmError(
-                f"the network needs exactly one periodic channel and got {len(periodic)}",
+                f"the network needs exactly one periodic channel, but got {len(periodic)}",
                 remedy="give the model one process for the coordinates",
             )
         if len(tangent) > 1:
-            raise KldmError(f"the network reads at most one tangent channel and got {_names(tangent)}")
+            raise KldmError(f"the network reads at most one tangent channel, but got {_names(tangent)}")
         for channel in interface.predicts:
             if channel.kind == "periodic":
                 raise KldmError(
@@ -67,7 +69,7 @@ class Roles:
             if channel.kind == "matrix" and channel not in reads:
                 raise KldmError(
                     f"the network predicts the matrix channel {channel.name!r} as a multiple of the one that it reads "
-                    "under that name, and it reads none",
+                    "under that name, but it reads none",
                     remedy="let the process read it too",
                 )
         return cls(
@@ -86,16 +88,16 @@ class Roles:
     def geometry(self, latent: Latent, layout: Layout, dtype: torch.dtype) -> Geometry:
         """The channels of positions, velocities and crystals, of the type of the weights."""
         fractional = latent[self.fractional.name].to(torch.promote_types(dtype, torch.float32))
-        none = torch.zeros(0, dtype=dtype, device=layout.device)
-        velocity = none.view(layout.total, 0) if self.velocity is None else latent[self.velocity.name].to(dtype)
+        empty = torch.zeros(0, dtype=dtype, device=layout.device)
+        velocity = empty.view(layout.total, 0) if self.velocity is None else latent[self.velocity.name].to(dtype)
         numbers = [invariants(channel, latent[channel.name]) for channel in self.crystals]
-        return Geometry(fractional, velocity, torch.cat([none.view(len(layout), 0), *numbers], -1).to(dtype))
+        return Geometry(fractional, velocity, torch.cat([empty.view(len(layout), 0), *numbers], -1).to(dtype))
 
 
 def invariants(channel: Channel, values: Tensor) -> Tensor:
-    """What does not turn with a crystal in a channel of it, [B, C] to [B, C].
+    """The numbers of a channel per crystal that do not change when it is rotated, [B, C] to [B, C].
 
-    Of a matrix L the nine scalar products of its rows, L L^T (DiffCSP, section 4.2); real numbers as they are.
+    For a matrix L they are the nine scalar products of its rows, L L^T (DiffCSP, section 4.2); real numbers stay.
     """
     if channel.kind != "matrix":
         return values
@@ -105,10 +107,10 @@ def invariants(channel: Channel, values: Tensor) -> Tensor:
 
 
 def answer(channel: Channel, output: Tensor, latent: Latent) -> Tensor:
-    """The prediction for a channel from the output of its head, which knows invariants alone.
+    """The prediction for a channel from the output of its head, which sees only invariants.
 
-    For a matrix channel M L, with the 3 x 3 output M and the matrix L that is read under the same name: it turns with
-    L. For any other the output as it is.
+    For a matrix channel it is M L, with the 3 x 3 output M and the matrix L that is read under the same name, so that
+    it rotates with L. For any other channel it is the output.
     """
     if channel.kind != "matrix":
         return output
@@ -117,19 +119,16 @@ def answer(channel: Channel, output: Tensor, latent: Latent) -> Tensor:
 
 
 def _check(channel: Channel) -> None:
-    if channel.kind in ("periodic", "tangent") and (channel.per, channel.width) != ("atom", 3):
+    own = channel.per, channel.width
+    per, width = _SHAPES.get(channel.kind, own)
+    if own != (per, width):
         raise KldmError(
-            f"the network takes {channel.kind} channels of width 3 per atom and "
-            f"{channel.name!r} has width {channel.width} per {channel.per}"
-        )
-    if channel.kind == "matrix" and (channel.per, channel.width) != ("crystal", 9):
-        raise KldmError(
-            f"the network takes matrix channels of width 9 per crystal and "
+            f"the network takes {channel.kind} channels of width {width} per {per}, but "
             f"{channel.name!r} has width {channel.width} per {channel.per}"
         )
     if channel.kind == "token" and channel.per == "crystal":
         raise KldmError(
-            f"the token channel {channel.name!r} per crystal is not supported by the network",
+            f"the network does not support the token channel {channel.name!r} per crystal",
             remedy="make it a real channel or one per atom",
         )
 

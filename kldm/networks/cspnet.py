@@ -11,8 +11,8 @@ class CSPNet(CSPVNet):
     """The network of DiffCSP (Jiao et al., 2023, section 4.2): ``CSPVNet`` with other defaults.
 
     An atom sends a message to itself too, the time is sinusoidal as in transformers, and a linear map predicts scores.
-    A lattice that is diffused as a matrix L enters as L L^T and is answered as a matrix times L. A velocity is not
-    needed; one that is read enters the messages as in ``CSPVNet``.
+    A lattice that is diffused as a matrix L enters as L L^T and is predicted as a matrix times L. A velocity is not
+    needed; if one is read, it enters the messages as in ``CSPVNet``.
     """
 
     def __init__(

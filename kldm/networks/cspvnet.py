@@ -23,7 +23,7 @@ TangentHead = Literal["mlp", "linear"]
 
 @network("cspvnet.v1")
 class CSPVNet(nn.Module):
-    """The network of KLDM (Appendix I.2): messages between all atoms of a crystal, velocities among what they carry.
+    """The network of KLDM (Appendix I.2): messages between all atoms of a crystal, which carry velocities too.
 
     ``Embedding`` makes h_i of every atom, ``layers`` rounds of messages (``Layer``) change it, and after a last layer
     norm a head for each channel predicts from h_i, or for a channel of the crystal from the mean of h_i over its atoms.
@@ -69,8 +69,8 @@ class CSPVNet(nn.Module):
         self.roles = roles = Roles.of(interface)
         self.frequencies, self.self_edges, self.execution = frequencies, self_edges, Execution()
         self.nodes = Embedding(roles.atoms, hidden, time_features, time_embedding, interface.log_noise)
-        made = (Layer(hidden, roles.crystal_width, frequencies, roles.velocity is not None) for _ in range(layers))
-        self.layers = cast("Sequence[Layer]", nn.ModuleList(made))
+        rounds = (Layer(hidden, roles.crystal_width, frequencies, roles.velocity is not None) for _ in range(layers))
+        self.layers = cast("Sequence[Layer]", nn.ModuleList(rounds))
         self.norm = nn.LayerNorm(hidden)
         self.heads = nn.ModuleList(head(channel, hidden, tangent_head) for channel in roles.predicts)
 
@@ -82,8 +82,8 @@ class CSPVNet(nn.Module):
             h = self.norm(h)
             mean = layout.mean(h)
             return {
-                channel.name: answer(channel, found(mean if channel.per == "crystal" else h), latent)
-                for channel, found in zip(self.roles.predicts, self.heads, strict=True)
+                channel.name: answer(channel, module(mean if channel.per == "crystal" else h), latent)
+                for channel, module in zip(self.roles.predicts, self.heads, strict=True)
             }
 
     def encode(self, latent: Latent, s: Tensor, layout: Layout) -> Tensor:
@@ -109,9 +109,9 @@ class CSPVNet(nn.Module):
         self.execution = execution
 
     def bytes_per_pair(self, training: bool) -> int:
-        """In training at most three rows of the hidden width for each layer, kept for the backward pass; beside them
-        about eight in use, and the sinusoids with what they are made of. A handful of atoms per pair is in it. The
-        plain form builds the concatenated input of every layer, and training keeps it."""
+        """About eight rows of the hidden width, and the sinusoids with their arguments; in training at most three more
+        rows for each layer, which the backward pass needs. This includes a handful of atoms per pair. The plain form
+        builds the concatenated input of every layer, and training keeps it."""
         rows = (3 * len(self.layers) if training else 0) + 8
         plain = self.execution.messages == "plain"
         return ((5 if training else 2) if plain else 1) * 4 * (rows * len(self.norm.weight) + 12 * self.frequencies)
@@ -150,7 +150,7 @@ class Embedding(nn.Module):
 
 
 class Neighbours(NamedTuple):
-    """Who sends a message to whom. Compilers know named tuples, but no other records.
+    """Who sends a message to whom. Compilers support named tuples, but no other records.
 
     Attributes:
         i, j: int64 [E], the receiver and the sender of every message.
@@ -169,13 +169,13 @@ class Layer(nn.Module):
         h_i <- h_i + MLP([h_i, mean over j of m_ij])
 
     The MLPs have two layers, both with SiLU. The mean of an atom without neighbours is 0. The paper prints a sum; the
-    authors' code, as DiffCSP's, takes the mean. In the place of the lattice stand all channels of the crystal.
+    authors' code, as DiffCSP's, takes the mean. All channels of the crystal take the place of the lattice.
 
     Args:
         hidden: H.
-        crystal: how many numbers of the crystal there are.
+        crystal: how many numbers describe the crystal.
         frequencies: see ``sinusoids``.
-        velocity: whether there is a velocity; it is mapped to as many numbers as there are sinusoids.
+        velocity: whether a velocity is read; it is mapped to as many numbers as there are sinusoids.
 
     Attributes:
         widths: of the inputs of the first linear map of m_ij, in their order.
@@ -194,7 +194,8 @@ class Layer(nn.Module):
         self.update_out = nn.Linear(hidden, hidden)
 
     def forward(self, h: Tensor, f: Tensor, v: Tensor, lattice: Tensor, neighbours: Neighbours) -> Tensor:
-        """h [N, H] after this round, of positions [N, 3], velocities [N, 3] and what each atom's crystal has [N, C]."""
+        """h [N, H] after this round, from positions [N, 3], velocities [N, 3] and the numbers of each atom's crystal
+        [N, C]."""
         i, j, degree = neighbours
         normed = self.norm(h)
         inputs = [take_rows(normed, i), take_rows(normed, j), take_rows(lattice, i)]
@@ -208,7 +209,7 @@ class Layer(nn.Module):
 
 
 def head(channel: Channel, hidden: int, tangent: TangentHead) -> nn.Module:
-    """What predicts a channel: velocities and scores as ``tangent`` says, all others by one linear map.
+    """The module that predicts a channel: for velocities and scores as ``tangent`` says, else one linear map.
 
     There is no bias where the prediction should carry no constant of its own: in tangent channels (whose mean over the
     atoms the process removes anyway) and in channels of the crystal.

@@ -45,8 +45,8 @@ class TimeFeatures(nn.Module):
         log_noise: log(sigma) at times s; see ``Interface``.
 
     Raises:
-        KldmError: the number of features is odd, or ``log_noise`` is asked of coordinates whose process does not know
-            its noise.
+        KldmError: the number of features is odd, or ``log_noise`` is chosen while the process of the coordinates does
+            not give its noise.
     """
 
     frequencies: Tensor

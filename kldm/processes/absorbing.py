@@ -37,11 +37,11 @@ class Absorbing:
     Args:
         schedule: m(s); see ``kldm.processes.masking``.
         loss_weight: ``weighted`` is the bound on the likelihood, ``simple`` the plain cross-entropy of masked atoms.
-        elements: atomic numbers that samples may hold; None: all. Training does not depend on it.
-        remask: whether ``correct`` moves anything; False, the paper's sampling, leaves it to the ancestral steps.
+        elements: atomic numbers that samples may contain; None: all. Training does not depend on it.
+        remask: whether ``correct`` changes anything; False, as in the paper, leaves all to the ancestral steps.
 
     Raises:
-        KldmError: an option that is not one of those named, no element, or an atomic number outside 1..100.
+        KldmError: an option is not one of those named, or ``elements`` is empty or has a number outside 1..100.
     """
 
     schedule: Masking = attrs.field(default="linear", validator=one_of())
@@ -62,7 +62,7 @@ class Absorbing:
         return (Channel("species", VOCABULARY, "atom", "token"),)
 
     def restricted(self, elements: Sequence[int]) -> Self:
-        """The same process held to ``elements``, and to those that it is held to already: other logits are -inf."""
+        """The same process restricted to ``elements``, beside any earlier restriction: other logits are -inf."""
         return attrs.evolve(self, elements=narrowed(self.elements, elements))
 
     @property
@@ -107,7 +107,7 @@ class Absorbing:
     def estimate(self, latent: Latent, prediction: Prediction, s: Tensor, layout: Layout) -> Latent:
         """The most probable allowed type of every atom that is masked, and the type of every other.
 
-        There is no step that holds it: ``denoise`` draws from the whole distribution, and is exact for it.
+        No move uses it: ``denoise`` draws from the whole distribution, and is exact for it.
         """
         tokens = latent["species"]
         return {"species": torch.where(tokens == _MASK, self._finite(prediction).argmax(-1), tokens)}
@@ -119,7 +119,7 @@ class Absorbing:
         Given the other atoms, the chosen one is masked with probability m and else of a type from the posterior; as
         m q = alpha p, the move is in detailed balance with that law, and so keeps the joint law at ``step.now``,
         exactly if the logits are the posterior given the unmasked atoms. Moving several atoms of a crystal at once
-        would draw them as if they were independent. tau has no part in it.
+        would draw them as if they were independent. tau is not used.
         """
         if not self.remask:
             return latent
@@ -139,8 +139,8 @@ class Absorbing:
         types = torch.arange(VOCABULARY, device=tokens.device)
         count = into.layout.sum((tokens.unsqueeze(-1) == types).double()) - types / (2 * VOCABULARY)
         commonest = self._allowed(count).argmax(-1)
-        found = torch.where(tokens == _MASK, into.layout.per_atom(commonest), tokens)
-        return attrs.evolve(into, species=found + 1)
+        tokens = torch.where(tokens == _MASK, into.layout.per_atom(commonest), tokens)
+        return attrs.evolve(into, species=tokens + 1)
 
     def _draw(self, prediction: Prediction, rng: torch.Generator) -> Tensor:
         """A token per atom from softmax(logits) over the allowed types, by the Gumbel-max trick, whatever the logits.

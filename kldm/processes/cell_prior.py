@@ -28,13 +28,13 @@ class CellPrior:
 
     Lengths a, b, c are independent and log-normal, with the mean and standard deviation of the log lengths of the
     training structures (maximum likelihood per axis, the deviation at least 0.01), and angles independent and uniform
-    from 60 to 120 degrees. The cell is encoded as data are, so that any codec of the lattice will do.
+    from 60 to 120 degrees. The cell is encoded as data are, so any codec of the lattice can be used.
 
     Args:
         fit: what ``fitted`` measured: ``{"mean": [a, b, c], "std": [a, b, c]}`` of log lengths in angstrom.
 
     Raises:
-        KldmError: ``fit`` is not of that form; or, in use, it is missing.
+        KldmError: ``fit`` is not of that form, or is missing when it is used.
     """
 
     fit: Mapping[str, Json] | None = None
@@ -83,7 +83,7 @@ def lattice_flow(
         fit: see ``CellPrior``.
 
     Raises:
-        KldmError: an option out of range, or ``fit`` is not of that form; or, in use, it is missing.
+        KldmError: an option is out of range, or ``fit`` is not of that form or is missing when it is used.
     """
     if codec.channel.per != "crystal":
         raise KldmError("the codec must be one of the lattice, with numbers per crystal", place="codec")
@@ -99,7 +99,7 @@ def _moments_of(fit: Mapping[str, Json]) -> _Moments:
             raise ValueError("three positive standard deviations belong to three means")
     except (KeyError, TypeError, ValueError) as error:
         raise KldmError(
-            "fit wants the means and the positive standard deviations of three log lengths",
+            "must hold the means and the positive standard deviations of three log lengths",
             place="fit",
             remedy="leave it out to have it measured on the training split",
         ) from error

@@ -12,7 +12,7 @@ from kldm.interfaces import Channel
 from kldm.processes.vocabulary import VOCABULARY, check_elements, narrowed
 from kldm.runtime.tables import table
 
-_LARGEST = 1e300  # of the numbers of a row: no sum of them overflows
+_LARGEST = 1e300  # numbers are clamped to it, so that no sum over a row overflows
 _BITS = 7
 
 Code = Callable[[Tensor], Tensor]
@@ -21,19 +21,19 @@ Code = Callable[[Tensor], Tensor]
 
 @attrs.frozen
 class CodeBook:
-    """The codec of a species process: every element has a code, and every row of numbers the element of the nearest.
+    """The codec of a species process: every element has a code, and numbers decode to the nearest one.
 
-    Samples held to some elements decode to the nearest code of those alone, and every move takes the numbers on which
-    the codes of all of these agree as known.
+    Samples restricted to some elements decode to the nearest of their codes, and every move takes the numbers on which
+    all of these codes agree as known.
 
     Attributes:
         code: the code of each element.
         width: C, numbers of a code.
-        bounds: between which all numbers of codes lie, and to which the estimate of a code is clamped; None: it is not.
+        bounds: the range of the numbers of all codes, to which estimates are clamped; None: they are not.
         elements: atomic numbers that decoding may give; None: all.
 
     Raises:
-        KldmError: ``elements`` is empty or holds a number outside 1..100.
+        KldmError: ``elements`` is empty or has a number outside 1..100.
     """
 
     code: Code
@@ -60,7 +60,7 @@ class CodeBook:
         return attrs.evolve(into, species=allowed[(finite @ codes.T).argmax(-1)])
 
     def clean(self, values: Tensor) -> Tensor:
-        """Estimates of codes [N, C], clamped, and with the number that all allowed codes share wherever they do."""
+        """Estimates of codes [N, C], clamped, and with the common number put in where all allowed codes agree."""
         if self.bounds is not None:
             values = values.clamp(*self.bounds)
         if self.elements is None:
@@ -69,11 +69,11 @@ class CodeBook:
         return torch.where((codes == codes[0]).all(0), codes[0], values)
 
     def restricted(self, elements: Sequence[int]) -> Self:
-        """The same codec held to ``elements``, and to those that it is held to already."""
+        """The same codec restricted to ``elements``, beside any earlier restriction."""
         return attrs.evolve(self, elements=narrowed(self.elements, elements))
 
     def _allowed(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The atomic numbers [E] that samples may hold, and their codes [E, C]."""
+        """The atomic numbers [E] that samples may contain, and their codes [E, C]."""
         elements = self.elements or tuple(range(1, VOCABULARY + 1))
         return _numbers(elements, like.device), _codes(self.code, elements, like.device, like.dtype)
 
@@ -102,4 +102,4 @@ ONE_HOT = CodeBook(_one_hot, VOCABULARY)
 
 ANALOG_BITS = CodeBook(_bits, _BITS, bounds=(-1.0, 1.0))
 """The seven binary digits of Z - 1, most significant first, as -1 and +1 (Chen et al., 2023). 28 of the 128 patterns of
-signs are no element's: decoding gives the element of the nearest code, whatever the numbers."""
+signs belong to no element; they too decode to the element of the nearest code."""

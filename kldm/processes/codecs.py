@@ -26,20 +26,20 @@ _POOLED = "pooled"
 @codec("log_tan.v1")
 @attrs.frozen(kw_only=True)
 class LogTan:
-    """Lengths as log(length), angles as tan(angle - pi/2) (section 3.3): any six numbers are a cell's.
+    """Lengths as log(length), angles as tan(angle - pi/2) (section 3.3), so that any six numbers decode to a cell.
 
-    Standardised, log lengths lose the mean and are divided by the standard deviation over the training structures with
-    the same number of atoms, the extreme 2.5 % cut at both ends of each axis, and the tangents are divided by 0.35.
-    Numbers of atoms with fewer than 20 structures after the cut, or unseen ones, take the statistics pooled over all
-    structures; no standard deviation is below 0.01. Absurd numbers decode to lengths up to 22,026 angstrom
-    and angles strictly between 0 and pi.
+    Standardisation subtracts the mean of the log lengths and divides by their standard deviation, over the training
+    structures with the same number of atoms without the extreme 2.5 % at both ends of each axis; it divides the
+    tangents by 0.35. Numbers of atoms with fewer than 20 structures after the cut, or with none, take the statistics
+    pooled over all structures; no standard deviation is below 0.01. Absurd numbers decode to lengths up to 22,026
+    angstrom and angles strictly between 0 and pi.
 
     Args:
-        standardise: whether to standardise; then ``fitted`` must come before use.
+        standardise: whether to standardise; ``fitted`` must then be called before use.
         fit: what ``fitted`` measured: ``{"mean": {"5": [a, b, c], "pooled": [...]}, "std": {...}}`` by number of atoms.
 
     Raises:
-        KldmError: ``fit`` is not of that form; or, in use, standardisation without it.
+        KldmError: ``fit`` is not of that form, or is missing when standardisation uses it.
     """
 
     standardise: bool = True
@@ -119,9 +119,9 @@ class Identity:
 def _trimmed(logs: Tensor) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each column [M, 3] without its extreme values."""
     cut = int(_CUT * len(logs))
-    kept = logs.sort(0).values[cut : len(logs) - cut]
-    scale = kept.std(0, correction=0).clamp(min=_SMALLEST_SCALE)
-    return kept.mean(0).tolist(), scale.tolist()
+    trimmed = logs.sort(0).values[cut : len(logs) - cut]
+    scale = trimmed.std(0, correction=0).clamp(min=_SMALLEST_SCALE)
+    return trimmed.mean(0).tolist(), scale.tolist()
 
 
 def _rows_of(fit: Mapping[str, Json]) -> tuple[tuple[float, ...], ...]:
@@ -137,7 +137,7 @@ def _rows_of(fit: Mapping[str, Json]) -> tuple[tuple[float, ...], ...]:
             raise ValueError("three positive standard deviations belong to three means")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise KldmError(
-            "fit wants means and positive standard deviations of three log lengths by number of atoms and 'pooled'",
+            "must hold means and positive standard deviations of three log lengths by number of atoms and 'pooled'",
             place="fit",
             remedy="leave it out to have it measured on the training split",
         ) from error

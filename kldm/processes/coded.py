@@ -1,4 +1,4 @@
-"""What processes over a codec's numbers share, whether they diffuse them or let them flow."""
+"""What all processes on a codec's numbers share, by diffusion or by flow matching."""
 
 from collections.abc import Mapping, Sequence
 from typing import Self
@@ -15,13 +15,13 @@ from kldm.processes.draws import normal
 
 @attrs.frozen(kw_only=True)
 class CodedProcess:
-    """A process whose latent is what a codec makes of a crystal, under the codec's channel.
+    """A process whose latent holds the numbers to which a codec encodes a crystal, in the codec's channel.
 
     Args:
-        codec: which numbers of a crystal, and how they become real ones.
+        codec: which part of a crystal is diffused, and as which real numbers.
 
     Raises:
-        KldmError: the codec's channel holds no numbers.
+        KldmError: the codec's channel is neither real nor matrix.
     """
 
     codec: Codec
@@ -53,18 +53,18 @@ class CodedProcess:
         return attrs.evolve(self, codec=self.codec.fitted(train)) if isinstance(self.codec, Fits) else self
 
     def statistics(self) -> Mapping[str, Json]:
-        found = self.codec.statistics() if isinstance(self.codec, Fits) else {}
-        return {"codec": found} if found else {}
+        fit = self.codec.statistics() if isinstance(self.codec, Fits) else {}
+        return {"codec": fit} if fit else {}
 
     def restricted(self, elements: Sequence[int]) -> Self:
-        """The same process, whose codec is held to ``elements``, and to those that it is held to already.
+        """The same process with its codec restricted to ``elements``, beside any earlier restriction.
 
         Raises:
             KldmError: the codec is not of species.
         """
         if not isinstance(self.codec, Restricts):
-            problem = f"the channel {self._name!r} holds no elements that samples could be held to"
-            raise KldmError(problem, place="codec", remedy="ask a process of the species")
+            problem = f"the channel {self._name!r} holds no elements to which samples could be restricted"
+            raise KldmError(problem, place="codec", remedy="restrict a process of the species")
         return attrs.evolve(self, codec=self.codec.restricted(elements))
 
     @property
@@ -77,15 +77,15 @@ class CodedProcess:
         return normal(like.lattice, rng, (rows, self.codec.channel.width))
 
     def _rows(self, values: Tensor, layout: Layout, like: Tensor) -> Tensor:
-        """Values of crystals [B] as a column that goes with the channel's rows."""
+        """Values per crystal [B] as a column with one row for each row of the channel."""
         return self._columns(layout, values.to(like.dtype))[0]
 
     def _columns(self, layout: Layout, *values: Tensor) -> tuple[Tensor, ...]:
-        """Numbers of crystals, [B] each, as columns that go with the channel's rows."""
+        """Values per crystal, [B] each, as columns with one row for each row of the channel."""
         if self.codec.channel.per == "crystal":
             return tuple(value.unsqueeze(-1) for value in values)
         return layout.columns(*values)
 
-    def _clean(self, start: Tensor) -> Tensor:
-        """The estimate of x_0 as all moves take it: with what the codec knows of all data."""
-        return self.codec.clean(start) if isinstance(self.codec, Cleans) else start
+    def _clean(self, x_0: Tensor) -> Tensor:
+        """The estimate of x_0 as all moves use it: with what the codec knows of all crystals (``Cleans``)."""
+        return self.codec.clean(x_0) if isinstance(self.codec, Cleans) else x_0

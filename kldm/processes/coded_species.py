@@ -26,7 +26,7 @@ def one_hot(
 
     Args:
         schedule, parameterization, eta: see ``VPEuclidean``.
-        elements: atomic numbers that samples may hold, see ``CodeBook``; None: all.
+        elements: atomic numbers that samples may contain, see ``CodeBook``; None: all.
 
     Raises:
         KldmError: an option out of range.
@@ -45,7 +45,7 @@ def analog_bits(
 
     Args:
         schedule, eta: see ``VPEuclidean``.
-        elements: atomic numbers that samples may hold, see ``CodeBook``; None: all.
+        elements: atomic numbers that samples may contain, see ``CodeBook``; None: all.
 
     Raises:
         KldmError: an option out of range.
@@ -69,7 +69,7 @@ def bits_flow(
 
     Args:
         parameterization, anti_annealing: see ``EuclideanFlow``.
-        elements: atomic numbers that samples may hold, see ``CodeBook``; None: all.
+        elements: atomic numbers that samples may contain, see ``CodeBook``; None: all.
 
     Raises:
         KldmError: an option out of range.

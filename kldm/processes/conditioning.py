@@ -1,4 +1,4 @@
-"""What all conditioning processes share: they are seen by the network, and nothing changes them."""
+"""What all conditioning processes share: the network reads them, and nothing changes them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from kldm.interfaces import STAYING, Channel, Latent, Move, Noised, Prediction
 class Conditioning(ABC):
     """A process whose latent is known: it has no noise and no loss, and predicts nothing.
 
-    It has every move, and each leaves the latent as it is, so that the process goes with any sampler.
+    It has every move, and each leaves the latent as it is, so that the process works with any sampler.
     """
 
     @property

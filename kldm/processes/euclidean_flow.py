@@ -30,16 +30,16 @@ class EuclideanFlow(CodedProcess):
 
     With the flow time t = 1 - s and noise z, x_s = s z + (1 - s) x_0. The velocity is dx/dt = x_0 - z,
     which is (x_0 - x_s) / s as well: a network that predicts x_0 gives it too, with a loss that weighs late times
-    (small s) less. The answer goes by the name of the channel that the network reads.
+    (small s) less. The prediction has the name of the channel that the network reads.
 
     The sampler is plain Euler along the velocity, on the uniform grid: ``probability_flow.v1`` with ``flow``.
     ``denoise`` is the same deterministic step, so that ``euler_maruyama.v1`` does the same.
 
     Args:
-        codec: which numbers of a crystal, and how they become real ones.
+        codec: which part of a crystal flows, and as which real numbers.
         parameterization: what the network predicts.
         anti_annealing: a of the step x <- x + (s - r) (1 + a t) v; 0 is Euler's method. See ``stride``.
-        source: the law of the noise z; None: N(0, I). In a recipe ``lattice_flow.v1`` has another.
+        source: the law of the noise z; None: N(0, I). In a recipe, ``lattice_flow.v1`` uses another.
 
     Raises:
         KldmError: an option out of range.
@@ -51,15 +51,15 @@ class EuclideanFlow(CodedProcess):
 
     @property
     def moves(self) -> Mapping[str, Move]:
-        # Nothing is random but the prior, so that to draw is to follow the flow.
+        # Only the prior is random, so that a draw follows the flow.
         flow, flow_given = Move(self.flow), Move(self.flow_given, estimate=self.estimate)
         return {"denoise": flow, "flow": flow, "flow_given": flow_given, "draw_given": flow_given}
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
-        start, noise = self.codec.encode(clean), self._draw(clean, rng)
-        s = self._rows(s, clean.layout, start)
-        target = start if self.parameterization == "x0" else start - noise
-        return Noised({self._name: s * noise + (1 - s) * start}, {self._name: target})
+        x_0, noise = self.codec.encode(clean), self._draw(clean, rng)
+        s = self._rows(s, clean.layout, x_0)
+        target = x_0 if self.parameterization == "x0" else x_0 - noise
+        return Noised({self._name: s * noise + (1 - s) * x_0}, {self._name: target})
 
     def flow(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Euler's step x <- x + (s - r) (1 + a t) v."""
@@ -71,14 +71,14 @@ class EuclideanFlow(CodedProcess):
         """x_0 as the network gives it, or x + s v."""
         x = latent[self._name]
         output = prediction[self._name]
-        start = output if self.parameterization == "x0" else x + self._rows(s, layout, x) * output
-        return {self._name: self._clean(start)}
+        x_0 = output if self.parameterization == "x0" else x + self._rows(s, layout, x) * output
+        return {self._name: self._clean(x_0)}
 
     def flow_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
         """Along the line through x_s and x_0: x_0 + (r / s) (x_s - x_0), Euler's step without anti-annealing."""
-        start = clean[self._name]
-        share = self._rows(step.r / step.s, step.layout, start)
-        return {self._name: start + share * (latent[self._name] - start)}
+        x_0 = clean[self._name]
+        share = self._rows(step.r / step.s, step.layout, x_0)
+        return {self._name: x_0 + share * (latent[self._name] - x_0)}
 
     def fitted(self, train: CrystalStore) -> Self:
         source = self.source.fitted(train) if isinstance(self.source, Fits) else self.source
@@ -91,10 +91,10 @@ class EuclideanFlow(CodedProcess):
         return super()._draw(like, rng) if self.source is None else self.source.draw(like, self.codec, rng)
 
     def _velocity(self, x: Tensor, output: Tensor, s: Tensor) -> Tensor:
-        """The velocity from the network's output at time s > 0, towards an x_0 that ``_clean`` has seen."""
+        """The velocity from the network's output at time s > 0, towards the x_0 that ``_clean`` returns."""
         if self.parameterization == "x0":
             return (self._clean(output) - x) / s
         estimate = x + s * output
-        start = self._clean(estimate)
-        # What ``_clean`` left alone keeps the network's velocity to the last digit.
-        return torch.where(start == estimate, output, (start - x) / s)
+        x_0 = self._clean(estimate)
+        # Where ``_clean`` changed nothing, the network's velocity is kept to the last digit.
+        return torch.where(x_0 == estimate, output, (x_0 - x) / s)

@@ -6,7 +6,7 @@ from kldm.interfaces import Step
 
 
 def stride(step: Step, anti_annealing: float) -> Tensor:
-    """[B], what multiplies the velocity in a step: (s - r) (1 + a t), with the flow time t = 1 - s at its start.
+    """[B], the factor of the velocity in a step: (s - r) (1 + a t), with the flow time t = 1 - s at its start.
 
     a = ``anti_annealing`` = 0 is Euler's method for dx/dt = v. With a > 0 (Miller et al., 2024) the factors of all
     steps add up to about 1 + a / 2 instead of 1: the flow is no longer that of the velocity, and the marginals of the

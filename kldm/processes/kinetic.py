@@ -35,7 +35,7 @@ def position_variance(t: Tensor, floor: float = 0.0, latest: float = inf) -> Ten
     Args:
         t: times from 0, any shape.
         floor: what is added.
-        latest: a time that none exceeds; up to 2, the power series t^3/6 - t^5/60 + ... is all that is computed.
+        latest: an upper bound of t; up to 2, only the power series t^3/6 - t^5/60 + ... is computed.
     """
     if latest <= _SERIES_UP_TO:
         return _series(t, _TERMS) + floor
@@ -53,8 +53,8 @@ def _power_series(terms: int, device: torch.device, dtype: torch.dtype) -> Tenso
     series = [1.0]  # of tanh(x): x, x^3, ...
     for order in range(1, terms + 1):
         series.append(-sum(series[i] * series[order - 1 - i] for i in range(order)) / (2 * order + 1))
-    found = [-4 * value / 2 ** (2 * order + 1) for order, value in enumerate(series) if order]
-    return torch.tensor([range(3, 2 * terms + 3, 2), found], dtype=dtype, device=device)
+    coefficients = [-4 * value / 2 ** (2 * order + 1) for order, value in enumerate(series) if order]
+    return torch.tensor([range(3, 2 * terms + 3, 2), coefficients], dtype=dtype, device=device)
 
 
 class Kernel(NamedTuple):
@@ -66,7 +66,7 @@ class Kernel(NamedTuple):
         velocity_variance: sigma_v^2, with the floor.
         position_variance: sigma_r^2, with the floor.
         position_std: sigma_r, with the floor.
-        widest: a number that sigma_r does not exceed.
+        widest: an upper bound of sigma_r.
     """
 
     time: Tensor
@@ -135,14 +135,14 @@ class Joint(NamedTuple):
         kernel = Kernel.at(t, floor, latest)
         if not initial_velocity_std:
             return cls(kernel.gain, kernel.velocity_variance.sqrt(), kernel.position_std)
-        start = initial_velocity_std**2
-        variance = kernel.velocity_variance + start * kernel.decay.square()
-        known, unknown = start * kernel.decay / variance, start * kernel.velocity_variance / variance
-        position_variance = kernel.position_variance + kernel.gain.square() * unknown
-        return cls(kernel.gain * (1 + known), variance.sqrt(), position_variance.sqrt())
+        initial = initial_velocity_std**2
+        variance = kernel.velocity_variance + initial * kernel.decay.square()
+        mean, remaining = initial * kernel.decay / variance, initial * kernel.velocity_variance / variance
+        position_variance = kernel.position_variance + kernel.gain.square() * remaining
+        return cls(kernel.gain * (1 + mean), variance.sqrt(), position_variance.sqrt())
 
 
-_EARLIEST = 1e-6  # below this share of the latest time the flow no longer turns; any angle keeps the law
+_EARLIEST = 1e-6  # below this share of the latest time the flow is not rotated; any angle keeps the law
 _ANGLES = 4096
 
 
@@ -178,8 +178,8 @@ def _angle(latest: float, initial_velocity_std: float, device: torch.device, dty
 
 
 class Posterior(NamedTuple):
-    """p(w_1, w_2 at r | those at t, theta_0): the mean is (a w_1 + b w_2, c w_2), the rest spread_1 and spread_2 times
-    normal numbers n_1 and n_2, of which n_2 enters the first with ``shared``."""
+    """p(w_1, w_2 at r | those at t, theta_0): the mean is (a w_1 + b w_2, c w_2), to which (spread_1 n_1 + shared n_2,
+    spread_2 n_2) is added with independent standard normal n_1 and n_2."""
 
     a: Tensor
     b: Tensor

@@ -9,7 +9,7 @@ _NO_SCORE = 1e-20
 def langevin_size(mean_square: Tensor, tau: float) -> Tensor:
     """delta = tau / mean(S^2), the step of x <- x + delta S + sqrt(2 delta) eps (Algorithm 4).
 
-    0 where the score vanishes, as for the velocity of a one-atom crystal without net translation: nothing to move.
+    It is 0 where the score vanishes and nothing moves, as the velocity of a one-atom crystal without net translation.
 
     Args:
         mean_square: [B], mean of S^2 over the numbers of each crystal.

@@ -1,7 +1,7 @@
 """How the probability of being masked grows with time in absorbing diffusion (Shi et al., 2024, their Table 4).
 
-Given as m = 1 - alpha, not as the unmasked probability alpha: near s = 0, where the loss divides by m, the difference
-1 - alpha has lost its digits in float32.
+It is given as m = 1 - alpha, not as the unmasked probability alpha: near s = 0, where the loss divides by m, the
+difference 1 - alpha has lost its digits in float32.
 """
 
 from collections.abc import Callable, Mapping

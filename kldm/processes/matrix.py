@@ -16,8 +16,8 @@ class Matrix:
 
     Encoded in the setting of ``lattice_matrix``. Decoding keeps the lengths of the rows and the angles between them: a
     matrix and the same one turned or mirrored decode to the same cell, so the crystal of a left-handed matrix comes out
-    as its mirror image. Numbers that are no cell (rows of length 0, parallel or coplanar ones, not-a-number) decode to
-    lengths and angles that are none.
+    as its mirror image. Numbers that form no cell (rows of length 0, parallel or coplanar rows, not-a-number) decode
+    to lengths and angles that form none either.
     """
 
     @property

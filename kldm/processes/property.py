@@ -25,7 +25,7 @@ def _is_fit(_instance: Any, attribute: "attrs.Attribute[Any]", fit: Mapping[str,
 class Property(Conditioning):
     """A number y per crystal is given: the network reads ((y - mean) / std, 1), and (0, 0) where y is not known.
 
-    The channel, [B, 2], is called like the column. Mean and standard deviation are those of the known values of the
+    The channel, [B, 2], has the name of the column. Mean and standard deviation are those of the known values of the
     training split; if these are all the same, the standard deviation is taken to be 1.
 
     Args:
@@ -33,8 +33,8 @@ class Property(Conditioning):
         fit: what ``fitted`` measured: ``{"mean": ..., "std": ...}``.
 
     Raises:
-        KldmError: ``fit`` is not of that form; or, in use, there is none, the column is not one number per crystal, or
-            crystals to be learnt from do not have it. In sampling, targets without the column have no known value.
+        KldmError: ``fit`` is not of that form; or, when used, it is missing, the column is not one number per crystal,
+            or the training data do not have it. In sampling, the value of targets without the column is not known.
     """
 
     column: str

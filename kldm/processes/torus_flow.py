@@ -24,7 +24,7 @@ class TorusFlow(TorusProcess):
     With the flow time t = 1 - s, noise f_1 ~ U[0, 1) at s = 1 and data f_0 at s = 0, the shortest displacement is
     u = wrap(f_0 - f_1) in [-1/2, 1/2), and an atom moves along f_s = f_1 + t u modulo 1. The network predicts
     E[df/dt | f_s] = E[u | f_s] in fractions of a cell per unit of t. Its mean over the atoms of a crystal is a
-    translation, of which a crystal knows nothing: FlowMM leaves it out of target and prediction.
+    translation, which leaves the crystal the same: FlowMM removes it from target and prediction.
 
     The sampler is plain Euler along the velocity, on the uniform grid: ``probability_flow.v1`` with ``flow``.
     ``denoise`` is the same deterministic step, so that ``euler_maruyama.v1`` does the same.
@@ -41,50 +41,42 @@ class TorusFlow(TorusProcess):
     anti_annealing: float = attrs.field(default=0.0, validator=at_least(0), metadata=OF_SAMPLING)
 
     @property
-    def reads(self) -> tuple[Channel, ...]:
-        return (Channel("fractional", 3, "atom", "periodic"),)
-
-    @property
     def predicts(self) -> tuple[Channel, ...]:
         return (Channel("flow", 3, "atom", "tangent"),)
 
     @property
     def moves(self) -> Mapping[str, Move]:
-        # Nothing is random but the prior, so that to draw is to follow the flow.
+        # Only the prior is random, so that a draw follows the flow.
         flow, flow_given = Move(self.flow), Move(self.flow_given, estimate=self.estimate)
         return {"denoise": flow, "flow": flow, "flow_given": flow_given, "draw_given": flow_given}
 
-    def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
-        """f ~ U[0, 1)."""
-        return {"fractional": uniform(given.fractional, rng)}
-
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
-        """The point of the geodesic at s, counted from its end f_0 that rounding must not move: f_0 - s u."""
-        end = clean.fractional
-        u = wrap(end - uniform(end, rng), 1.0)
-        s = clean.layout.per_atom(s.to(end.dtype)).unsqueeze(-1)
-        return Noised({"fractional": unit(end - s * u)}, {"flow": self._free(u, clean.layout)})
+        """The point of the geodesic at s, counted from f_0, which rounding must not move: f_0 - s u."""
+        f_0 = clean.fractional
+        u = wrap(f_0 - uniform(f_0, rng), 1.0)
+        s = clean.layout.per_atom(s.to(f_0.dtype)).unsqueeze(-1)
+        return Noised({"fractional": unit(f_0 - s * u)}, {"flow": self._projected(u, clean.layout)})
 
     def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
         """Mean square error over atoms and axes."""
-        return (self._free(prediction["flow"], layout) - noised.target["flow"]).square().mean()
+        return (self._projected(prediction["flow"], layout) - noised.target["flow"]).square().mean()
 
     def flow(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Euler's step f <- f + (s - r) (1 + a t) v modulo 1."""
-        fractional, velocity = latent["fractional"], self._free(prediction["flow"], step.layout)
-        by = step.layout.per_atom(stride(step, self.anti_annealing).to(fractional.dtype)).unsqueeze(-1)
-        return {"fractional": unit(fractional + by * velocity)}
+        fractional, velocity = latent["fractional"], self._projected(prediction["flow"], step.layout)
+        length = step.layout.per_atom(stride(step, self.anti_annealing).to(fractional.dtype)).unsqueeze(-1)
+        return {"fractional": unit(fractional + length * velocity)}
 
     def estimate(self, latent: Latent, prediction: Prediction, s: Tensor, layout: Layout) -> Latent:
         """f_0 = f_s + s v modulo 1."""
-        fractional, velocity = latent["fractional"], self._free(prediction["flow"], layout)
+        fractional, velocity = latent["fractional"], self._projected(prediction["flow"], layout)
         return {"fractional": unit(fractional + layout.per_atom(s.to(fractional.dtype)).unsqueeze(-1) * velocity)}
 
     def flow_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
         """Along the shortest line between f_s and f_0: f_0 + (r / s) wrap(f_s - f_0) modulo 1.
 
-        Where s v of a network passes half a cell, which no data do, that is the other way round the torus.
+        If s v of a network exceeds half a cell, which it never does in data, this is the other way round the torus.
         """
-        end = clean["fractional"]
-        share = step.layout.per_atom((step.r / step.s).to(end.dtype)).unsqueeze(-1)
-        return {"fractional": towards(end, latent["fractional"], share)}
+        f_0 = clean["fractional"]
+        share = step.layout.per_atom((step.r / step.s).to(f_0.dtype)).unsqueeze(-1)
+        return {"fractional": towards(f_0, latent["fractional"], share)}

@@ -27,19 +27,19 @@ class TrivializedTorus(TorusProcess):
     Angles theta = 2 pi f and velocities v follow Eq. 12 up to the time t = ``horizon`` s. Noising draws from the kernel
     of Eq. 16; the network learns the score d log p / d v_t of Eq. 18. At the default horizon of 2 the kernel is not yet
     uniform: the standard deviation of r is 1.23 rad, yet f is drawn uniformly at s = 1. Even with the exact score two
-    crystals of weights 0.7 and 0.3 then come out as about 0.6 and 0.4; from a horizon of 3 on they come out right.
+    crystals of weights 0.7 and 0.3 are then drawn with about 0.6 and 0.4; from a horizon of 3 on the weights are right.
 
     With v_0 = 0 the kernel is N(v_t; 0, sigma_v^2) WN(y; theta_0, sigma_r^2) in y = theta_t - tanh(t/2) v_t: of the two
-    only y says anything about theta_0. A network that is shown theta and v must first undo the shift between them;
+    only y depends on theta_0. A network that is shown theta and v must first undo the shift between them;
     ``shows = "displacement_free"`` shows it y instead.
 
     Args:
-        shows: what the network reads: ``state``, f and v as published, or ``displacement_free``, y / (2 pi) alone
+        shows: what the network reads: ``state``, f and v as published, or ``displacement_free``, only y / (2 pi)
             (``simplified`` only).
         displacement_noise: whether eps_r is ``projected`` to zero mean over the atoms too, as published, or ``free``.
             The target is the score of independent wrapped normals, which projected noise is not: the regression
             target is off by 0.7 % at s = 1 for four atoms and a horizon of 2, by 20 % at 3 and 59 % at 4. With free
-            noise and the projected target it is exact at any horizon. Matters with ``zero_net_translation`` alone.
+            noise and the projected target it is exact at any horizon. It matters only with ``zero_net_translation``.
         parameterization: ``simplified``: the network predicts g / sqrt(n(sigma_r)), where g = d/dmu_r log WN is the
             only unknown of the score (Eq. 19); ``direct``: it predicts the whole score.
         initial_velocity_std: standard deviation of v_0, which the reverse process must then undo; ``direct`` only.
@@ -50,7 +50,7 @@ class TrivializedTorus(TorusProcess):
         loss_weight: ``uniform``, or ``inverse_square_target`` for 1 / E[target^2] at each time; ``direct`` only.
 
     Raises:
-        KldmError: an option out of range, or one that the parameterisation does not have.
+        KldmError: an option is out of range, or one that the parameterization does not have.
     """
 
     parameterization: Literal["simplified", "direct"] = attrs.field(default="simplified", validator=one_of())
@@ -64,9 +64,9 @@ class TrivializedTorus(TorusProcess):
 
     def __attrs_post_init__(self) -> None:
         if self.parameterization == "simplified":
-            for name, usual in (("initial_velocity_std", 0.0), ("loss_weight", "uniform")):
-                if (value := getattr(self, name)) != usual:
-                    problem = f"must be {usual} with the simplified parameterization, got {value}"
+            for name, default in (("initial_velocity_std", 0.0), ("loss_weight", "uniform")):
+                if (value := getattr(self, name)) != default:
+                    problem = f"must be {default} with the simplified parameterization, got {value}"
                     raise KldmError(problem, place=name, remedy='set parameterization = "direct"')
         elif self.shows == "displacement_free":
             problem = "must be state with the direct parameterization, which predicts from the velocity too"
@@ -120,15 +120,15 @@ class TrivializedTorus(TorusProcess):
             kernel.score_size if simplified else kernel.velocity_variance,
         )
         eps_v, eps_r = self._normals(clean.fractional, rng).unbind(1)
-        eps_v = self._free(eps_v, layout)
+        eps_v = self._projected(eps_v, layout)
         if self.displacement_noise == "projected":
-            eps_r = self._free(eps_r, layout)
-        start = torch.zeros_like(eps_v)
+            eps_r = self._projected(eps_r, layout)
+        v_0 = torch.zeros_like(eps_v)
         if self.initial_velocity_std > 0:
-            start = self.initial_velocity_std * self._normal(eps_v, layout, rng)
-        velocity, displacement = decay * start + sigma_v * eps_v, sigma_r * eps_r
-        r = gain * (velocity + start) + displacement
-        g = self._free(wrapped_normal_score(displacement, sigma_r.square(), kernel.widest), layout)
+            v_0 = self.initial_velocity_std * self._normal(eps_v, layout, rng)
+        velocity, displacement = decay * v_0 + sigma_v * eps_v, sigma_r * eps_r
+        r = gain * (velocity + v_0) + displacement
+        g = self._projected(wrapped_normal_score(displacement, sigma_r.square(), kernel.widest), layout)
         target = g / size if simplified else velocity_score(g, sigma_v * eps_v, gain, size)
         latent = {"fractional": unit(clean.fractional + r / TURN), "velocity": velocity / TURN}
         return Noised(latent, {"velocity": target})
@@ -140,7 +140,7 @@ class TrivializedTorus(TorusProcess):
         over the kernel for one coordinate before the projection.
         """
         target = noised.target["velocity"]
-        error = (self._free(prediction["velocity"], layout) - target).square()
+        error = (self._projected(prediction["velocity"], layout) - target).square()
         if self.loss_weight == "inverse_square_target":
             kernel = self._kernel(s, target)
             expected = (kernel.gain * kernel.score_size).square() + 1 / kernel.velocity_variance
@@ -175,9 +175,9 @@ class TrivializedTorus(TorusProcess):
         """Corrector of Algorithm 4: v <- v + delta S + sqrt(2 delta) eps, delta = tau / S^2.
 
         S^2 is the mean over each crystal, or with ``expected`` the expectation of one coordinate before the projection,
-        tanh(t/2)^2 n(sigma_r) + 1 / sigma_v^2 for v_0 = 0, and the same with the numbers of ``Joint`` else. With
+        tanh(t/2)^2 n(sigma_r) + 1 / sigma_v^2 for v_0 = 0, and otherwise the same with the numbers of ``Joint``. With
         ``Correction.positions`` the angles move by -h v once more, h the length of the step; a step then moves them
-        twice. Neither keeps the law: with the exact score of crystals whose atoms have a standard deviation of 0.25
+        twice. Neither preserves the law: with the exact score of crystals whose atoms have a standard deviation of 0.25
         rad, the samples of 100 steps have 0.27 with the position moves and 0.30 without.
         """
         layout = step.layout
@@ -199,7 +199,7 @@ class TrivializedTorus(TorusProcess):
         """theta_0 = y - sigma_r^2 g, the mean of the law's posterior by Tweedie's formula; v_0 = 0."""
         joint = self._joint(s, latent["fractional"])
         gain, velocity_std, position_std = layout.columns(joint.gain, joint.velocity_std, joint.position_std)
-        output = self._free(prediction["velocity"], layout)
+        output = self._projected(prediction["velocity"], layout)
         if self.parameterization == "simplified":
             g = output * layout.per_atom(self._kernel(s, output).score_size).unsqueeze(-1)
         else:
@@ -222,7 +222,7 @@ class TrivializedTorus(TorusProcess):
         a, b, c, spread_1, spread_2, shared = step.layout.columns(
             *posterior(t, r, self.horizon, self.initial_velocity_std)
         )
-        n_1, n_2 = self._free(self._normals(w_1, step.rng), step.layout).unbind(1)
+        n_1, n_2 = self._projected(self._normals(w_1, step.rng), step.layout).unbind(1)
         return self._coloured(clean, a * w_1 + b * w_2 + spread_1 * n_1 + shared * n_2, c * w_2 + spread_2 * n_2, step)
 
     def _whitened(self, latent: Latent, clean: Latent, step: Step) -> tuple[Tensor, Tensor]:
@@ -251,12 +251,12 @@ class TrivializedTorus(TorusProcess):
 
     def _state(self, latent: Latent, prediction: Prediction, s: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Velocity v and full score S, [N, 3] both, in radians, from the network's output at time s."""
-        velocity, output = latent["velocity"] * TURN, self._free(prediction["velocity"], layout)
+        velocity, output = latent["velocity"] * TURN, self._projected(prediction["velocity"], layout)
         if self.parameterization == "direct":
             return velocity, output
         kernel = self._kernel(s, velocity)
-        gain, known = layout.columns(kernel.gain * kernel.score_size, kernel.velocity_variance)
-        return velocity, velocity_score(output, velocity, gain, known)
+        gain, variance = layout.columns(kernel.gain * kernel.score_size, kernel.velocity_variance)
+        return velocity, velocity_score(output, velocity, gain, variance)
 
     def _carry(self, latent: Latent, velocity: Tensor, h: Tensor) -> Latent:
         """The latent with this new velocity, and its positions moved back along it for a time h."""
@@ -282,7 +282,7 @@ class TrivializedTorus(TorusProcess):
 
     def _normal(self, like: Tensor, layout: Layout, rng: torch.Generator) -> Tensor:
         """Noise of the shape of ``like`` [N, 3]."""
-        return self._free(normal(like, rng), layout)
+        return self._projected(normal(like, rng), layout)
 
     def _normals(self, like: Tensor, rng: torch.Generator) -> Tensor:
         """Two draws for every number of ``like``, [N, 2, 3], with their net translation."""

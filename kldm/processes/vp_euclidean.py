@@ -17,7 +17,7 @@ from kldm.registry import process
 from kldm.validators import one_of, within
 
 _LINEAR = Linear()
-_SMALLEST_SIGMA = 1e-5  # divides instead of the sigma that vanishes at s = 0
+_SMALLEST_SIGMA = 1e-5  # replaces in quotients the sigma that vanishes at s = 0
 
 
 @process("vp_euclidean.v1")
@@ -29,7 +29,7 @@ class VPEuclidean(CodedProcess):
     score is (alpha x_0 - x) / sigma^2 = -eps / sigma.
 
     Args:
-        codec: which numbers of a crystal, and how they become real ones.
+        codec: which part of a crystal is diffused, and as which real numbers.
         schedule: alpha, sigma and beta.
         parameterization: what the network predicts.
         eta: noise of ``exponential``; 1 draws from the posterior (ancestral sampling), 0 is ``flow``.
@@ -57,11 +57,11 @@ class VPEuclidean(CodedProcess):
         }
 
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
-        start, noise = self.codec.encode(clean), self._draw(clean, rng)
-        s = s.to(start.dtype)
+        x_0, noise = self.codec.encode(clean), self._draw(clean, rng)
+        s = s.to(x_0.dtype)
         alpha, sigma = self._columns(clean.layout, self.schedule.alpha(s), self.schedule.sigma(s))
-        target = start if self.parameterization == "x0" else noise
-        return Noised({self._name: alpha * start + sigma * noise}, {self._name: target})
+        target = x_0 if self.parameterization == "x0" else noise
+        return Noised({self._name: alpha * x_0 + sigma * noise}, {self._name: target})
 
     def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Euler-Maruyama: x <- x + (x / 2 + score) beta h + sqrt(beta h) eps; the step that ends at 0 adds no noise.
@@ -130,24 +130,24 @@ class VPEuclidean(CodedProcess):
         """x_0 and the eps that goes with it at s."""
         x, s, _ = self._state(latent, step)
         alpha, sigma = self._columns(step.layout, self.schedule.alpha(s), self._sigma(s))
-        start = clean[self._name]
-        return start, (x - alpha * start) / sigma
+        x_0 = clean[self._name]
+        return x_0, (x - alpha * x_0) / sigma
 
-    def _flowed(self, start: Tensor, noise: Tensor, step: Step) -> Latent:
+    def _flowed(self, x_0: Tensor, noise: Tensor, step: Step) -> Latent:
         """alpha_r x_0 + sigma_r eps."""
-        r = step.r.to(start.dtype)
+        r = step.r.to(x_0.dtype)
         alpha_r, sigma_r = self._columns(step.layout, self.schedule.alpha(r), self.schedule.sigma(r))
-        return {self._name: alpha_r * start + sigma_r * noise}
+        return {self._name: alpha_r * x_0 + sigma_r * noise}
 
-    def _drawn(self, start: Tensor, noise: Tensor, step: Step, eta: float) -> Latent:
+    def _drawn(self, x_0: Tensor, noise: Tensor, step: Step, eta: float) -> Latent:
         """alpha_r x_0 + sqrt(sigma_r^2 - w^2) eps + w z; see ``exponential``."""
-        s, r = step.s.to(start.dtype), step.r.to(start.dtype)
+        s, r = step.s.to(x_0.dtype), step.r.to(x_0.dtype)
         before, alpha_r, variance = self._sigma(s).square(), self.schedule.alpha(r), self.schedule.sigma(r).square()
         # alpha_r^2 - alpha_s^2 = sigma_s^2 - sigma_r^2, which loses fewer digits near s = 0.
         fresh = eta**2 * variance / before * (before - variance).clamp(min=0) / alpha_r.square()
-        kept = (variance - fresh).clamp(min=0).sqrt()
-        alpha_r, kept, kick = self._columns(step.layout, alpha_r, kept, fresh.sqrt())
-        return {self._name: alpha_r * start + kept * noise + kick * normal(start, step.rng)}
+        remaining = (variance - fresh).clamp(min=0).sqrt()
+        alpha_r, remaining, kick = self._columns(step.layout, alpha_r, remaining, fresh.sqrt())
+        return {self._name: alpha_r * x_0 + remaining * noise + kick * normal(x_0, step.rng)}
 
     def _state(self, latent: Latent, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """x, and the times s and r of its crystals [B] in its dtype."""
@@ -158,11 +158,11 @@ class VPEuclidean(CodedProcess):
         return self.schedule.sigma(s).clamp(min=_SMALLEST_SIGMA)
 
     def _split(self, x: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """x_0 and eps from the network's output, in keeping with each other: x = alpha x_0 + sigma eps."""
+        """x_0 and eps from the network's output, consistent with each other: x = alpha x_0 + sigma eps."""
         if self.parameterization == "x0":
-            start = self._clean(output)
-            return start, (x - alpha * start) / sigma
+            x_0 = self._clean(output)
+            return x_0, (x - alpha * x_0) / sigma
         estimate = (x - sigma * output) / alpha
-        start = self._clean(estimate)
-        # What ``_clean`` left alone keeps the network's eps to the last digit.
-        return start, output + alpha * (estimate - start) / sigma
+        x_0 = self._clean(estimate)
+        # Where ``_clean`` changed nothing, the network's eps is kept to the last digit.
+        return x_0, output + alpha * (estimate - x_0) / sigma

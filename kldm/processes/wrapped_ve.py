@@ -10,7 +10,7 @@ from torch import Tensor
 from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import OF_SAMPLING, Channel, Latent, Move, Noised, Prediction, Step
-from kldm.processes.draws import normal, uniform
+from kldm.processes.draws import normal
 from kldm.processes.torus_process import TorusProcess
 from kldm.registry import process
 from kldm.torus import TURN, score_root_mean_square, towards, unit, wrap, wrapped_normal_score
@@ -23,10 +23,10 @@ class WrappedVE(TorusProcess):
     """f_s = f_0 + sigma(s) eps mod 1, sigma(s) = sigma_min^(1-s) sigma_max^s (Jiao et al., 2023: DiffCSP).
 
     The network predicts S / sqrt(n(sigma)), where S = d/df_s log WN(f_s | f_0, sigma^2) on the torus of period 1 and
-    n = E[S^2]. That quotient is the same in any unit, so that it is computed in angles.
+    n = E[S^2]. That quotient is the same in any unit, so it is computed in angles.
 
     The law at s = 1 is taken for uniform: at sigma_max = 0.5 its first Fourier coefficient is 0.007. As s goes to 0 the
-    noise falls to sigma_min, not to 0; the reverse step that ends at r = 0 takes it away, as DiffCSP's last level does.
+    noise falls to sigma_min, not to 0; the reverse step that ends at r = 0 removes it, as DiffCSP's last level does.
 
     Args:
         sigma_min, sigma_max: standard deviations at s = 0 and s = 1, in fractions of the cell.
@@ -58,10 +58,6 @@ class WrappedVE(TorusProcess):
             raise KldmError("must be true where com_free is", place="zero_net_translation")
 
     @property
-    def reads(self) -> tuple[Channel, ...]:
-        return (Channel("fractional", 3, "atom", "periodic"),)
-
-    @property
     def predicts(self) -> tuple[Channel, ...]:
         return (Channel("displacement", 3, "atom", "tangent"),)
 
@@ -81,21 +77,17 @@ class WrappedVE(TorusProcess):
             "draw_given": Move(self.draw_given, estimate=self.estimate),
         }
 
-    def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
-        """f ~ U[0, 1)."""
-        return {"fractional": uniform(given.fractional, rng)}
-
     def noise(self, clean: Crystals, s: Tensor, rng: torch.Generator) -> Noised:
         layout, sigma = clean.layout, self._angle(s, clean.fractional)
         sigma, size = layout.columns(sigma, self._size(sigma))
         displacement = self._displacement(sigma * normal(clean.fractional, rng), layout)
-        score = self._free(wrapped_normal_score(displacement, sigma.square(), self._widest), layout)
+        score = self._projected(wrapped_normal_score(displacement, sigma.square(), self._widest), layout)
         # The score by f_s is minus that by the mean.
         return Noised(self._moved(clean.fractional, displacement), {"displacement": -score / size})
 
     def loss(self, prediction: Prediction, noised: Noised, s: Tensor, layout: Layout) -> Tensor:
         """Mean square error over atoms and axes."""
-        return (self._free(prediction["displacement"], layout) - noised.target["displacement"]).square().mean()
+        return (self._projected(prediction["displacement"], layout) - noised.target["displacement"]).square().mean()
 
     def denoise(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Ancestral step: f <- f + d S + sqrt(sigma_r^2 d / sigma_s^2) eps, d = sigma_s^2 - sigma_r^2 (Algorithm 2).
@@ -105,7 +97,7 @@ class WrappedVE(TorusProcess):
         before, after = self._sigmas(step, latent["fractional"])
         d = before.square() - after.square()
         d, kick, size = step.layout.columns(d, after / before * d.sqrt(), self._size(before))
-        score = size * self._free(prediction["displacement"], step.layout)
+        score = size * self._projected(prediction["displacement"], step.layout)
         return self._moved(latent["fractional"], d * score + kick * self._normal(score, step))
 
     def flow(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
@@ -115,18 +107,18 @@ class WrappedVE(TorusProcess):
         """
         before, after = self._sigmas(step, latent["fractional"])
         length, size = step.layout.columns((before - after) * before, self._size(before))
-        score = size * self._free(prediction["displacement"], step.layout)
+        score = size * self._projected(prediction["displacement"], step.layout)
         return self._moved(latent["fractional"], length * score)
 
     def correct(self, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         """Langevin move f <- f + e S + sqrt(2 e) eps, e = step_lr (sigma / sigma_min)^2 (Algorithm 2).
 
-        No noise in the step that ends at r = 0. The length is the process's own: ``step.correction`` has no part in it.
+        No noise in the step that ends at r = 0. The length is the process's own: ``step.correction`` is not used.
         """
         sigma = self._angle(step.now, latent["fractional"])
         e = self.step_lr * (sigma / self.sigma_min).square()
         e, kick, size = step.layout.columns(e, (2 * e).sqrt().masked_fill(step.r <= 0, 0.0), self._size(sigma))
-        score = size * self._free(prediction["displacement"], step.layout)
+        score = size * self._projected(prediction["displacement"], step.layout)
         return self._moved(latent["fractional"], e * score + kick * self._normal(score, step))
 
     def log_noise(self, s: Tensor) -> Tensor:
@@ -137,7 +129,8 @@ class WrappedVE(TorusProcess):
         """f_0 = f_s + sigma^2 S modulo 1, by Tweedie's formula."""
         sigma = self._angle(s, latent["fractional"])
         sigma, size = layout.columns(sigma, self._size(sigma))
-        return self._moved(latent["fractional"], sigma.square() * size * self._free(prediction["displacement"], layout))
+        displacement = sigma.square() * size * self._projected(prediction["displacement"], layout)
+        return self._moved(latent["fractional"], displacement)
 
     def flow_given(self, latent: Latent, clean: Latent, step: Step) -> Latent:
         """f_0 + (sigma_r / sigma_s) wrap(f_s - f_0) modulo 1, sigma_r = 0 at r = 0."""
@@ -166,7 +159,7 @@ class WrappedVE(TorusProcess):
 
     def _normal(self, like: Tensor, step: Step) -> Tensor:
         """Noise of a reverse move."""
-        return self._free(normal(like, step.rng), step.layout)
+        return self._projected(normal(like, step.rng), step.layout)
 
     def _size(self, sigma: Tensor) -> Tensor:
         """sqrt(n(sigma)), the root mean square of the score per radian."""
@@ -202,7 +195,7 @@ def com_free_ve(
         d_i = wrap(u_i - c),    c = arg sum_j exp(i u_j),    f_s = f_0 + d / (2 pi) mod 1.
 
     c is the circular mean, so that d has circular mean 0. u, u less its mean (``zero_net_translation``) and d are the
-    same noise up to a translation, to which the network is blind: the three differ in the target alone. Here it is a
+    same noise up to a translation, which the network cannot see: only the targets of the three differ. Here it is a
     function of what the network can see, the score of the wrapped normal at d, less its mean over the atoms:
 
         target_i = -(g(d_i) - mean_j g(d_j)) / sqrt(n(sigma)),    g = d/dmu log WN.
@@ -210,9 +203,9 @@ def com_free_ve(
     That is the score of d itself, grad log q with q(d) = integral over c of prod_i WN(d_i + c), where d determines c:
     at small sigma, where both are -d / sigma^2, and for many atoms. Where sigma is so large that c is a guess, the
     target is too large: at sigma = 0.13 it is off by 3 % (rms) for eight atoms and by 23 % for two, at 0.2 by a quarter
-    for eight, and at 0.5, where the noise is all but uniform, grad log q is all but 0. Published, the law of d is a von
-    Mises law estimated by Monte Carlo; here it is the wrapped normal of the noise, and nothing is fitted. Noise in the
-    reverse moves, and what the network predicts, are made mean-free.
+    for eight, and at 0.5, where the noise is all but uniform, grad log q is all but 0. In the paper, the law of d is
+    a von Mises law estimated by Monte Carlo; here it is the wrapped normal of the noise, and nothing is fitted. The
+    noise of the reverse moves and the predictions of the network are made mean-free.
 
     Args:
         sigma_min, sigma_max, step_lr: see ``WrappedVE``.

@@ -18,8 +18,8 @@ class AnnealedLangevin(StagedSampler):
 
     The ancestral step is a draw from p(x_r | x_s, x_0): ``exponential`` where a process has it, which for a
     variance-preserving one (eta = 1) is the step of DDPM, and ``denoise`` elsewhere. Unlike in ``PredictorCorrector``
-    the predictor is stochastic and each process knows the length of its own correction; a process that goes by a
-    signal-to-noise ratio takes the default one of ``Correction``.
+    the predictor is stochastic and each process knows the length of its own correction; a process that uses a
+    signal-to-noise ratio takes the default of ``Correction``.
 
     Args:
         steps: number of levels from s = 1; 1 + ``corrections`` network calls each.

@@ -18,14 +18,14 @@ from torch import Tensor
 from kldm.interfaces import Latent
 
 Latents = Mapping[str, Latent]
-"""By modality."""
+"""Latents by modality."""
 
 Advance = Callable[[Latents, Tensor, Tensor, torch.Generator], Latents]
 """Latents, the times s and r of a step (no dimensions), and the source of randomness, to the latents at r."""
 
 Record = Callable[[Callable[[], None], torch.Generator], Callable[[], None]]
-"""Records the work of a call that draws from a generator, and returns what does it again. May call it any number of
-times; raises where the work cannot be recorded."""
+"""Records the work of a call that draws from a generator, and returns a function that repeats it. It may call it any
+number of times, and raises if the work cannot be recorded."""
 
 _log = logging.getLogger("kldm.samplers")
 
@@ -39,14 +39,14 @@ _SWITCH: ContextVar[_Switch | None] = ContextVar("replaying", default=None)
 
 
 @contextmanager
-def replaying(wanted: bool = True) -> Iterator[None]:
+def replaying(enabled: bool = True) -> Iterator[None]:
     """Inside, samplers on an NVIDIA GPU replay their steps as a CUDA graph; on other devices nothing changes.
 
     Where a component cannot be recorded (it looks at values, or copies from the host), a warning is logged and all
     further steps are made plainly. No component may keep state of its own between the steps of a sampler, or choose in
     Python by anything but the latents' shapes: a graph repeats what the recorded step did.
     """
-    token = _SWITCH.set(_Switch() if wanted else None)
+    token = _SWITCH.set(_Switch() if enabled else None)
     try:
         yield
     finally:
@@ -57,7 +57,7 @@ def replaying(wanted: bool = True) -> Iterator[None]:
 def stepping(
     advance: Advance, rng: torch.Generator, device: torch.device
 ) -> Iterator[Callable[[Latents, Tensor, Tensor], Latents]]:
-    """What makes the steps of one run of a sampler: ``advance``, or a recording of it where ``replaying`` is on."""
+    """The function that makes the steps of one sampler run: ``advance``, or its recording if ``replaying`` is on."""
     switch, record = _SWITCH.get(), recorder(device)
     if switch is None or record is None:
         yield lambda latents, start, end: advance(latents, start, end, rng)
@@ -68,15 +68,15 @@ def stepping(
 
 
 def recorder(device: torch.device) -> Record | None:
-    """What records on this device; None where nothing does."""
+    """The function that records on this device; None if there is none."""
     return capture if device.type == "cuda" else None
 
 
 class _Steps:
     """The first step is made plainly, the second is recorded, and all from then on are replayed.
 
-    The first one makes whatever is made once: index tensors of the layout, tables, compiled kernels. Made while
-    recording, their memory would be the graph's.
+    The first step makes whatever is made once: index tensors of the layout, tables, compiled kernels. If they were made
+    while recording, their memory would belong to the graph.
     """
 
     def __init__(self, advance: Advance, rng: torch.Generator, record: Record, switch: _Switch) -> None:
@@ -86,7 +86,7 @@ class _Steps:
 
     def __call__(self, latents: Latents, start: Tensor, end: Tensor) -> Latents:
         if self._warm and self._recording is None and not self._switch.refused:
-            self._try(latents, start, end)
+            self._record_step(latents, start, end)
         self._warm = True
         if self._recording is None:
             return self._advance(latents, start, end, self._rng)
@@ -97,7 +97,7 @@ class _Steps:
         if self._recording is not None:
             self._rng.set_state(self._recording.rng.get_state())
 
-    def _try(self, latents: Latents, start: Tensor, end: Tensor) -> None:
+    def _record_step(self, latents: Latents, start: Tensor, end: Tensor) -> None:
         try:
             self._recording = Recording(self._advance, latents, start, end, self._rng, self._record)
         # The same step has just been made plainly: whatever fails now, fails by being recorded.
@@ -111,8 +111,8 @@ class Recording:
 
     Args:
         advance: the step.
-        latents, start, end: examples of what it is called with. Nothing of theirs is written to.
-        rng: where the draws begin; a copy is drawn from.
+        latents, start, end: examples of its arguments, which are not written to.
+        rng: the generator that the draws begin with; they come from a copy.
         record: how it is recorded.
 
     Attributes:
@@ -150,13 +150,13 @@ class Recording:
 
     def _run(self) -> None:
         pairs = _matched(self._latents, self._advance(self._latents, self._start, self._end, self.rng))
-        held = {buffer.untyped_storage().data_ptr() for buffer, _ in pairs}
-        # A view of a buffer is read before any buffer is written.
-        found = [
-            value.clone() if value is not buffer and value.untyped_storage().data_ptr() in held else value
+        buffers = {buffer.untyped_storage().data_ptr() for buffer, _ in pairs}
+        # A view of a buffer is copied before any buffer is written.
+        values = [
+            value.clone() if value is not buffer and value.untyped_storage().data_ptr() in buffers else value
             for buffer, value in pairs
         ]
-        for (buffer, _), value in zip(pairs, found, strict=True):
+        for (buffer, _), value in zip(pairs, values, strict=True):
             if value is not buffer:
                 buffer.copy_(value)
 
@@ -165,22 +165,22 @@ def capture(run: Callable[[], None], rng: torch.Generator) -> Callable[[], None]
     """Record the work of ``run`` on a GPU, in a memory pool of its own, and return its launch on the current stream.
 
     Raises:
-        Exception: what cannot be captured. All generators but ``rng`` are then as they were.
+        Exception: the work cannot be captured. All generators but ``rng`` are then as they were.
     """
     device = rng.device
-    # A capture that fails leaves its stream current: the outer contexts put back the one that was.
+    # A capture that fails leaves its stream current; the outer contexts restore the previous one.
     with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(rng)  # with memory on the current device
-        # Every capture registers the device's own generator, which a component may draw from. A device may go without
-        # its number.
-        general = torch.cuda.default_generators[torch.cuda.current_device()]
-        state = general.get_state()
+        # Every capture registers the device's default generator, from which a component may draw. ``device`` need not
+        # have an index.
+        default = torch.cuda.default_generators[torch.cuda.current_device()]
+        state = default.get_state()
         side = _side_stream(device)
         try:
             side.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(side):
-                run()  # makes what a stream has of its own, such as the workspace of the matrix products
+                run()  # makes what each stream has for itself, such as the workspace of matrix products
             torch.cuda.current_stream(device).wait_stream(side)
             with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 run()
@@ -188,9 +188,9 @@ def capture(run: Callable[[], None], rng: torch.Generator) -> Callable[[], None]
             # A generator that a failed capture has registered refuses all draws.
             fresh = torch.Generator(device)
             fresh.set_state(state)
-            general.graphsafe_set_state(fresh)
+            default.graphsafe_set_state(fresh)
             raise
-    general.set_state(state)
+    default.set_state(state)
     return graph.replay
 
 
@@ -201,23 +201,23 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def _matched(buffers: Latents, latents: Latents) -> list[tuple[Tensor, Tensor]]:
-    """Every buffer with the tensor of its modality and channel."""
-    shapes, found = (
+    """Every buffer with the tensor of the same modality and channel."""
+    expected, actual = (
         {
             (name, channel): (value.shape, value.dtype, value.device)
-            for name, latent in each.items()
+            for name, latent in tensors.items()
             for channel, value in latent.items()
         }
-        for each in (buffers, latents)
+        for tensors in (buffers, latents)
     )
-    if shapes != found:
-        differing = sorted({".".join(key) for key, _ in shapes.items() ^ found.items()})
+    if expected != actual:
+        differing = sorted({".".join(key) for key, _ in expected.items() ^ actual.items()})
         raise ValueError(f"a step changes the shape or the type of {', '.join(differing)}")
     return [(buffer, latents[name][channel]) for name, latent in buffers.items() for channel, buffer in latent.items()]
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of the first error: a capture that was broken off fails once more at its end."""
+    """The first line of the first error: a capture that was interrupted fails again at its end."""
     while error.__context__ is not None:
         error = error.__context__
     return (str(error) or type(error).__name__).splitlines()[0]
@@ -225,14 +225,14 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _no_autocast_cache(kind: str) -> Iterator[None]:
-    """Autocast keeps rounded weights for as long as it is on; those made while recording are the graph's.
+    """Autocast caches rounded weights while it is on; those made while recording would belong to the graph.
 
-    Where it is off, what a step rounds is forgotten with the step, and the cache stays as it is: compiled functions are
-    compiled anew for either setting.
+    Where autocast is off, a step drops what it rounds, and the setting of the cache stays as it is: compiled functions
+    are compiled anew when it changes.
     """
-    kept = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(kept and not torch.is_autocast_enabled(kind))
+    was_enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(was_enabled and not torch.is_autocast_enabled(kind))
     try:
         yield
     finally:
-        torch.set_autocast_cache_enabled(kept)
+        torch.set_autocast_cache_enabled(was_enabled)

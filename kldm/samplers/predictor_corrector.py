@@ -19,25 +19,25 @@ class PredictorCorrector(StagedSampler):
     ``correct_then_predict`` is what the authors' code does, and so what the published numbers come from: correct
     every modality that can at time s, then predict all from s to r. ``predict_then_correct`` is Algorithm 4: predict
     the coordinates from s to r, while the other modalities take one stochastic step, then with a network call at r
-    correct the coordinates, but for r = 0, where there is no noise to correct. (Algorithm 4 as printed steps the other
-    modalities with the second call, made at r while they are still at s; with an exact network that diverges at the
-    last step, so the first call serves them here.)
+    correct the coordinates, except at r = 0, where there is no noise to correct. (Algorithm 4 as printed steps the
+    other modalities with the second call, made at r while they are still at s; with an exact network that diverges at
+    the last step, so the first call serves them here.)
 
-    It seeks modes and does not sample the model's law: a correction of the published size depends on the state, and one
-    that moves the positions too makes every step move them twice.
+    It seeks modes and does not sample the model's law: a correction of the published size depends on the state, and a
+    correction that moves the positions too makes every step move them twice.
 
     Args:
         steps: N, the number of steps from s = 1.
         s_min: unit time at which to stop.
-        order: which of the two.
+        order: which of the two orders.
         rho, land: see ``StagedSampler``.
         tau: signal-to-noise ratio of a correction, delta = tau / score^2.
         step_size: whether that is the mean of ``observed`` squares, as published, or the ``expected`` one; see
             ``Correction``.
         correct_positions: whether a correction of velocities moves the positions too.
-        corrections: corrections per step, one network call each (beside the predictor's one).
+        corrections: corrections per step, one network call each, in addition to the predictor's.
         corrected: modalities that are corrected; by default every one that can (``correct_then_predict``) or
-            the coordinates alone (``predict_then_correct``). Those not corrected take a stochastic step.
+            only the coordinates (``predict_then_correct``). Those not corrected take a stochastic step.
     """
 
     order: Literal["correct_then_predict", "predict_then_correct"] = attrs.field(

@@ -17,10 +17,10 @@ from kldm.samplers.graphs import Latents, stepping
 from kldm.validators import above, within
 
 MOST_STEPS = 10**6
-"""The times of all steps are made beforehand; nobody has wanted more than a thousand of them."""
+"""The largest number of steps, as the times of all are made beforehand; a thousand is usual."""
 
 OwnMove = Callable[[DiffusionProcess, Latent, Prediction, Step], Latent]
-"""A move of a sampler's own, which it can make with any process."""
+"""A move that a sampler defines itself, and can make with any process."""
 
 
 @attrs.frozen
@@ -30,8 +30,8 @@ class Stage:
     Attributes:
         at: call the network at the ``start`` of the step (time s) or at its ``end`` (time r).
         moves: what each modality does, by the name of a move that its process declares, or as a function of the
-            sampler's own; a modality that is not named stays where it is.
-        over: by modality, how far its move goes beyond r: to r (r / s)^over, while the clock stays at r; by default 0.
+            sampler's own; a modality that is not named is not moved.
+        over: by modality, how far its move goes beyond r, to r (r / s)^over; the network is still told r. By default 0.
         correction: options of its Langevin moves.
     """
 
@@ -43,13 +43,13 @@ class Stage:
 
 def require(processes: Mapping[str, DiffusionProcess], modality: str, move: str | OwnMove) -> None:
     """Raises ``KldmError`` where the modality is absent or its process does not declare the move."""
-    problem = f"the sampler wants to {move if isinstance(move, str) else 'move'} {modality!r}"
     if modality not in processes:
-        raise KldmError(problem, remedy=f"the model has {', '.join(sorted(processes))}")
+        remedy = f"the model has {', '.join(sorted(processes))}"
+        raise KldmError(f"the sampler moves {modality!r}, which the model does not have", remedy=remedy)
     moves = processes[modality].moves
     if isinstance(move, str) and move not in moves:
         raise KldmError(
-            f"{problem}, but {type(processes[modality]).__name__} has no move {move!r}",
+            f"{type(processes[modality]).__name__} has no move {move!r}, which the sampler needs",
             place=f"model.{modality}",
             remedy=nearest(move, moves, likeness=0.75) or "choose another sampler or process",
         )
@@ -90,7 +90,7 @@ def integrate(
         model: processes and network.
         given: layout and conditioning.
         rng: source of all randomness.
-        progress: told the number of steps just done.
+        progress: called with the number of steps just done.
         last: what to do in the last step; by default the same.
 
     Raises:
@@ -110,9 +110,9 @@ def integrate(
             predictions = model.predict(latents, step.now, layout)
             for name, move in stage.moves.items():
                 over = stage.over.get(name, 0.0)
-                beyond = attrs.evolve(step, r=r * (r / s) ** over) if over else step
-                make = processes[name].moves[move] if isinstance(move, str) else partial(move, processes[name])
-                latents[name] = make(latents[name], predictions[name], beyond)
+                own_step = attrs.evolve(step, r=r * (r / s) ** over) if over else step
+                apply = processes[name].moves[move] if isinstance(move, str) else partial(move, processes[name])
+                latents[name] = apply(latents[name], predictions[name], own_step)
         return latents
 
     latents: Latents = {name: process.prior(given, rng) for name, process in processes.items()}
@@ -141,9 +141,9 @@ class StagedSampler(ABC):
         steps: number of steps.
         s_min: unit time at which to stop.
         rho: how the times are spaced, uniformly for 1; see ``time_grid``.
-        land: whether the last step takes every process that can to its estimate of the clean value (if s_min is 0),
+        land: whether the last step takes every process that can to its estimate of the clean latent (if s_min is 0),
             instead of leaving the noise of its own last step in the result. For KLDM's Euler-Maruyama that noise is
-            0.012 rad for every coordinate at 50 steps; False is published.
+            0.012 rad for every coordinate at 50 steps. False is as published.
     """
 
     steps: int = attrs.field(default=1000, validator=within(1, MOST_STEPS))

@@ -13,7 +13,7 @@ from kldm.samplers.stages import MOST_STEPS, OwnMove, Stage, StagedSampler
 from kldm.validators import each, within
 
 EARLIEST = 1e-3
-"""The least time that a process is asked to noise at, that of training by default."""
+"""The earliest time at which a process is asked to noise, the same as the default of training."""
 
 
 @sampler("x0_flow.v1")
@@ -22,9 +22,9 @@ class X0Flow(StagedSampler):
     """In every step the estimate of x_0 is held while the latent moves from s to r, exactly (DDIM, Song et al., 2021;
     for KLDM the same in phase space, see ``TrivializedTorus.flow_given``). The last step ends at the estimate.
 
-    A process with ``flow_given`` and ``draw_given`` takes one of them. One that has ``estimate`` alone gets the
-    estimate, as the crystals that it decodes to, noised anew by its forward process up to r. One without, and one of
-    tokens, whose estimate is a single type where ``denoise`` draws from the whole distribution, takes its own
+    A process with ``flow_given`` and ``draw_given`` takes one of them. For a process that has only ``estimate``, the
+    estimate is decoded to crystals and noised anew to r by the forward process. A process without ``estimate``, and one
+    of tokens, whose estimate is a single type where ``denoise`` draws from the whole distribution, takes its own
     stochastic step.
 
     ``over`` > 0 moves a modality beyond r, to r (r / s)^over, while the network is told r: less noise than it expects,
@@ -65,7 +65,7 @@ class X0Flow(StagedSampler):
 
 
 def noised_anew(process: DiffusionProcess, latent: Latent, prediction: Prediction, step: Step) -> Latent:
-    """The estimate of x_0 with new noise of time r; at r = 0 as it is."""
+    """The estimate of x_0 with new noise of time r; at r = 0 the estimate itself."""
     assert isinstance(process, Estimates)
     clean = process.estimate(latent, prediction, step.s, step.layout)
     like = next(iter(clean.values()))

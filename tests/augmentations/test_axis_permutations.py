@@ -24,10 +24,12 @@ MANY = 6000
 
 def repeated(count: int) -> Crystals:
     """A crystal of five atoms without any symmetry, many times."""
-    one = random_crystals((5,), seed=3)
+    crystal = random_crystals((5,), seed=3)
     species = torch.tensor([11, 17, 8, 8, 26])
     layout = Layout.of([5] * count)
-    return Crystals(one.fractional.repeat(count, 1), one.lattice.repeat(count, 1), species.repeat(count), layout)
+    return Crystals(
+        crystal.fractional.repeat(count, 1), crystal.lattice.repeat(count, 1), species.repeat(count), layout
+    )
 
 
 def drawn(crystals: Crystals, seed: int = 0, keep_handedness: bool = True) -> Crystals:
@@ -35,10 +37,10 @@ def drawn(crystals: Crystals, seed: int = 0, keep_handedness: bool = True) -> Cr
     return augmentation.augmented(crystals, torch.Generator().manual_seed(seed))
 
 
-def orders_of(made: Crystals, original: Crystals) -> list[tuple[int, ...]]:
+def orders_of(augmented: Crystals, original: Crystals) -> list[tuple[int, ...]]:
     """Which order each crystal got, read off its lengths."""
     lengths = original.lattice[0, :3]
-    return [tuple(int((lengths == value).nonzero()) for value in row[:3]) for row in made.lattice]
+    return [tuple(int((lengths == value).nonzero()) for value in row[:3]) for row in augmented.lattice]
 
 
 def orientation(crystal: Crystals, order: tuple[int, ...], original: Crystals, sign: float) -> Tensor:
@@ -56,12 +58,14 @@ def six() -> dict[tuple[int, ...], Crystals]:
 
 def first_of_each(keep_handedness: bool) -> dict[tuple[int, ...], Crystals]:
     original = repeated(60)
-    made = drawn(original, keep_handedness=keep_handedness)
+    augmented = drawn(original, keep_handedness=keep_handedness)
     found: dict[tuple[int, ...], Crystals] = {}
-    for number, order in enumerate(orders_of(made, original)):
+    for number, order in enumerate(orders_of(augmented, original)):
         rows = slice(5 * number, 5 * number + 5)
-        one = Crystals(made.fractional[rows], made.lattice[number : number + 1], made.species[rows], Layout.of([5]))
-        found.setdefault(order, one)
+        crystal = Crystals(
+            augmented.fractional[rows], augmented.lattice[number : number + 1], augmented.species[rows], Layout.of([5])
+        )
+        found.setdefault(order, crystal)
     assert set(found) == set(ORDERS)
     return found
 
@@ -71,11 +75,11 @@ def test_every_order_is_the_same_crystal(keep_handedness: bool) -> None:
     original = repeated(1)
     (truth,) = to_structures(original)
     for order, crystal in first_of_each(keep_handedness).items():
-        (made,) = to_structures(crystal)
-        np.testing.assert_allclose(made.distance_matrix, truth.distance_matrix, atol=1e-9)
+        (augmented,) = to_structures(crystal)
+        np.testing.assert_allclose(augmented.distance_matrix, truth.distance_matrix, atol=1e-9)
         expected = Lattice(truth.lattice.matrix[list(order)])
-        assert made.lattice.parameters == pytest.approx(expected.parameters)
-        match = StructureMatcher(primitive_cell=False, scale=False).get_rms_dist(truth, made)  # type: ignore[no-untyped-call]
+        assert augmented.lattice.parameters == pytest.approx(expected.parameters)
+        match = StructureMatcher(primitive_cell=False, scale=False).get_rms_dist(truth, augmented)  # type: ignore[no-untyped-call]
         assert match is not None
         assert match[0] < 1e-8
 
@@ -138,22 +142,22 @@ def test_positions_stay_below_one_however_small_they_were(dtype: torch.dtype) ->
     layout = Layout.of([2] * 40)
     tiny = torch.tensor([0.0, 1e-30, 1 - torch.finfo(dtype).eps], dtype=dtype).repeat(80, 1)
     lattice = random_crystals((2,) * 40, seed=0, dtype=dtype).lattice
-    made = drawn(Crystals(tiny, lattice, torch.ones(80, dtype=torch.int64), layout))
-    assert made.fractional.dtype == made.lattice.dtype == dtype
-    assert ((made.fractional >= 0) & (made.fractional < 1)).all()
+    augmented = drawn(Crystals(tiny, lattice, torch.ones(80, dtype=torch.int64), layout))
+    assert augmented.fractional.dtype == augmented.lattice.dtype == dtype
+    assert ((augmented.fractional >= 0) & (augmented.fractional < 1)).all()
 
 
 def test_the_crystals_given_stay_as_they_are() -> None:
     original = repeated(20)
-    kept = attrs.evolve(original, fractional=original.fractional.clone(), lattice=original.lattice.clone())
-    made = drawn(original)
-    assert torch.equal(original.fractional, kept.fractional)
-    assert torch.equal(original.lattice, kept.lattice)
-    assert made.species is original.species
-    assert made.layout is original.layout
+    before = attrs.evolve(original, fractional=original.fractional.clone(), lattice=original.lattice.clone())
+    augmented = drawn(original)
+    assert torch.equal(original.fractional, before.fractional)
+    assert torch.equal(original.lattice, before.lattice)
+    assert augmented.species is original.species
+    assert augmented.layout is original.layout
 
 
 @needs_gpu
 def test_on_the_gpu_all_stays_there() -> None:
-    made = AxisPermutations().augmented(repeated(4).to("cuda"), torch.Generator("cuda").manual_seed(0))
-    assert made.fractional.device.type == made.lattice.device.type == "cuda"
+    augmented = AxisPermutations().augmented(repeated(4).to("cuda"), torch.Generator("cuda").manual_seed(0))
+    assert augmented.fractional.device.type == augmented.lattice.device.type == "cuda"

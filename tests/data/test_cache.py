@@ -126,7 +126,7 @@ def test_a_column_that_does_not_belong_to_the_crystals(tmp_path: Path) -> None:
         metadata = file.metadata()
     tensors = load_file(tmp_path / "good.safetensors")
     save_file({**tensors, "per_crystal.x": torch.zeros(5)}, tmp_path / "bad.safetensors", metadata)
-    with pytest.raises(KldmError, match=r"cannot be read as crystals \(per_crystal\['x'\]: wants one row"):
+    with pytest.raises(KldmError, match=r"cannot be read as crystals \(per_crystal\['x'\]: must have one row"):
         load_store(tmp_path / "bad.safetensors")
 
 

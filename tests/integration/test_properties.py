@@ -198,4 +198,4 @@ def test_a_split_without_the_column_is_found_before_training(recipe: Path, tmp_p
 
 def test_two_conditions_of_one_column_are_refused(recipe: Path) -> None:
     told = refused("check", recipe, "--model.conditions.gap.column", "formation_energy_per_atom")
-    assert told == ("model.conditions.gap: the channel 'formation_energy_per_atom' is another process's already")
+    assert told == ("model.conditions.gap: another process already has the channel 'formation_energy_per_atom'")

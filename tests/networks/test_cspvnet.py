@@ -176,17 +176,17 @@ def test_mpts52_at_batch_256_fits_into_10_gb() -> None:
 @pytest.mark.parametrize(
     ("reads", "predicts", "words"),
     [
-        ((SPECIES, LATTICE), (LATTICE,), "exactly one periodic channel and got 0"),
-        ((FRACTIONAL, Channel("f2", 3, "atom", "periodic")), (SCORE,), "exactly one periodic channel and got 2"),
-        ((FRACTIONAL, VELOCITY, SCORE), (VELOCITY,), "at most one tangent channel and got 'velocity', 'score'"),
+        ((SPECIES, LATTICE), (LATTICE,), "exactly one periodic channel, but got 0"),
+        ((FRACTIONAL, Channel("f2", 3, "atom", "periodic")), (SCORE,), "exactly one periodic channel, but got 2"),
+        ((FRACTIONAL, VELOCITY, SCORE), (VELOCITY,), "at most one tangent channel, but got 'velocity', 'score'"),
         ((Channel("f", 2, "atom", "periodic"),), (SCORE,), "'f' has width 2 per atom"),
         ((FRACTIONAL, Channel("v", 3, "crystal", "tangent")), (SCORE,), "'v' has width 3 per crystal"),
         ((FRACTIONAL, Channel("m", 9, "atom", "matrix")), (SCORE,), "'m' has width 9 per atom"),
         ((FRACTIONAL, Channel("m", 6, "crystal", "matrix")), (SCORE,), "'m' has width 6 per crystal"),
         ((FRACTIONAL,), (MATRIX,), "predicts the matrix channel 'lattice' as a multiple .* it reads none; let the"),
         ((FRACTIONAL, LATTICE), (MATRIX,), "predicts the matrix channel 'lattice'"),
-        ((FRACTIONAL, Channel("group", 230, "crystal", "token")), (SCORE,), "'group' per crystal is not supported"),
-        ((FRACTIONAL,), (Channel("group", 230, "crystal", "token"),), "'group' per crystal is not supported"),
+        ((FRACTIONAL, Channel("group", 230, "crystal", "token")), (SCORE,), "the token channel 'group' per crystal"),
+        ((FRACTIONAL,), (Channel("group", 230, "crystal", "token"),), "the token channel 'group' per crystal"),
         ((FRACTIONAL,), (FRACTIONAL,), "cannot predict the periodic channel 'fractional'"),
     ],
 )

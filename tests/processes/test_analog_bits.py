@@ -169,9 +169,9 @@ def test_numbers_beyond_any_sum_decode_by_their_signs() -> None:
 
 @pytest.mark.parametrize("elements", [(), (0,), (3, 101)])
 def test_bad_elements_are_refused(elements: tuple[int, ...]) -> None:
-    with pytest.raises(KldmError, match=r"^elements: wants"):
+    with pytest.raises(KldmError, match=r"^elements: must"):
         analog_bits(elements=elements)
-    with pytest.raises(KldmError, match=r"^elements: wants"):
+    with pytest.raises(KldmError, match=r"^elements: must"):
         analog_bits().restricted(elements)
 
 

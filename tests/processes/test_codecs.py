@@ -107,5 +107,5 @@ def test_use_before_fitting_and_broken_statistics_say_what_to_do() -> None:
     with pytest.raises(KldmError, match="before it is fitted"):
         LogTan().decode(crystals.lattice, crystals)
     for fit in ({}, {"mean": {"pooled": [1, 2, 3]}, "std": {"pooled": [1, 0, 3]}}, {"mean": 3, "std": 4}):
-        with pytest.raises(KldmError, match="fit wants means"):
+        with pytest.raises(KldmError, match="fit: must hold means"):
             LogTan(fit=fit)

@@ -74,7 +74,7 @@ def test_target_is_the_score_of_the_law_over_translations(s: float, error: float
     noised = process.noise(crystals, _times(s, sizes), _seeded(8))
     sigma = TURN * float(process.sigma(torch.tensor(s, dtype=torch.float64)))
     angle = TURN * (noised.latent["fractional"] - crystals.fractional)
-    exact = torch.cat([_integrated_score(one, sigma) for one in torch.split(angle, 8)]) * sigma  # n = 1 / sigma^2
+    exact = torch.cat([_integrated_score(angles, sigma) for angles in torch.split(angle, 8)]) * sigma  # n = 1 / sigma^2
     difference = noised.target["displacement"] - exact
     assert (difference.square().mean() / exact.square().mean()).sqrt() < error
 

@@ -132,6 +132,6 @@ def test_a_model_trains_and_samples_with_it() -> None:
     model.total(losses).backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
     with torch.no_grad():
-        made = PredictorCorrector(steps=5).sample(model, crystals, torch.Generator().manual_seed(0))
-    assert torch.isfinite(made.lattice).all()
-    assert torch.equal(made.species, crystals.species)
+        samples = PredictorCorrector(steps=5).sample(model, crystals, torch.Generator().manual_seed(0))
+    assert torch.isfinite(samples.lattice).all()
+    assert torch.equal(samples.species, crystals.species)

@@ -94,10 +94,10 @@ def test_forbidden_columns_are_nought_in_the_estimate_and_allowed_ones_untouched
     crystals = of([3, 8, 79])
     for parameterization in ("x0", "eps"):
         free = one_hot(parameterization=parameterization)
-        held = free.restricted((3, 8, 25))
+        restricted = free.restricted((3, 8, 25))
         latent = free.prior(crystals, torch.Generator().manual_seed(0))
         output = {"species": torch.randn(3, 100, generator=torch.Generator().manual_seed(1), dtype=torch.float64)}
-        there, here = (process.flow(latent, output, step(0.9, 0.0, crystals))["species"] for process in (free, held))
+        there, here = (p.flow(latent, output, step(0.9, 0.0, crystals))["species"] for p in (free, restricted))
         allowed = torch.zeros(100, dtype=torch.bool)
         allowed[[2, 7, 24]] = True
         assert torch.equal(here[:, allowed], there[:, allowed])
@@ -192,9 +192,9 @@ def test_restrictions_add_up() -> None:
 
 @pytest.mark.parametrize("elements", [(), (0,), (3, 101), (-1,)])
 def test_bad_elements_are_refused(elements: tuple[int, ...]) -> None:
-    with pytest.raises(KldmError, match=r"^elements: wants"):
+    with pytest.raises(KldmError, match=r"^elements: must"):
         one_hot(elements=elements)
-    with pytest.raises(KldmError, match=r"^elements: wants"):
+    with pytest.raises(KldmError, match=r"^elements: must"):
         one_hot().restricted(elements)
 
 

@@ -22,8 +22,8 @@ S = torch.tensor([0.2, 0.9])
 
 
 def of(*values: float) -> Crystals:
-    made = random_crystals((2, 1) * (len(values) // 2) + (3,) * (len(values) % 2), 0)
-    return attrs.evolve(made, per_crystal={"energy": torch.tensor(values), "gap": -torch.tensor(values)})
+    crystals = random_crystals((2, 1) * (len(values) // 2) + (3,) * (len(values) % 2), 0)
+    return attrs.evolve(crystals, per_crystal={"energy": torch.tensor(values), "gap": -torch.tensor(values)})
 
 
 def test_the_channel_is_the_standard_value_and_whether_it_is_known() -> None:

@@ -108,9 +108,9 @@ def test_what_is_learnt_does_not_depend_on_where_the_crystal_lies() -> None:
     many = random_crystals((4,) * 10_000, 0)
     here = attrs.evolve(many, fractional=crystals.fractional.repeat(10_000, 1))
     found = []
-    for seed, one in ((1, here), (2, attrs.evolve(here, fractional=unit(here.fractional + shift)))):
-        u = target(TorusFlow(), one, seed).reshape(-1, 4, 3)
-        apart = place(TorusFlow(), one, 0.5, seed).reshape(-1, 4, 3)
+    for seed, crystals in ((1, here), (2, attrs.evolve(here, fractional=unit(here.fractional + shift)))):
+        u = target(TorusFlow(), crystals, seed).reshape(-1, 4, 3)
+        apart = place(TorusFlow(), crystals, 0.5, seed).reshape(-1, 4, 3)
         away = torch.sin(2 * torch.pi * (apart - apart.roll(1, 1)))
         found.append((u.square().mean((0, 1)), (u * away).mean(0)))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=0.05, atol=0.0)
@@ -125,7 +125,7 @@ def test_the_loss_does_not_see_a_common_translation_of_the_answer() -> None:
     moved = answer + crystals.layout.per_atom(torch.tensor([[1.0, 2.0, 3.0], [-1.0, 0.0, 5.0]], dtype=torch.float64))
     for process, same in ((TorusFlow(), True), (FREE, False)):
         noised = process.noise(crystals, s, seeded())
-        losses = [process.loss({"flow": one}, noised, s, crystals.layout) for one in (answer, moved)]
+        losses = [process.loss({"flow": prediction}, noised, s, crystals.layout) for prediction in (answer, moved)]
         assert bool((losses[0] - losses[1]).abs() < 1e-12) is same
     noised = FREE.noise(crystals, s, seeded())
     off = {"flow": noised.target["flow"] + 0.5}

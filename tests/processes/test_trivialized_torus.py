@@ -67,9 +67,9 @@ def test_noise_is_what_the_dynamics_make_of_the_particles(initial_std: float, s:
         cell = ((bins + 1) * 8).long()
         return torch.bincount(cell[:, 0] * 16 + cell[:, 1], minlength=256).double()
 
-    one, other = histogram(angle, v), histogram(angle_true, v_true)
-    seen = one + other > 20
-    chi_square = ((one - other).square() / (one + other))[seen].sum().item() / int(seen.sum())
+    counts, true_counts = histogram(angle, v), histogram(angle_true, v_true)
+    seen = counts + true_counts > 20
+    chi_square = ((counts - true_counts).square() / (counts + true_counts))[seen].sum().item() / int(seen.sum())
     assert chi_square < 1.4  # 1 in the mean; the standard deviation is about 0.1
 
 
@@ -243,7 +243,7 @@ def test_decoded_positions_lie_below_one_in_float32() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (
             {"initial_velocity_std": 0.5},
@@ -255,8 +255,8 @@ def test_decoded_positions_lie_below_one_in_float32() -> None:
         ({"variance_floor": -1e-6}, "variance_floor: must be at least 0 and below 1, got -1e-06"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(KldmError, match=f"^{told}"):
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(KldmError, match=f"^{message}"):
         TrivializedTorus(**options)
 
 
@@ -272,11 +272,11 @@ def test_without_a_floor_float32_stays_finite_down_to_the_very_end() -> None:
 
 def _translated(size: int, count: int, seed: int) -> Crystals:
     """So many copies of one crystal, each translated by a uniform vector."""
-    one = random_crystals((size,), 1)
+    crystal = random_crystals((size,), 1)
     layout = Layout.of((size,) * count)
     shift = torch.rand(count, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    fractional = (one.fractional.repeat(count, 1) + layout.per_atom(shift)) % 1
-    return Crystals(fractional, one.lattice.repeat(count, 1), one.species.repeat(count), layout)
+    fractional = (crystal.fractional.repeat(count, 1) + layout.per_atom(shift)) % 1
+    return Crystals(fractional, crystal.lattice.repeat(count, 1), crystal.species.repeat(count), layout)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_a_model_learns_from_a_step_and_samples(coordinates: WrappedVE) -> None:
     assert loss() < before
     sampler = AnnealedLangevin(steps=3)
     sampler.check(built.processes)
-    made = sampler.sample(built, truth, torch.Generator().manual_seed(2))
-    assert ((made.fractional >= 0) & (made.fractional < 1)).all()
-    assert made.lattice.isfinite().all()
-    assert not torch.equal(made.fractional, truth.fractional)
+    samples = sampler.sample(built, truth, torch.Generator().manual_seed(2))
+    assert ((samples.fractional >= 0) & (samples.fractional < 1)).all()
+    assert samples.lattice.isfinite().all()
+    assert not torch.equal(samples.fractional, truth.fractional)

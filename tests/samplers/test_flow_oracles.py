@@ -190,8 +190,8 @@ def test_two_cells_come_in_equal_parts(parameterization: Literal["velocity", "x0
     cells = torch.tensor([[4.0, 5.0, 6.0, 1.5, 1.6, 1.4], [7.0, 5.0, 6.0, 1.5, 1.6, 1.4]], dtype=torch.float64)
     truths = tuple(attrs.evolve(one, lattice=cell.expand(count, 6)) for cell in cells)
     model = TwoCells(EuclideanFlow(codec=RAW, parameterization=parameterization), (truths[0], truths[1]))
-    made = ProbabilityFlow(steps=50).sample(model, one, torch.Generator().manual_seed(1)).lattice
-    close = [((made / cell - 1).abs() < 0.01).all(-1).double().mean().item() for cell in cells]
+    samples = ProbabilityFlow(steps=50).sample(model, one, torch.Generator().manual_seed(1)).lattice
+    close = [((samples / cell - 1).abs() < 0.01).all(-1).double().mean().item() for cell in cells]
     assert sum(close) > 0.98
     assert abs(close[0] - 0.5) < 0.05
 
@@ -216,11 +216,11 @@ def test_a_network_learns_and_samples_with_it(species: DiffusionProcess, sampler
         losses[-1].backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     assert losses[-1] < losses[0]
-    made = sampler.sample(model, crystals, torch.Generator().manual_seed(2))
-    assert made.layout.sizes == (4, 1, 2)
-    assert ((made.fractional >= 0) & (made.fractional < 1)).all()
-    assert made.lattice.isfinite().all()
+    samples = sampler.sample(model, crystals, torch.Generator().manual_seed(2))
+    assert samples.layout.sizes == (4, 1, 2)
+    assert ((samples.fractional >= 0) & (samples.fractional < 1)).all()
+    assert samples.lattice.isfinite().all()
     if isinstance(species, Given):
-        assert torch.equal(made.species, crystals.species)
+        assert torch.equal(samples.species, crystals.species)
     elif species == bits_flow(elements=(3, 8)):
-        assert set(made.species.tolist()) <= {3, 8}
+        assert set(samples.species.tolist()) <= {3, 8}

@@ -48,8 +48,8 @@ def test_every_sampler_returns_the_crystal(name: str, parameterization: str, lat
     assert rms.median() < 5e-3
     assert rms.max() < 0.01
     matcher = StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10)
-    for made, target in zip(to_structures(result), to_structures(truth), strict=True):
-        match = matcher.get_rms_dist(made, target)  # type: ignore[no-untyped-call]
+    for structure, target in zip(to_structures(result), to_structures(truth), strict=True):
+        match = matcher.get_rms_dist(structure, target)  # type: ignore[no-untyped-call]
         assert match is not None
         assert match[0] < 0.01
 

@@ -106,7 +106,7 @@ def test_moves_of_each_sampler() -> None:
 
 def test_a_process_without_the_move_is_refused_before_any_work() -> None:
     bare: Mapping[str, DiffusionProcess] = {**FULL, "coordinates": Bare()}
-    with pytest.raises(KldmError, match=r"model.coordinates: .* Bare has no move 'flow'"):
+    with pytest.raises(KldmError, match=r"model.coordinates: Bare has no move 'flow'"):
         ProbabilityFlow().check(bare)
     with pytest.raises(KldmError, match="has no move 'predict'"):
         PredictorCorrector(order="predict_then_correct").check(bare)
@@ -148,7 +148,7 @@ def test_a_misspelt_move_is_refused_and_a_function_is_a_move() -> None:
     truth = random_crystals((3,), seed=0)
     model, rng = Oracle(FULL, (truth,)), torch.Generator().manual_seed(0)
     times = time_grid(1, 0.0, truth.fractional)
-    with pytest.raises(KldmError, match="has no move 'flowed'; did you mean 'flow'"):
+    with pytest.raises(KldmError, match="has no move 'flowed', which the sampler needs; did you mean 'flow'"):
         integrate([Stage("start", {"coordinates": "flowed"})], times, model, truth, rng)
     bare = Oracle({**FULL, "coordinates": Bare()}, (truth,))
     with pytest.raises(KldmError, match="Bare has no move 'flow'"):
@@ -157,8 +157,8 @@ def test_a_misspelt_move_is_refused_and_a_function_is_a_move() -> None:
     def to_the_origin(process: DiffusionProcess, latent: Latent, prediction: Prediction, step: Step) -> Latent:
         return {name: torch.zeros_like(value) for name, value in latent.items()}
 
-    made = integrate([Stage("start", {"coordinates": to_the_origin})], times, model, truth, rng)
-    assert (made.fractional == 0).all()
+    samples = integrate([Stage("start", {"coordinates": to_the_origin})], times, model, truth, rng)
+    assert (samples.fractional == 0).all()
 
 
 def test_the_last_step_leaves_out_corrections_at_its_end_and_nothing_else() -> None:
@@ -209,7 +209,7 @@ def test_a_move_of_a_new_name_needs_a_process_and_a_sampler_alone() -> None:
     start = processes["lattice"].prior(truth, torch.Generator().manual_seed(0))["lattice"]
     sampler = Leaps(steps=3)
     sampler.check(processes)
-    with pytest.raises(KldmError, match="VPEuclidean has no move 'leap'; choose another sampler or process"):
+    with pytest.raises(KldmError, match=r"VPEuclidean has no move 'leap', .*; choose another sampler or process"):
         sampler.check(FULL)
     known = ConditionedProcess(processes["lattice"], truth, torch.tensor([True, False]))
     s, r = (torch.full((2,), time, dtype=torch.float64) for time in (0.5, 0.0))

@@ -19,9 +19,11 @@ SIZE = 8
 
 def crystals(seed: int, count: int, size: int = SIZE) -> Crystals:
     """So many times the same crystal."""
-    one = random_crystals((size,), seed)
+    crystal = random_crystals((size,), seed)
     layout = Layout.of((size,) * count)
-    return Crystals(one.fractional.repeat(count, 1), one.lattice.repeat(count, 1), one.species.repeat(count), layout)
+    return Crystals(
+        crystal.fractional.repeat(count, 1), crystal.lattice.repeat(count, 1), crystal.species.repeat(count), layout
+    )
 
 
 def kldm(horizon: float = 2.0) -> dict[str, DiffusionProcess]:
@@ -39,10 +41,10 @@ def widths(sampler: Sampler, processes: dict[str, DiffusionProcess], count: int 
     truth = crystals(1, count)
     oracle = Oracle(processes, (truth,), width=WIDTH)
     sampler.check(processes)
-    made = sampler.sample(oracle, truth, torch.Generator().manual_seed(2))
-    residual = truth.layout.centred(aligned_residual(made.fractional * TURN, truth.fractional * TURN, truth.layout))
+    samples = sampler.sample(oracle, truth, torch.Generator().manual_seed(2))
+    residual = truth.layout.centred(aligned_residual(samples.fractional * TURN, truth.fractional * TURN, truth.layout))
     codec = LogTan(standardise=False)
-    cells = codec.encode(made) - codec.encode(truth)
+    cells = codec.encode(samples) - codec.encode(truth)
     return float(residual.square().mean().sqrt() * (SIZE / (SIZE - 1)) ** 0.5), float(cells.square().mean().sqrt())
 
 
@@ -111,9 +113,9 @@ def shares(sampler: Sampler, processes: dict[str, DiffusionProcess], count: int 
     one, other = (crystals(seed, count, 3) for seed in (10, 11))
     other = attrs.evolve(other, species=one.species, lattice=one.lattice)
     oracle = Oracle(processes, (one, other), weights=(0.7, 0.3))
-    made = sampler.sample(oracle, one, torch.Generator().manual_seed(5))
+    samples = sampler.sample(oracle, one, torch.Generator().manual_seed(5))
     near, far = (
-        float((translation_free_rms(made.fractional, truth.fractional, truth.layout) < 0.05).double().mean())
+        float((translation_free_rms(samples.fractional, truth.fractional, truth.layout) < 0.05).double().mean())
         for truth in (one, other)
     )
     return near, far

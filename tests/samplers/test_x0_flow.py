@@ -60,10 +60,10 @@ def sample(sampler: X0Flow, processes: Mapping[str, DiffusionProcess], truth: Cr
 def test_a_known_crystal_is_reached_in_four_calls(name: str, over: Mapping[str, float], stochastic: bool) -> None:
     """Whatever the noise, the last step ends at the estimate."""
     truth = random_crystals((8, 1, 5), 1)
-    made = sample(X0Flow(steps=4, over=over, stochastic=stochastic), MODELS[name], truth)
-    assert torch.equal(made.species, truth.species)
-    torch.testing.assert_close(made.lattice, truth.lattice, rtol=1e-9, atol=0.0)
-    assert translation_free_rms(made.fractional, truth.fractional, truth.layout).max() < 1e-6
+    samples = sample(X0Flow(steps=4, over=over, stochastic=stochastic), MODELS[name], truth)
+    assert torch.equal(samples.species, truth.species)
+    torch.testing.assert_close(samples.lattice, truth.lattice, rtol=1e-9, atol=0.0)
+    assert translation_free_rms(samples.fractional, truth.fractional, truth.layout).max() < 1e-6
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -127,9 +127,9 @@ def test_a_process_with_an_estimate_alone_gets_it_noised_anew() -> None:
     rng = torch.Generator().manual_seed(0)
     latent = foreign.inner.prior(truth, rng)
     s, r, zero = (torch.full((2,), value, dtype=torch.float64) for value in (0.9, 0.5, 0.0))
-    made = noised_anew(foreign, latent, prediction, Step(s, r, s, truth.layout, torch.Generator().manual_seed(1)))
+    samples = noised_anew(foreign, latent, prediction, Step(s, r, s, truth.layout, torch.Generator().manual_seed(1)))
     expected = foreign.noise(truth, r, torch.Generator().manual_seed(1)).latent
-    torch.testing.assert_close(made["lattice"], expected["lattice"])
+    torch.testing.assert_close(samples["lattice"], expected["lattice"])
     last = noised_anew(foreign, latent, prediction, Step(s, zero, s, truth.layout, rng))
     assert torch.equal(last["lattice"], clean)
 
@@ -144,23 +144,23 @@ def test_known_parts_are_held_and_the_rest_is_sampled() -> None:
     bound = constrained(model, rules, store, [0, 1])
     sampler = X0Flow(steps=5)
     assert sampler.stages(bound.processes)[0].moves["coordinates"] == "flow_given"
-    made = bound.restored(sampler.sample(bound, truth, torch.Generator().manual_seed(0)))
-    assert torch.equal(made.fractional[positions], truth.fractional[positions])
-    assert torch.equal(made.lattice[0], truth.lattice[0])
-    assert torch.isfinite(made.fractional).all()
+    samples = bound.restored(sampler.sample(bound, truth, torch.Generator().manual_seed(0)))
+    assert torch.equal(samples.fractional[positions], truth.fractional[positions])
+    assert torch.equal(samples.lattice[0], truth.lattice[0])
+    assert torch.isfinite(samples.fractional).all()
 
 
 def test_known_rows_are_held_where_the_estimate_is_noised_anew() -> None:
     truth = random_crystals((2, 3), 0)
     known = torch.tensor([True, False])
-    held = ConditionedProcess(EstimateAlone(), truth, known)
+    process = ConditionedProcess(EstimateAlone(), truth, known)
     s, r = (torch.full((2,), value, dtype=torch.float64) for value in (0.9, 0.5))
     wrong = {"lattice": torch.full((2, 6), 1.0, dtype=torch.float64)}
     step = Step(s, r, s, truth.layout, torch.Generator().manual_seed(1))
-    made = noised_anew(held, {}, wrong, step)["lattice"]
-    z = (made - (1 - 0.5) * EstimateAlone.inner.codec.encode(truth)) / 0.5  # normal where the truth is held
+    samples = noised_anew(process, {}, wrong, step)["lattice"]
+    z = (samples - (1 - 0.5) * EstimateAlone.inner.codec.encode(truth)) / 0.5  # normal where the truth is held
     assert z[0].abs().max() < 5
-    assert not torch.allclose(z[1], (made[1] - 0.5 * wrong["lattice"][1]) / 0.5)
+    assert not torch.allclose(z[1], (samples[1] - 0.5 * wrong["lattice"][1]) / 0.5)
 
 
 def test_a_misspelt_modality_or_value_is_refused() -> None:
@@ -178,8 +178,8 @@ def test_landing_takes_the_last_noise_away() -> None:
     oracle = Oracle(MODELS["kldm"], (truth,))
     left = []
     for land in (False, True):
-        made = EulerMaruyama(steps=50, land=land).sample(oracle, truth, torch.Generator().manual_seed(0))
-        left.append(float(translation_free_rms(made.fractional, truth.fractional, truth.layout).median()))
+        samples = EulerMaruyama(steps=50, land=land).sample(oracle, truth, torch.Generator().manual_seed(0))
+        left.append(float(translation_free_rms(samples.fractional, truth.fractional, truth.layout).median()))
     assert left[0] > 1e-3
     assert left[1] < 1e-6
 
@@ -188,5 +188,5 @@ def test_landing_takes_the_last_noise_away() -> None:
 def test_landing_leaves_corrections_as_they_are(order: str) -> None:
     truth = random_crystals((8,) * 4, 1)
     sampler = PredictorCorrector(steps=20, order=order, land=True)  # type: ignore[arg-type]
-    made = sampler.sample(Oracle(MODELS["kldm"], (truth,)), truth, torch.Generator().manual_seed(0))
-    assert translation_free_rms(made.fractional, truth.fractional, truth.layout).max() < 1e-6
+    samples = sampler.sample(Oracle(MODELS["kldm"], (truth,)), truth, torch.Generator().manual_seed(0))
+    assert translation_free_rms(samples.fractional, truth.fractional, truth.layout).max() < 1e-6

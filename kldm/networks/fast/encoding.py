@@ -14,7 +14,7 @@ from kldm.interfaces import Latent
 from kldm.networks.channels import Geometry
 from kldm.networks.fast.compiled import compiled_rounds
 from kldm.networks.fast.messages import MessageBlock, autograd_messages, manual_messages
-from kldm.networks.fast.rounds import Surroundings, rounds
+from kldm.networks.fast.rounds import Inputs, rounds
 from kldm.networks.fast.triton_messages import triton_messages
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ MESSAGE_BLOCKS: Mapping[Messages, MessageBlock] = {
 }
 
 BYTES_IN_CACHE = 12 * 10**6
-"""What one array over the edges of a batch may take on a CPU without gradients; a larger batch is computed in parts, as
+"""What one array over the edges of a batch may take on a CPU without gradients. A larger batch is computed in parts, as
 passes over arrays that leave the cache cost more than the products."""
 
 
@@ -41,7 +41,7 @@ def encode(network: "CSPVNet", latent: Latent, s: Tensor, layout: Layout) -> Ten
     product = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
     with torch.autocast(kind, enabled=False):
         nodes = embed(network.nodes, latent, s, layout)
-        return _in_parts(network, nodes, network.roles.geometry(latent, layout, dtype), layout, product)
+        return _all_layers(network, nodes, network.roles.geometry(latent, layout, dtype), layout, product)
 
 
 def embed(embedding: "Embedding", latent: Latent, s: Tensor, layout: Layout) -> Tensor:
@@ -65,31 +65,31 @@ def embed(embedding: "Embedding", latent: Latent, s: Tensor, layout: Layout) -> 
 
 
 def distinct(s: Tensor) -> Tensor:
-    """The first of the times [B] alone, where they are one number expanded, as all crystals have it in a sampling step.
+    """Only the first of the times [B] if they are one number expanded, as in a sampling step.
 
-    The stride tells it, so that no value is looked at.
+    The stride shows this, so that no value has to be read.
     """
     return s[:1] if s.stride(0) == 0 else s
 
 
-def _in_parts(network: "CSPVNet", nodes: Tensor, geometry: Geometry, layout: Layout, product: torch.dtype) -> Tensor:
-    """All layers: nodes [N, H] in, nodes out; on a CPU, without gradients, in parts that its cache can hold."""
+def _all_layers(network: "CSPVNet", nodes: Tensor, geometry: Geometry, layout: Layout, product: torch.dtype) -> Tensor:
+    """All layers: nodes [N, H] in, nodes out; on a CPU, without gradients, in parts that fit into its cache."""
     if nodes.device.type == "cpu" and not torch.is_grad_enabled():
         parts = layout.parts(max(1, BYTES_IN_CACHE // (nodes.shape[1] * product.itemsize)))
         if len(parts) > 1:
             fractional, velocity, crystal = geometry
-            of_parts = [
-                _whole(network, nodes[at], Geometry(fractional[at], velocity[at], crystal[of]), part, product)
+            parts_of_nodes = [
+                _one_part(network, nodes[at], Geometry(fractional[at], velocity[at], crystal[of]), part, product)
                 for at, of, part in parts
             ]
-            return torch.cat(of_parts)
-    return _whole(network, nodes, geometry, layout, product)
+            return torch.cat(parts_of_nodes)
+    return _one_part(network, nodes, geometry, layout, product)
 
 
-def _whole(network: "CSPVNet", nodes: Tensor, geometry: Geometry, layout: Layout, product: torch.dtype) -> Tensor:
+def _one_part(network: "CSPVNet", nodes: Tensor, geometry: Geometry, layout: Layout, product: torch.dtype) -> Tensor:
     pairs = layout.pairs
-    around = Surroundings(*geometry, layout.owner, pairs.i, pairs.j, pairs.degree)
+    inputs = Inputs(*geometry, layout.owner, pairs.i, pairs.j, pairs.degree)
     if network.execution.compile:
-        return compiled_rounds(network.layers, nodes, around, network.self_edges, product)
+        return compiled_rounds(network.layers, nodes, inputs, network.self_edges, product)
     block = partial(MESSAGE_BLOCKS[network.execution.messages], pairs=pairs)
-    return rounds(network.layers, nodes, around, network.self_edges, product, block)
+    return rounds(network.layers, nodes, inputs, network.self_edges, product, block)

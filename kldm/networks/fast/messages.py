@@ -34,7 +34,7 @@ class MessageBlock(Protocol):
         bias: Tensor,
         pairs: Pairs,
     ) -> Tensor:
-        """[N, H]; zero for an atom alone in its crystal.
+        """[N, H]; zero for the atom of a one-atom crystal.
 
         Args:
             receiver, sender: [N, H], what the two ends of an edge contribute; of the type of ``weight``.
@@ -60,7 +60,7 @@ def autograd_messages(
 def messages_of_tensors(
     receiver: Tensor, sender: Tensor, even: Tensor, odd: Tensor, weight: Tensor, bias: Tensor, i: Tensor, j: Tensor
 ) -> Tensor:
-    """``autograd_messages`` of the pairs i, j: to be fused by a compiler, which knows no record of them."""
+    """``autograd_messages`` of the pairs i, j, for a compiler, which cannot follow the record ``Pairs``."""
     wide = torch.promote_types(receiver.dtype, torch.float32)
     receiver, sender = receiver.to(wide), sender.to(wide)
     to_i = take_rows(receiver, i) + take_rows(sender, j) + even + odd
@@ -77,12 +77,12 @@ def manual_messages(
 
 
 Summed = Callable[..., tuple[Tensor, Tensor, Tensor]]
-"""A ``MessageBlock`` with a further argument ``keep``: whether it gives, beside the sums, the pre-activations a and z
-[2 P, H] of all edges, which the backward pass needs."""
+"""A ``MessageBlock`` with a further argument ``keep``: whether it also returns the pre-activations a and z [2 P, H] of
+all edges, which the backward pass needs."""
 
 
 def differentiated_by_hand(summed: Summed, tensors: tuple[Tensor, ...], pairs: Pairs) -> Tensor:
-    """The sums of a block; nothing is kept where nobody will ask for gradients."""
+    """The sums of a block; nothing is kept where no gradients will be needed."""
     if not differentiated(*tensors):
         return summed(*tensors, pairs, keep=False)[0]
     result: Tensor = _ByHand.apply(summed, *tensors, pairs)  # type: ignore[no-untyped-call]
@@ -177,7 +177,7 @@ def message_gradients(
     inner = torch.empty_like(second)
     torch.index_select(rounded, 0, pairs.i, out=inner[:half])
     torch.index_select(rounded, 0, pairs.j, out=inner[half:])
-    # In place: an array of this size is what memory is short of, and writing one what time goes to.
+    # In place: arrays of this size take most of the memory, and writing them most of the time.
     torch.ops.aten.silu_backward.grad_input(inner, second, grad_input=inner)
     activated = silu(first)
     by_weight, by_bias = inner.t() @ activated, inner.sum(0)

@@ -11,12 +11,12 @@ from torch.nn.functional import linear, silu
 def affine(values: Tensor, weight: Tensor, bias: Tensor | None = None, *, activated: bool = False) -> Tensor:
     """W x + b of every row x of [R, I], and silu of that if ``activated``: [R, O].
 
-    What is not differentiated is left to oneDNN on x86 processors. Its products of float32 are a fifth faster than
+    oneDNN computes what is not differentiated on x86 processors. Its products of float32 are a fifth faster than
     those of the library behind torch's, measured with AVX-512 on an AMD EPYC; confined to AVX2 they are not slower. It
     adds the bias and applies silu as it writes.
     """
-    recorded = differentiated(*(one for one in (values, weight, bias) if one is not None))
-    if _is_its(values) and _onednn() and not recorded:
+    recorded = differentiated(*(tensor for tensor in (values, weight, bias) if tensor is not None))
+    if _is_supported(values) and _has_onednn() and not recorded:
         how = "swish" if activated else "none"
         result: Tensor = torch.ops.mkldnn._linear_pointwise(_dense(values), _dense(weight), bias, how, [], None)
         return result
@@ -29,20 +29,20 @@ def differentiated(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def _is_its(values: Tensor) -> bool:
-    """Whether oneDNN takes it: no doubles, no empty matrices, nothing that a compiler is to see through."""
+def _is_supported(values: Tensor) -> bool:
+    """Whether oneDNN takes these values: no doubles, no empty matrices, and no compiler is tracing."""
     known = values.device.type == "cpu" and values.dtype in (torch.float32, torch.bfloat16)
     return known and values.numel() > 0 and not torch.compiler.is_compiling()
 
 
 def _dense(matrix: Tensor) -> Tensor:
-    """Without gaps between rows, or columns: with them oneDNN's plainest loops take over, a thousand times slower."""
+    """The matrix without gaps between rows or columns; with gaps oneDNN is a thousand times slower."""
     return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
 
 
 @cache
-def _onednn() -> bool:
-    """Whether torch has the map that its own compiler calls, which is of no public interface."""
+def _has_onednn() -> bool:
+    """Whether torch has the private linear map that its own compiler calls."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return x86 and available and hasattr(torch.ops.mkldnn, "_linear_pointwise")

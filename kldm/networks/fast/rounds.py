@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from kldm.networks.cspvnet import Layer
 
 
-class Surroundings(NamedTuple):
-    """What the layers read of a batch beside the nodes. Compilers know named tuples, but no other records.
+class Inputs(NamedTuple):
+    """What the layers read besides the nodes. Compilers support named tuples, but no other records.
 
     Attributes:
         fractional, velocity, crystal: see ``Geometry``.
@@ -37,31 +37,31 @@ class Surroundings(NamedTuple):
 def rounds(
     layers: "Sequence[Layer]",
     nodes: Tensor,
-    around: Surroundings,
+    inputs: Inputs,
     self_edges: bool,
     product: torch.dtype,
     block: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor],
 ) -> Tensor:
     """All layers: nodes [N, H] in, nodes out.
 
-    The first linear map of the messages is the dear one; its input [h_i, h_j, lattice, Linear(v_j - v_i), sin, cos] is
-    never built. Instead
+    The first linear map of the messages is the expensive one. Its input [h_i, h_j, lattice, Linear(v_j - v_i), sin,
+    cos] is never built. Instead
     - the parts of h_i, h_j, crystal and v are mapped once per atom or crystal and then gathered,
     - the two linear maps that v_j - v_i goes through are multiplied into one,
-    - sin and cos of the coordinate differences are computed once per call, and for i < j alone: for the other
+    - sin and cos of the coordinate differences are computed once per call, and only for i < j: for the other
       direction the cosine is the same and the sine changes its sign,
     - the message of an atom to itself has sin = 0 and cos = 1 and is made once per atom.
 
     Args:
         layers: their parameters.
         nodes: [N, H].
-        around: the rest of the batch.
-        self_edges: whether an atom is among those that it gets messages from.
+        inputs: the rest of the batch.
+        self_edges: whether an atom sends a message to itself too.
         product: type that the factors of the products of the messages and of the update are rounded to.
         block: a ``MessageBlock`` that knows the pairs.
     """
-    fractional, velocity, crystal, owner, i, j, degree = around
-    # Without self-edges the sum of an atom alone is zero, and may be divided by one.
+    fractional, velocity, crystal, owner, i, j, degree = inputs
+    # Without self-edges the sum of a single atom is zero, and may be divided by one.
     senders = (degree + 1 if self_edges else degree.clamp(min=1)).unsqueeze(-1)
     difference = fractional.index_select(0, j) - fractional.index_select(0, i)
     sin, cos = (wave.to(product) for wave in sinusoids(difference, layers[0].frequencies))

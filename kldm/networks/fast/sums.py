@@ -1,4 +1,4 @@
-"""Sums of what edges bring to atoms, in the order that the device is fast or reproducible with."""
+"""Sums over the edges of every atom, in an order that is fast or reproducible on the device."""
 
 from enum import Enum
 
@@ -18,10 +18,10 @@ class Ends(Enum):
 def sum_at(end: Ends, values: Tensor, pairs: Pairs, atoms: int) -> Tensor:
     """[2 P, H] to [atoms, H]: sum of the values of the edges that have the atom at this end.
 
-    In at least float32; on a CPU the sum of rows of a narrower type is rounded to it once. There the rows of an atom
-    are a bag, which one pass reads and sums. On a GPU rows are added one after the other by atomics, whose order
-    changes from run to run; where torch is asked for deterministic algorithms, they are put in order and summed by
-    segments.
+    The sum is made in at least float32; on a CPU that of rows of a narrower type is rounded to it once. There the rows
+    of an atom are a bag, which one pass reads and sums. On a GPU rows are added one after the other by atomics, whose
+    order changes from run to run; where torch is asked for deterministic algorithms, they are put in order and summed
+    by segments.
     """
     wide = torch.promote_types(values.dtype, torch.float32)
     if values.is_cuda and torch.are_deterministic_algorithms_enabled():
@@ -43,7 +43,7 @@ def sum_of_bags(rows: Tensor, bags: Bags) -> Tensor:
 
 
 def sum_by_segments(end: Ends, values: Tensor, pairs: Pairs) -> Tensor:
-    """``sum_at`` with an order of additions that depends on the layout alone."""
+    """``sum_at`` with an order of additions that depends only on the layout."""
     order = pairs.by_receiver if end is Ends.RECEIVER else pairs.by_sender
     # Lengths are right by construction; torch's check of them would wait for the device.
     return torch.segment_reduce(

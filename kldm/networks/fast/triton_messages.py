@@ -150,7 +150,7 @@ class _Blocks:
 
 
 def _obstacle(receiver: Tensor, weight: Tensor) -> str | None:
-    """Why the kernel is not for such a call; None if it is."""
+    """Why the kernel cannot be used for such a call; None if it can."""
     if not receiver.is_cuda or torch.version.hip is not None:
         return "there is no NVIDIA GPU"
     if torch.are_deterministic_algorithms_enabled():
@@ -165,7 +165,7 @@ def _obstacle(receiver: Tensor, weight: Tensor) -> str | None:
 
 @cache
 def _fault(kind: _Kind, keep: bool) -> str | None:
-    """Why the kernel is of no use for this kind of call; None if it is. Found by trying it, which is done once."""
+    """Why the kernel does not work for this kind of call; None if it does. It is tried once to find out."""
     try:
         from kldm.networks.fast.triton_kernel import INTERPRETED
 
@@ -174,7 +174,7 @@ def _fault(kind: _Kind, keep: bool) -> str | None:
         error = _trial_error(kind, keep)
     except ImportError as error_:
         return f"Triton cannot be imported ({_first_line(error_)})"
-    # A compiler for many GPUs and drivers fails in many ways; none of them is a reason not to go on.
+    # A compiler for many GPUs and drivers fails in many ways; the other block serves in all of them.
     except Exception as error_:
         return f"the kernel fails on this GPU ({type(error_).__name__}: {_first_line(error_)})"
     bound = 1e-4 if kind.product == torch.float32 and kind.precision == "ieee" else 2e-2
@@ -199,8 +199,8 @@ def _trial_error(kind: _Kind, keep: bool) -> float:
     second = torch.addmm(bias.double(), silu(first), weight.double().t())
     total = sum_at(Ends.RECEIVER, silu(second), pairs, layout.total)
 
-    found = _launch(receiver, sender, even, odd, weight, bias, pairs, keep)
-    written = list(zip(found, (total, first, second), strict=True))[: 3 if keep else 1]
+    results = _launch(receiver, sender, even, odd, weight, bias, pairs, keep)
+    written = list(zip(results, (total, first, second), strict=True))[: 3 if keep else 1]
     errors = [torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs) for ours, theirs in written]
     return float(torch.stack(errors).max())
 

@@ -37,8 +37,8 @@ def test_one_time_for_all_gives_what_equal_times_give(title: str, family: str) -
     built = network(title, family)
     latent, _, layout = case(INTERFACES[title], MIXED)
     counts = seen_by(built.nodes.time)
-    one = torch.tensor(0.3, dtype=torch.float64).expand(len(layout))
-    found, expected = built(latent, one, layout), built(latent, one.clone(), layout)
+    times = torch.tensor(0.3, dtype=torch.float64).expand(len(layout))
+    found, expected = built(latent, times, layout), built(latent, times.clone(), layout)
     assert counts == [1, len(layout)]
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12)
@@ -52,10 +52,10 @@ def test_gradients_are_the_same() -> None:
         found = built(latent, spread(torch.tensor(0.3, dtype=torch.float64).expand(len(layout))), layout)
         torch.stack([value.square().sum() for value in found.values()]).sum().backward()  # type: ignore[no-untyped-call]
         gradients.append([parameter.grad for parameter in built.nodes.parameters()])
-    for one, other in zip(*gradients, strict=True):
-        assert one is not None
-        assert one.abs().max() > 0
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    for expanded, cloned in zip(*gradients, strict=True):
+        assert expanded is not None
+        assert expanded.abs().max() > 0
+        torch.testing.assert_close(expanded, cloned, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_times_of_their_own_stay_apart(times: Tensor) -> None:
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_one_time_is_told_by_its_stride(count: int) -> None:
-    one = distinct(torch.tensor(0.3).expand(count))
-    assert one.tolist() == pytest.approx([0.3])
-    assert TimeFeatures(6, "sinusoidal")(one).shape == (1, 6)
+    times = distinct(torch.tensor(0.3).expand(count))
+    assert times.tolist() == pytest.approx([0.3])
+    assert TimeFeatures(6, "sinusoidal")(times).shape == (1, 6)
 
 
 def test_an_empty_batch_has_no_time() -> None:

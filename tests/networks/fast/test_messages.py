@@ -28,9 +28,9 @@ def inputs(sizes: Sequence[int], hidden: int, dtype: torch.dtype = torch.float64
     layout, rng = Layout.of(sizes), generator(0)
     pairs = len(layout.pairs.i)
     shapes = [(layout.total, hidden)] * 2 + [(pairs, hidden)] * 2 + [(hidden, hidden), (hidden,)]
-    made = [torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes]
-    made[4] /= math.sqrt(hidden)
-    return [tensor.to(dtype).requires_grad_() for tensor in made], layout
+    inputs = [torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes]
+    inputs[4] /= math.sqrt(hidden)
+    return [tensor.to(dtype).requires_grad_() for tensor in inputs], layout
 
 
 def block(name: Messages, tensors: Sequence[Tensor], layout: Layout) -> Tensor:

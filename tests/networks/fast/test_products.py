@@ -20,13 +20,13 @@ from tests.networks.twins import relative
 def test_affine(rows: int, dtype: torch.dtype, activated: bool, onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a block of columns of a wider matrix, as the networks have it, and of a transposed one."""
     if not onednn:
-        monkeypatch.setattr(products, "_onednn", lambda: False)
+        monkeypatch.setattr(products, "_has_onednn", lambda: False)
     rng = generator(0)
     values, wide, bias = (torch.randn(shape, generator=rng) for shape in ((rows, 24), (16, 60), (16,)))
     for weight in (wide[:, 5:29], wide[:, :24].t().contiguous().t()):
         for shift in (bias, None):
-            rounded = [None if one is None else one.to(dtype) for one in (values, weight, shift)]
-            expected = linear(*(None if one is None else one.double() for one in rounded))  # type: ignore[arg-type]
+            rounded = [None if tensor is None else tensor.to(dtype) for tensor in (values, weight, shift)]
+            expected = linear(*(None if tensor is None else tensor.double() for tensor in rounded))  # type: ignore[arg-type]
             expected = silu(expected) if activated else expected
             found = affine(*rounded, activated=activated)  # type: ignore[arg-type]
             assert found.dtype == dtype
@@ -50,8 +50,8 @@ def test_onednn_gets_no_matrix_with_gaps() -> None:
         affine(wide[:, :8], wide[:, 8:16])
         affine(wide, wide)
         affine(wide, wide.t().contiguous().t())
-    assert len(given) == 6 or not products._onednn()
-    assert all(one.is_contiguous() or one.t().is_contiguous() for one in given)
+    assert len(given) == 6 or not products._has_onednn()
+    assert all(tensor.is_contiguous() or tensor.t().is_contiguous() for tensor in given)
 
 
 def test_affine_is_differentiated_where_it_is_asked_for() -> None:
