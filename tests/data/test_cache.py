@@ -132,7 +132,7 @@ def test_a_column_that_does_not_belong_to_the_crystals(tmp_path: Path) -> None:
 
 def test_arrays_that_do_not_belong_together(tmp_path: Path) -> None:
     save_store(tmp_path / "x.safetensors", Parsed(evolve(STORE, sizes=(2, 2))))
-    with pytest.raises(KldmError, match="do not belong together"):
+    with pytest.raises(KldmError, match="the sizes of its arrays disagree"):
         load_store(tmp_path / "x.safetensors")
 
 

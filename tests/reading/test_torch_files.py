@@ -285,7 +285,7 @@ def test_no_code_is_run(tmp_path: Path, writer: str, how: str) -> None:
     assert "\n" not in str(caught.value)
     if writer == "torch":
         name = {"os.system": r"posix.system", "exec": "exec", "eval": "eval"}.get(how, "getattr")
-        assert f"{name}, which is not loaded, as that might run code" in str(caught.value)
+        assert f"{name}, which is not loaded because that might run code" in str(caught.value)
         assert "save the tensors alone" in str(caught.value)
 
 
