@@ -121,10 +121,8 @@ def _whole(value: object, place: str) -> int | None:
 
 def open_text(path: Path) -> TextIO:
     """A text file, compressed by gzip or not. Bytes that are not UTF-8 become U+FFFD and spoil their own row alone."""
-    compressed = path.suffix.lower() == ".gz"
-    return io.TextIOWrapper(
-        gzip.GzipFile(path) if compressed else path.open("rb"), encoding="utf-8-sig", errors="replace"
-    )
+    file = gzip.GzipFile(path) if path.suffix.lower() == ".gz" else path.open("rb")
+    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace")
 
 
 def failure_reason(error: Exception) -> str:
