@@ -11,7 +11,7 @@ from kldm.errors import KldmError
 
 
 def load_code(path: Path) -> ModuleType:
-    """Run a file as the module ``kldm_code_<file name>``; a second call runs it again.
+    """Run a file as the module ``kldm_code_<file name>`` and return it; a second call runs it again.
 
     The module stays in ``sys.modules``, so that its classes find their annotations and can be pickled.
 

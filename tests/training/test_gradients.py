@@ -20,7 +20,7 @@ from kldm.processes import Given
 from kldm.runtime.distributed import Lost, World
 from kldm.runtime.pieces import pieces, shares
 from kldm.training import Training, fit
-from kldm.training.gradients import Gradients, _explained
+from kldm.training.gradients import Gradients, _explained_errors
 from tests.oracles import random_crystals
 from tests.small import losses, random_store, small_conditional_model, small_dng_model, small_model
 
@@ -158,6 +158,6 @@ def test_what_cannot_be_divided_is_told(mode: Literal["rows", "both"], told: str
 def test_what_torch_says_of_other_processes_is_understood_and_nothing_else(
     raised: Exception, told: type[Exception]
 ) -> None:
-    with pytest.raises(Exception) as found, _explained():  # noqa: PT011 (which one is the question)
+    with pytest.raises(Exception) as found, _explained_errors():  # noqa: PT011 (which one is the question)
         raise raised
     assert type(found.value) is told
