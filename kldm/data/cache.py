@@ -17,7 +17,7 @@ from kldm.errors import KldmError
 from kldm.runtime.files import atomic_write
 
 DATA_VERSION = 1
-"""It is raised whenever parsing changes what a file gives, so that older caches are not used."""
+"""A change of parsing that gives other crystals raises this number, so that older caches are not used."""
 
 FORMATS = ("kldm.crystals.v1", "kldm.crystals.v2")
 """Formats that can be read; the last one is written. The first has no columns."""
@@ -29,8 +29,8 @@ log = logging.getLogger("kldm.data")
 
 def folder() -> Path:
     """The folder of caches and downloads: ``$KLDM_CACHE``, else ``kldm`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    if chosen := os.environ.get("KLDM_CACHE"):
-        return Path(chosen).expanduser()
+    if path := os.environ.get("KLDM_CACHE"):
+        return Path(path).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kldm"
 
 

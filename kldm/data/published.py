@@ -43,8 +43,8 @@ def read_rows(path: Path) -> tuple[list[str], list[str]]:
     with _rows(path) as reader:
         columns = reader.fieldnames or []
         if "cif" not in columns:
-            found = ", ".join(column or "(unnamed)" for column in columns) or "nothing"
-            raise KldmError(f"there is no column 'cif' (found: {found})", place=str(path))
+            header = ", ".join(column or "(unnamed)" for column in columns) or "nothing"
+            raise KldmError(f"there is no column 'cif' (found: {header})", place=str(path))
         for number, row in enumerate(reader):
             ids.append(row.get("material_id") or str(number))
             cifs.append(row["cif"] or "")

@@ -26,7 +26,7 @@ class Reference:
         name: ``DATASET/SPLIT`` or a path, as it was requested.
         structures: None for a row whose structure cannot be built; the row keeps its number.
         reasons: why a row has no structure; empty if it has one.
-        ids: of the rows in their data set; by default their numbers.
+        ids: ids of the rows in their data set; by default their numbers.
         whole: whether these are all crystals of a split of a data set.
     """
 

@@ -50,7 +50,7 @@ class SampleFile:
     Attributes:
         path: the file or folder.
         candidates: one for each row, failures included, in the order of the file.
-        places, names: of each candidate, see ``Row``.
+        places, names: place and name of each candidate, see ``Row``.
         labelled: whether the rows carry their target; otherwise a candidate's target is its position in the file.
     """
 

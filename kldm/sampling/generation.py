@@ -95,7 +95,7 @@ def generate(
     groups = batches([targets.sizes[request.target] for request in wanted], max_pairs)
     here = world()
     own = range(here.rank, len(groups), here.size)  # the largest batches come first, so that the shares are about equal
-    done: list[tuple[int, CrystalStore]] = []
+    sampled: list[tuple[int, CrystalStore]] = []
     bar = tqdm(
         total=len(own) * sampler.steps,
         desc=description,
@@ -114,8 +114,8 @@ def generate(
             bound = constrained(model, rules, targets, rows)
             rng = seeded(targets.device, seed, "sample", number)
             crystals = bound.restored(sampler.sample(bound, targets.batch(rows), rng, advance)).to("cpu")
-            done.append((number, CrystalStore.of(crystals, [targets.ids[row] for row in rows])))
-    stores = dict(numbered for share in here.gather(done) for numbered in share)
+            sampled.append((number, CrystalStore.of(crystals, [targets.ids[row] for row in rows])))
+    stores = dict(numbered for share in here.gather(sampled) for numbered in share)
     order = [index for group in groups for index in group]
     generated = concatenated([stores[number] for number in range(len(groups))])
     return generated.subset(sorted(range(len(order)), key=order.__getitem__))

@@ -117,7 +117,7 @@ def drawn_sizes(
         atoms: ``empirical`` (the frequencies of the training set), a number, or a range such as ``4-20`` (uniform).
         counts: the ``histogram`` of the training set.
         number: number of crystals.
-        seed: of the draw.
+        seed: seed of the draw.
         at_least: smaller numbers of atoms are left out of the histogram or the range.
 
     Raises:

@@ -19,7 +19,7 @@ class TrainingLog:
     """One row per epoch in ``train.jsonl`` and TensorBoard, one tick of the progress bar per step.
 
     Args:
-        folder: of the run.
+        folder: the folder of the run.
         step: number of steps done before.
         next_row: the smallest step that the next row can have. Rows from this step on, left by a run that was killed
             after its last checkpoint, are dropped, because they will be repeated.
@@ -54,9 +54,9 @@ class TrainingLog:
         """Write the row of an epoch.
 
         Args:
-            number: of the epoch, from 1.
+            number: the number of the epoch, from 1.
             step: steps done at its end.
-            seconds: of training until its end.
+            seconds: duration of training until its end.
             row: its values by name.
 
         Raises:

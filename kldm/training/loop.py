@@ -264,9 +264,8 @@ class Trainer:
         """Write a checkpoint, if this process is the writer; training can go on from ``last``."""
         if self.world.is_writer:
             counters = {"epoch": self._epoch, "crystals": len(self.train)}
-            checkpoints.save(
-                self._checkpoint_path(name), self.state.checkpoint(self.recipe, counters, resumable=name == "last")
-            )
+            checkpoint = self.state.checkpoint(self.recipe, counters, resumable=name == "last")
+            checkpoints.save(self._checkpoint_path(name), checkpoint)
 
     def _resume(self) -> None:
         """Resume from the folder's last checkpoint; without one, begin from ``start_from``."""

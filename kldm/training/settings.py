@@ -36,7 +36,7 @@ class Plateau:
 
 @attrs.frozen(kw_only=True)
 class Training:
-    """Settings of ``fit``. The defaults are those of the paper (Appendix I) or, if it states none, of its authors' code.
+    """Settings of ``fit``. The defaults are those of the paper (Appendix I) or else of its authors' code.
 
     Paper and code differ in one point, where the code is followed: "AdamW with the default PyTorch parameters" would
     have a weight decay of 0.01 without amsgrad, but the code has 1e-12 (here 0) with amsgrad. ``epochs`` is a guess:
@@ -56,13 +56,13 @@ class Training:
             moments of the optimiser and the moving average, which goes on at once regardless of ``ema_start``. Steps
             and epochs start from 0 in both cases.
         batch_size: crystals per step, of all processes together.
-        learning_rate, weight_decay: of AdamW, which without weight decay is Adam.
+        learning_rate, weight_decay: options of AdamW, which without weight decay is Adam.
         amsgrad: whether AdamW keeps the largest second moment (Reddi et al. 2018).
         ema_decay: decay of the moving average of the weights, per step.
         ema_start: epoch at which the average starts; before it, the weights in training are used.
         ema_warmup: whether the decay of the average's update n is at most (1 + n) / (10 + n): an average from the
             start that forgets the first weights. ``ema_start`` should then be 0.
-        whole_batches: whether the crystals that fill no whole batch are left out, which are others in every epoch;
+        whole_batches: whether the crystals that fill no whole batch are left out (others in every epoch);
             otherwise the last batch of an epoch is smaller, but its step counts as much as the others.
         s_min: training times are in (s_min, 1].
         times: ``independent`` times, or ``stratified`` ones, which cover (s_min, 1] evenly in every batch: each of its
@@ -87,7 +87,7 @@ class Training:
             it natively and else fp32.
         validate_every: epochs between validations; 0 never validates, and the last weights are the best.
         checkpoint_every: epochs between checkpoints (the end of training and an interruption always save one).
-        seed: of weights, order and noise.
+        seed: seed of the weights, the order and the noise.
     """
 
     epochs: int = attrs.field(default=4000, validator=at_least(1))

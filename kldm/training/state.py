@@ -42,7 +42,7 @@ class TrainingState:
 
     Args:
         model: on its device.
-        settings: of the training.
+        settings: the settings of the training.
 
     Attributes:
         progress: counters.

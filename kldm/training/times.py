@@ -24,7 +24,7 @@ class Times:
             [i / B, (i + 1) / B), so that a batch covers all times evenly (Kingma et al. 2021, appendix I.1). Batches
             are in random order, hence the time of each crystal is still uniform.
         density: relative density of s in as many equal bins, from s_min to 1; empty for uniform times.
-        device: of the times.
+        device: the device of the times.
     """
 
     s_min: float

@@ -37,7 +37,7 @@ def assert_same(a: CrystalStore, b: CrystalStore) -> None:
 
 
 class Parser:
-    """Counts how often it is asked."""
+    """Counts how often it is called."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -148,7 +148,7 @@ def test_source_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_what_was_parsed_loads_without_pymatgen(source: Path) -> None:
-    """Imports are light, and neither a parsed CSV nor a folder of stores wants what is absent on a training machine."""
+    """Imports are light, and a parsed CSV or a folder of stores needs no package that a training machine lacks."""
     save_store(source.parent / "val.safetensors", PARSED)
     cache.cached(source, Parser())
     absent = ("pymatgen", "ase", "joblib", "matplotlib", "torch_geometric")

@@ -164,7 +164,7 @@ def test_first_rows_of_perov_5(real_data: Path, tmp_path: Path) -> None:
 
 
 def table(path: Path, *columns: tuple[str, list[str]]) -> Path:
-    """A file of these columns, with a CIF text of several lines after each of the first."""
+    """A CSV with these columns, and a CIF text of several lines as the second column."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([columns[0][0], "cif", *(name for name, _ in columns[1:])])

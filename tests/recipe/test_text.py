@@ -1,4 +1,4 @@
-"""Recipes as text: what is read, merged, overridden, interpolated and written."""
+"""Recipes are read from text, merged, overridden, interpolated and written."""
 
 import json
 from pathlib import Path
@@ -95,7 +95,7 @@ def test_a_diamond_is_no_cycle_but_a_cycle_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("epochs = 3\n", r"bad\.cfg:1: 'epochs = 3' is not in a section"),
         ("[a]\nx = 1\n\nnonsense\n", r"bad\.cfg:4: cannot read 'nonsense"),
@@ -112,8 +112,8 @@ def test_a_diamond_is_no_cycle_but_a_cycle_is(tmp_path: Path) -> None:
         ('[recipe]\nextend = "bad.cfg"\n', r"recipe\.extend: unknown key"),
     ],
 )
-def test_mistakes_are_told_with_their_place(tmp_path: Path, text: str, told: str) -> None:
-    with pytest.raises(KldmError, match=told):
+def test_mistakes_are_told_with_their_place(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(KldmError, match=message):
         read_recipe(put(tmp_path, "bad.cfg", text))
 
 
