@@ -1,4 +1,4 @@
-"""Data sets: published CSVs, one's own files and pymatgen's prototypes, as ``CrystalStore``."""
+"""Data sets as ``CrystalStore``: the published CSVs, a user's own files and pymatgen's prototypes."""
 
 from kldm.data.cache import DATA_VERSION
 from kldm.data.cache import load as load_store

@@ -1,4 +1,4 @@
-"""One crystal as plain arrays: what is a crystal at all, and how a store keeps it."""
+"""One crystal as plain arrays: the checks that it must pass, and the form in which a store keeps it."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,19 +7,19 @@ import torch
 from numpy.typing import NDArray
 
 from kldm.crystals import CrystalStore
+from kldm.runtime.numbers import Float, Int
 
-Float = NDArray[np.float64]
-Arrays = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
+Arrays = tuple[NDArray[np.float32], NDArray[np.float32], Int]
 """One crystal as a store keeps it: fractional [K, 3], lattice [6], atomic numbers [K]."""
 
 FLAT = 1e-3
-"""A cell whose volume is below this part of a * b * c is called flat: no crystal comes near (Niggli cells: > 0.5)."""
+"""A cell is flat if its volume is below this fraction of a * b * c. Crystals are far from it (Niggli cells: > 0.5)."""
 
 LAST_ELEMENT = 118
 
 
-def fault(fractional: Float, lattice: Float, species: NDArray[np.int64]) -> str:
-    """Why these numbers are no crystal; empty where they are one.
+def fault(fractional: Float, lattice: Float, species: Int) -> str:
+    """The reason why these numbers are no crystal; empty if they are one.
 
     Args:
         fractional: [K, 3].
@@ -44,24 +44,24 @@ def fault(fractional: Float, lattice: Float, species: NDArray[np.int64]) -> str:
     with np.errstate(over="ignore"):
         if not np.isfinite(lengths.prod()):
             return "the volume of the cell is not finite"
-    if (species < 1).any() or (species > LAST_ELEMENT).any():
-        outside = species[(species < 1) | (species > LAST_ELEMENT)]
+    outside = species[(species < 1) | (species > LAST_ELEMENT)]
+    if len(outside):
         return f"no element has the atomic number {outside[0]}"
     return ""
 
 
 def wrapped(fractional: Float) -> NDArray[np.float32]:
-    """Coordinates in [0, 1) as float32, in which the largest float64 below 1 would round to 1."""
+    """Coordinates in [0, 1) as float32. The largest float64 below 1 would round to 1, and becomes 0."""
     values = (fractional % 1.0).astype(np.float32)
     values[values >= 1] = 0
     return values
 
 
-def arrays(matrix: Float, fractional: Float, species: NDArray[np.int64]) -> Arrays:
-    """A cell given by its vectors (rows, [3, 3] angstrom) as a store keeps it.
+def arrays(matrix: Float, fractional: Float, species: Int) -> Arrays:
+    """A crystal with cell vectors (rows, [3, 3] angstrom) as a store keeps it.
 
     Raises:
-        ValueError: where the numbers are no crystal; the message is the reason alone.
+        ValueError: the numbers are no crystal; the message is the reason alone.
     """
     lengths = np.linalg.norm(matrix, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -75,7 +75,7 @@ def arrays(matrix: Float, fractional: Float, species: NDArray[np.int64]) -> Arra
 
 
 def pack(crystals: Iterable[Arrays], ids: Sequence[str]) -> CrystalStore:
-    """A store of these crystals in this order, on the CPU."""
+    """A store of the crystals in the given order, on the CPU."""
     rows = list(crystals)
     return CrystalStore(
         fractional=torch.from_numpy(np.concatenate([row[0] for row in rows] or [np.empty((0, 3), np.float32)])),

@@ -1,4 +1,4 @@
-"""The store of a parsed file on disk: safetensors, a few megabytes, read in a blink and without pymatgen."""
+"""Parsed files on disk, as safetensors: a few megabytes, read at once and without pymatgen."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import attrs
 import torch
 
 from kldm.crystals import CrystalStore
@@ -16,10 +17,10 @@ from kldm.errors import KldmError
 from kldm.runtime.files import atomic_write
 
 DATA_VERSION = 1
-"""Raised whenever the same file would give other crystals, so that older caches are not used."""
+"""A change of parsing that gives other crystals raises this number, so that older caches are not used."""
 
 FORMATS = ("kldm.crystals.v1", "kldm.crystals.v2")
-"""What is read; the last is what is written. The first has no columns."""
+"""Formats that can be read; the last one is written. The first has no columns."""
 
 T = TypeVar("T")
 
@@ -27,9 +28,9 @@ log = logging.getLogger("kldm.data")
 
 
 def folder() -> Path:
-    """Where caches and downloads live: ``$KLDM_CACHE``, else ``kldm`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    if chosen := os.environ.get("KLDM_CACHE"):
-        return Path(chosen).expanduser()
+    """The folder of caches and downloads: ``$KLDM_CACHE``, else ``kldm`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    if path := os.environ.get("KLDM_CACHE"):
+        return Path(path).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kldm"
 
 
@@ -37,51 +38,51 @@ def key(source: Path) -> str:
     """sha256 of the bytes of the source file and of ``DATA_VERSION``."""
     digest = hashlib.sha256(f"kldm data {DATA_VERSION}\n".encode())
     with source.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: digest).hexdigest()
 
 
 def cached(source: Path, parse: Callable[[Path], Parsed]) -> Parsed:
-    """What ``parse`` makes of the source, from the cache where it has been parsed before.
+    """The result of ``parse`` on the source, taken from the cache if the same file was parsed before.
 
-    A broken cache file is made anew. Where the cache cannot be written, the crystals are returned all the same.
+    A broken cache file is replaced. If the cache cannot be written, the crystals are returned all the same.
 
     Raises:
-        KldmError: where the source cannot be read, or from ``parse``.
+        KldmError: the source cannot be read, or ``parse`` raises it.
     """
     try:
         path = folder() / "parsed" / f"{key(source)}.safetensors"
     except OSError as error:
         raise KldmError(f"cannot be read ({error.strerror})", place=str(source)) from None
-    return kept(path, "parsed crystals", load, lambda: parse(source), save)
+    return load_or_make(path, "parsed crystals", load, lambda: parse(source), save)
 
 
-def kept(path: Path, what: str, load: Callable[[Path], T], make: Callable[[], T], save: Callable[[Path, T], None]) -> T:
-    """What the file of a cache holds, or what is made and saved there for the next time.
+def load_or_make(
+    path: Path, what: str, load: Callable[[Path], T], make: Callable[[], T], save: Callable[[Path, T], None]
+) -> T:
+    """Load a value from its cache file, or make it and save it there for the next time.
 
     Args:
-        path: of the file.
-        what: it holds, in words.
-        load: reads it; raises ``KldmError`` for a broken file, which is made anew.
-        make: where there is no such file.
-        save: writes it; raises ``KldmError`` where it cannot, which costs the next time alone.
+        path: the cache file.
+        what: what the file holds, for the message that it could not be saved.
+        load: reads the file; it raises ``KldmError`` if the file is broken, which is then replaced.
+        make: computes the value if there is no usable file.
+        save: writes the file; it raises ``KldmError`` if it cannot, which is logged and otherwise ignored.
     """
     if path.exists():
         try:
             return load(path)
         except KldmError as error:
-            log.info("%s; it is made anew", error)
-    made = make()
+            log.info("%s; it is replaced", error)
+    value = make()
     try:
-        save(path, made)
+        save(path, value)
     except KldmError as error:
         log.warning("%s (%s are not kept for the next time)", error, what)
-    return made
+    return value
 
 
 def save(path: Path, parsed: Parsed) -> None:
-    """Write a store and its skipped rows, atomically. Raises ``KldmError`` where the file cannot be written."""
+    """Write a store and its skipped rows atomically. Raises ``KldmError`` if the file cannot be written."""
     from safetensors.torch import save as to_bytes
 
     store = parsed.store.to("cpu")
@@ -96,14 +97,14 @@ def save(path: Path, parsed: Parsed) -> None:
     metadata = {
         "format": FORMATS[-1],
         "ids": json.dumps(store.ids),
-        "skipped": json.dumps([(one.row, one.id, one.reason) for one in parsed.skipped]),
+        "skipped": json.dumps([attrs.astuple(row) for row in parsed.skipped]),
     }
     with atomic_write(path) as temporary:
         temporary.write_bytes(to_bytes(tensors, metadata))
 
 
 def load(path: Path) -> Parsed:
-    """Read what ``save`` wrote. Raises ``KldmError`` where the file is missing, damaged or of another kind."""
+    """Read a file that ``save`` wrote. Raises ``KldmError`` if it is missing, damaged or of another kind."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -114,7 +115,7 @@ def load(path: Path) -> Parsed:
             fractional, lattice = file.get_tensor("fractional"), file.get_tensor("lattice")
             species, sizes = file.get_tensor("species").to(torch.int64), tuple(file.get_tensor("sizes").tolist())
             ids = tuple(json.loads(metadata["ids"]))
-            skipped = tuple(Skipped(*one) for one in json.loads(metadata["skipped"]))
+            skipped = tuple(Skipped(*row) for row in json.loads(metadata["skipped"]))
             names = file.keys()
             per_crystal, per_atom = (
                 {name.removeprefix(kind): file.get_tensor(name) for name in names if name.startswith(kind)}
@@ -122,7 +123,7 @@ def load(path: Path) -> Parsed:
             )
         atoms, crystals = sum(sizes), len(sizes)
         if not atoms == len(species) == len(fractional) or not crystals == len(lattice) == len(ids):
-            raise ValueError("its arrays do not belong together")
+            raise ValueError("the sizes of its arrays disagree")
         store = CrystalStore(fractional, species, lattice, sizes, ids, per_crystal, per_atom)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, KldmError) as error:
         raise KldmError(f"cannot be read as crystals ({error})", place=str(path)) from None

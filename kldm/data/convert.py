@@ -1,32 +1,34 @@
 """Crystals to and from pymatgen Structures, ASE Atoms and torch-geometric Data.
 
-Angles are radians in ``Crystals`` and degrees in the three other worlds. Every way in keeps lengths, angles and
-the chirality of the crystal: a left-handed cell M with coordinates f becomes -M with -f, the same points in space.
+Angles are radians in ``Crystals`` and degrees in the three other libraries. Every conversion to kldm keeps lengths,
+angles and chirality: a left-handed cell M with coordinates f becomes -M with -f, which are the same points in space.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from kldm.crystals import Crystals, CrystalStore, Layout, lattice_matrix
-from kldm.data.arrays import Arrays, Float, arrays, fault, pack
+from kldm.data.arrays import Arrays, arrays, fault, pack
 from kldm.errors import KldmError
+from kldm.runtime.numbers import Float, Int
+from kldm.torus import unit
 
 if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core.structure import Structure
     from torch_geometric.data import Batch, Data
 
+T = TypeVar("T")
+
 
 def structure_arrays(structure: "Structure") -> Arrays:
-    """A Structure as a store keeps it, oxidation states dropped, cell as given.
+    """A Structure as a store keeps it: the cell as given, without oxidation states.
 
     Raises:
-        ValueError: for a disordered structure, a dummy species or impossible numbers, with the reason.
+        ValueError: the structure is disordered, has a dummy species or holds impossible numbers; with the reason.
     """
     from pymatgen.core.periodic_table import DummySpecies
 
@@ -41,39 +43,32 @@ def structure_arrays(structure: "Structure") -> Arrays:
 
 
 def from_structures(structures: Sequence["Structure"], ids: Sequence[str] | None = None) -> CrystalStore:
-    """A store of pymatgen Structures, cells as given (not reduced), oxidation states dropped.
+    """A store of pymatgen Structures: the cells as given (not reduced), without oxidation states.
 
     Args:
         structures: ordered structures.
         ids: their names; by default their numbers from 0.
 
     Raises:
-        KldmError: naming the structure that cannot be taken, and why.
+        KldmError: a structure cannot be converted; with its number, its name and the reason.
     """
-    names = _names(ids, len(structures))
-    rows = []
-    for number, structure in enumerate(structures):
-        try:
-            rows.append(structure_arrays(structure))
-        except ValueError as error:
-            raise KldmError(str(error), place=f"structure {number} ({names[number]})") from None
-    return pack(rows, names)
+    return _store(structures, ids, structure_arrays)
 
 
 def to_structure_or_reason(crystals: Crystals | CrystalStore) -> "list[tuple[Structure | None, str]]":
-    """One (Structure, "") or (None, why there is none) for each crystal. Never raises on what a crystal holds.
+    """(Structure, "") or (None, the reason why there is none) for each crystal. It never raises because of a crystal.
 
-    Refused are numbers that are not finite, lengths that are not positive, angles outside (0, 180) degrees, flat
+    It refuses numbers that are not finite, lengths that are not positive, angles outside (0, 180) degrees, flat
     cells (see ``kldm.data.arrays.FLAT``) and atomic numbers outside 1 to 118.
     """
-    return [_structure(*numbers) for numbers in _each(crystals)]
+    return [_structure(*values) for values in _each(crystals)]
 
 
 def to_structures(crystals: Crystals | CrystalStore) -> "list[Structure]":
     """One pymatgen Structure for each crystal.
 
     Raises:
-        KldmError: for the first crystal that is none; ``to_structure_or_reason`` takes them all.
+        KldmError: a crystal is impossible, with the reason; ``to_structure_or_reason`` takes them all.
     """
     result = []
     for number, (structure, reason) in enumerate(to_structure_or_reason(crystals)):
@@ -87,7 +82,7 @@ def to_ase(crystals: Crystals | CrystalStore) -> "list[Atoms]":
     """One periodic ASE Atoms for each crystal.
 
     Raises:
-        KldmError: for the first crystal that is none.
+        KldmError: a crystal is impossible, with the reason.
     """
     from ase import Atoms
 
@@ -101,36 +96,22 @@ def to_ase(crystals: Crystals | CrystalStore) -> "list[Atoms]":
 
 
 def from_ase(atoms: Sequence["Atoms"], ids: Sequence[str] | None = None) -> CrystalStore:
-    """A store of ASE Atoms, cells as given.
+    """A store of ASE Atoms: the cells as given.
 
     Args:
         atoms: periodic along all three axes.
         ids: their names; by default their numbers from 0.
 
     Raises:
-        KldmError: naming the one that cannot be taken, and why.
+        KldmError: a structure cannot be converted; with its number, its name and the reason.
     """
-    names = _names(ids, len(atoms))
-    rows = []
-    for number, one in enumerate(atoms):
-        place = f"structure {number} ({names[number]})"
-        if not all(one.pbc):
-            raise KldmError("it is not periodic along all three axes", place=place)
-        try:
-            matrix = np.asarray(one.cell.array, dtype=np.float64)
-            if abs(np.linalg.det(matrix)) < 1e-12:
-                raise ValueError("its cell has no volume")
-            fractional = np.asarray(one.positions, dtype=np.float64) @ np.linalg.inv(matrix)
-            rows.append(arrays(matrix, fractional, np.asarray(one.numbers, dtype=np.int64)))
-        except ValueError as error:
-            raise KldmError(str(error), place=place) from None
-    return pack(rows, names)
+    return _store(atoms, ids, _atoms_arrays)
 
 
 def to_pyg(crystals: Crystals | CrystalStore) -> "Batch":
     """One torch-geometric Batch of one Data for each crystal, on the crystals' device.
 
-    Fields, by the names customary for crystals: ``frac_coords`` [N, 3], ``atom_types`` int64 [N], ``lengths``
+    The fields have the customary names: ``frac_coords`` [N, 3], ``atom_types`` int64 [N], ``lengths``
     [B, 3] angstrom, ``angles`` [B, 3] DEGREES, ``num_atoms`` int64 [B], ``edge_index`` int64 [2, E] (all directed
     edges without self-edges, sorted by target) and PyG's own ``batch`` and ``ptr``.
     """
@@ -161,7 +142,7 @@ def from_pyg(data: "Data | Batch") -> Crystals:
     """The crystals of a torch-geometric Data or Batch with the fields that ``to_pyg`` writes (edges are not read).
 
     Raises:
-        KldmError: naming the fields that are missing or whose sizes disagree.
+        KldmError: fields are missing or their sizes disagree; with their names.
     """
     missing = [name for name in ("frac_coords", "atom_types", "lengths", "angles", "num_atoms") if name not in data]
     if missing:
@@ -176,23 +157,35 @@ def from_pyg(data: "Data | Batch") -> Crystals:
             f"num_atoms counts {sum(sizes)} atoms in {len(sizes)} crystals, but there are {len(fractional)} "
             f"coordinates, {len(species)} atom types and {len(lattice)} cells"
         )
-    return Crystals(_wrapped(fractional), lattice, species.to(torch.int64), Layout.of(sizes, fractional.device))
+    return Crystals(unit(fractional), lattice, species.to(torch.int64), Layout.of(sizes, fractional.device))
 
 
-def _wrapped(fractional: Tensor) -> Tensor:
-    values = fractional.remainder(1.0)
-    return torch.where(values >= 1, torch.zeros_like(values), values)
+def _store(structures: Sequence[T], ids: Sequence[str] | None, convert: Callable[[T], Arrays]) -> CrystalStore:
+    """A store of structures of another library; ``convert`` raises ``ValueError`` if a structure cannot be taken."""
+    names = tuple(map(str, range(len(structures)))) if ids is None else tuple(ids)
+    if len(names) != len(structures):
+        raise KldmError(f"there are {len(structures)} structures, but {len(names)} ids")
+    rows = []
+    for number, (structure, name) in enumerate(zip(structures, names, strict=True)):
+        try:
+            rows.append(convert(structure))
+        except ValueError as error:
+            raise KldmError(str(error), place=f"structure {number} ({name})") from None
+    return pack(rows, names)
 
 
-def _names(ids: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    names = tuple(str(number) for number in range(count)) if ids is None else tuple(ids)
-    if len(names) != count:
-        raise KldmError(f"there are {count} structures, but {len(names)} ids")
-    return names
+def _atoms_arrays(atoms: "Atoms") -> Arrays:
+    if not all(atoms.pbc):
+        raise ValueError("it is not periodic along all three axes")
+    matrix = np.asarray(atoms.cell.array, dtype=np.float64)
+    if abs(np.linalg.det(matrix)) < 1e-12:
+        raise ValueError("its cell has no volume")
+    fractional = np.asarray(atoms.positions, dtype=np.float64) @ np.linalg.inv(matrix)
+    return arrays(matrix, fractional, np.asarray(atoms.numbers, dtype=np.int64))
 
 
-def _each(crystals: Crystals | CrystalStore) -> Iterable[tuple[Float, Float, NDArray[np.int64]]]:
-    """fractional, lattice and species of one crystal after another, on the host in float64."""
+def _each(crystals: Crystals | CrystalStore) -> Iterable[tuple[Float, Float, Int]]:
+    """(fractional, lattice, species) of each crystal in turn, on the host and in float64."""
     fractional = crystals.fractional.detach().to("cpu", torch.float64).numpy()
     lattice = crystals.lattice.detach().to("cpu", torch.float64).numpy()
     species = crystals.species.detach().cpu().numpy()
@@ -202,7 +195,7 @@ def _each(crystals: Crystals | CrystalStore) -> Iterable[tuple[Float, Float, NDA
         first += size
 
 
-def _structure(fractional: Float, lattice: Float, species: NDArray[np.int64]) -> "tuple[Structure | None, str]":
+def _structure(fractional: Float, lattice: Float, species: Int) -> "tuple[Structure | None, str]":
     from pymatgen.core.lattice import Lattice
     from pymatgen.core.periodic_table import Element
     from pymatgen.core.structure import Structure
@@ -212,5 +205,5 @@ def _structure(fractional: Float, lattice: Float, species: NDArray[np.int64]) ->
     try:
         cell = Lattice.from_parameters(*lattice[:3], *np.degrees(lattice[3:]))
         return Structure(cell, [Element.from_Z(int(number)) for number in species], fractional), ""
-    except Exception as error:  # one bad crystal must never cost the others
+    except Exception as error:  # one bad crystal must not stop the others
         return None, f"pymatgen refuses it: {error}"

@@ -1,4 +1,4 @@
-"""Downloads that resume, verify and never leave half a file under the final name."""
+"""Downloads that resume, are verified, and never leave half a file under the final name."""
 
 import hashlib
 import http.client
@@ -16,30 +16,28 @@ _BLOCK = 2**16
 
 
 class Interrupted(Exception):
-    """The transfer ended early; what came is kept and the next attempt goes on from there."""
+    """The transfer ended early. The part that arrived is kept, and the next attempt goes on from there."""
 
 
 def blob_id(path: Path) -> str:
     """git's id of a file: sha1 of ``blob <size>``, a zero byte and the content."""
     digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: digest).hexdigest()
 
 
 def download(url: str, path: Path, blob: str, timeout: float = TIMEOUT) -> Path:
-    """Fetch a file, resuming ``<path>.part`` where an earlier try left one, and verify it by its git blob id.
+    """Fetch a file and verify it by its git blob id; a ``<path>.part`` that an earlier attempt left is resumed.
 
     Args:
-        url: what to fetch.
-        path: where it goes; appears only when complete and verified.
-        blob: its git blob id.
+        url: the address of the file.
+        path: the destination; it exists only once the file is complete and verified.
+        blob: the git blob id of the file.
         timeout: seconds without a byte after which a transfer counts as interrupted.
 
     Raises:
-        KldmError: where the server cannot be reached or lacks the file, the transfer keeps ending early (what came
-            is kept for the next try), or the content is not the published one (it is removed).
+        KldmError: the server cannot be reached or lacks the file; the transfer keeps ending early (the part that
+            arrived is kept for the next attempt); or the content is not the published one (it is removed).
     """
     by_hand = f"get {path.name} from {url} and put it into {path.parent}"
     part = path.with_name(path.name + ".part")
@@ -53,7 +51,7 @@ def download(url: str, path: Path, blob: str, timeout: float = TIMEOUT) -> Path:
             problem = f"the download of {url} keeps ending early ({error})"
             continue
         except urllib.error.HTTPError as error:
-            raise KldmError(f"{url} is not to be had (HTTP status {error.code})", remedy=by_hand) from None
+            raise KldmError(f"the server does not give {url} (HTTP status {error.code})", remedy=by_hand) from None
         except urllib.error.URLError as error:
             raise KldmError(f"{url} cannot be reached ({error.reason})", remedy=by_hand) from None
         except OSError as error:
@@ -69,40 +67,39 @@ def download(url: str, path: Path, blob: str, timeout: float = TIMEOUT) -> Path:
 
 
 def _transfer(url: str, part: Path, timeout: float) -> None:
-    """Append what is missing of ``part``. Raises ``Interrupted`` where the connection ends before the file does."""
+    """Append the missing bytes to ``part``. Raises ``Interrupted`` if the connection ends before the file does."""
     from tqdm import tqdm
 
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"User-Agent": "kldm", **({"Range": f"bytes={have}-"} if have else {})}
+    present = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "kldm", **({"Range": f"bytes={present}-"} if present else {})}
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
     except urllib.error.HTTPError as error:
-        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
-            return  # nothing is missing; whether it is right, the blob id tells
+        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and present:
+            return  # no byte is missing; the blob id tells whether they are right
         raise
     with response:
-        start = _start(response.headers.get("Content-Range"))
-        if start != have:  # the server sends the whole file, whatever was asked for
-            have = 0
+        if _first_byte(response.headers.get("Content-Range")) != present:  # the server ignored the range
+            present = 0
         length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
+        total = present + int(length) if length else None
         with (
-            part.open("ab" if have else "wb") as file,
-            tqdm(total=total, initial=have, desc=part.stem, unit="B", unit_scale=True, disable=None) as bar,
+            part.open("ab" if present else "wb") as file,
+            tqdm(total=total, initial=present, desc=part.stem, unit="B", unit_scale=True, disable=None) as bar,
         ):
-            got = have
+            received = present
             try:
                 while block := response.read(_BLOCK):
                     file.write(block)
-                    got += len(block)
+                    received += len(block)
                     bar.update(len(block))
             except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
-                raise Interrupted(f"after {got} bytes: {error or type(error).__name__}") from None
-        if total is not None and got < total:
-            raise Interrupted(f"after {got} of {total} bytes")
+                raise Interrupted(f"after {received} bytes: {error or type(error).__name__}") from None
+        if total is not None and received < total:
+            raise Interrupted(f"after {received} of {total} bytes")
 
 
-def _start(content_range: str | None) -> int:
-    """The first byte that a response holds."""
+def _first_byte(content_range: str | None) -> int:
+    """The position in the file of the first byte of a response."""
     match = re.match(r"bytes (\d+)-", content_range or "")
     return int(match.group(1)) if match else 0

@@ -1,12 +1,13 @@
-"""CIF texts to Niggli-reduced crystals, on all cores, with an account of what could not be read.
+"""CIF texts to Niggli-reduced crystals, on all cores, with a report of the rows that could not be read.
 
-Uses joblib, whose workers do not run the caller's main module again, so that a script needs no main guard.
+The workers are joblib's, which do not run the caller's main module again, so that a script needs no main guard.
 """
 
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
@@ -19,23 +20,26 @@ if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
 LAST_SPECIES = 100
-"""The vocabulary of atomic numbers that models are built for is 1 to this."""
+"""Models are built for the atomic numbers from 1 to this one."""
 
 MOST_SKIPPED = 0.01
-"""A larger part of rows that cannot be read is an error."""
+"""The largest fraction of rows that may be unreadable; more is an error."""
 
 CHUNK = 64
-"""Rows that a worker takes at a time: half a second of work."""
+"""Texts that a worker takes at a time: half a second of work."""
 
 IDLE = 5
-"""Seconds after which idle workers end, so that none of them sits in memory while a model trains."""
+"""Seconds after which idle workers end, so that they hold no memory while a model trains."""
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 log = logging.getLogger("kldm.data")
 
 
 @attrs.frozen
 class Skipped:
-    """A row that could not be read: its number from 0, its id and the reason."""
+    """A row that could not be read: its number (from 0), its id and the reason."""
 
     row: int
     id: str
@@ -44,15 +48,15 @@ class Skipped:
 
 @attrs.frozen(eq=False)
 class Parsed:
-    """What a source holds: the crystals that could be read, and the rows that could not."""
+    """The content of a source: the crystals that could be read, and the rows that could not."""
 
     store: CrystalStore
     skipped: tuple[Skipped, ...] = ()
 
     def report(self, source: str) -> None:
-        """Warn of every skipped row, with a count."""
-        for one in self.skipped:
-            log.warning("%s: row %d (%s) skipped: %s", source, one.row, one.id, one.reason)
+        """Log a warning for every skipped row, and one with their number."""
+        for skipped in self.skipped:
+            log.warning("%s: row %d (%s) skipped: %s", source, skipped.row, skipped.id, skipped.reason)
         if self.skipped:
             total = len(self.store) + len(self.skipped)
             log.warning("%s: %d of %d rows skipped", source, len(self.skipped), total)
@@ -62,7 +66,7 @@ def reduced(structure: "Structure") -> Arrays:
     """The Niggli-reduced cell of a structure (I. Krivy and B. Gruber, Acta Cryst. A 32, 297, 1976).
 
     Raises:
-        ValueError: with the reason, where the structure is disordered, cannot be reduced or leaves the vocabulary.
+        ValueError: the structure is disordered, cannot be reduced or has an element beyond ``LAST_SPECIES``.
     """
     if not structure.is_ordered:
         raise ValueError("it is disordered")
@@ -72,61 +76,68 @@ def reduced(structure: "Structure") -> Arrays:
     return result
 
 
-def parse_cif(cif: str) -> Arrays | str:
-    """The reduced crystal of one CIF text, or why there is none."""
-    from pymatgen.core.structure import Structure
-
+def reduced_or_reason(read: Callable[[S], "Structure"], source: S) -> Arrays | str:
+    """The reduced crystal that ``read`` makes of the source, or the reason why there is none."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # rounding of 1/3 and the like, once for every second row
-            return reduced(Structure.from_str(cif, fmt="cif"))
-    except Exception as error:  # whatever a damaged text makes the parser do, the row is skipped and reported
+            warnings.simplefilter("ignore")  # the parser warns of rounding 1/3 and the like in every second row
+            return reduced(read(source))
+    except Exception as error:  # damaged input makes the parser raise anything; the row is skipped and reported
         return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def parse_cifs(cifs: Sequence[str], name: str, workers: int | None = None) -> list[Arrays | str]:
-    """``parse_cif`` of many texts, in order, with a progress bar on stderr.
+def parse_cif(cif: str) -> Arrays | str:
+    """The reduced crystal of a CIF text, or the reason why there is none."""
+    from pymatgen.core.structure import Structure
+
+    return reduced_or_reason(partial(Structure.from_str, fmt="cif"), cif)
+
+
+def parse_texts(
+    parse: Callable[[str], T], texts: Sequence[str], description: str, *, workers: int | None = None, delay: float = 0
+) -> list[T]:
+    """``parse`` of many texts, in order, with a progress bar on stderr.
 
     Args:
-        cifs: CIF texts.
-        name: what the progress bar calls them.
-        workers: processes; by default one for each CPU, or none beside this one where there is little to do.
+        parse: a function at the top of a module.
+        texts: its arguments.
+        description: label of the progress bar.
+        workers: processes; by default one for each CPU, or only this process if there is little to do.
+        delay: seconds before the progress bar appears.
     """
     import joblib
     from tqdm import tqdm
 
-    chunks = [cifs[first : first + CHUNK] for first in range(0, len(cifs), CHUNK)]
+    chunks = [texts[first : first + CHUNK] for first in range(0, len(texts), CHUNK)]
     workers = workers or (joblib.cpu_count() if len(chunks) > 8 else 1)
-    done: list[Arrays | str] = []
+    parsed: list[T] = []
     with (
-        tqdm(total=len(cifs), desc=f"parsing {name}", unit="crystal", disable=None) as bar,
+        tqdm(total=len(texts), desc=description, unit="crystal", delay=delay, disable=None) as bar,
         joblib.parallel_config("loky", inner_max_num_threads=1, idle_worker_timeout=IDLE),
     ):
-        tasks: Iterator[tuple[Callable[..., object], tuple[object, ...], dict[str, object]]]
-        tasks = (joblib.delayed(_chunk)(chunk) for chunk in chunks)
-        for results in joblib.Parallel(n_jobs=workers, return_as="generator", batch_size=1)(tasks):
-            done += results
-            bar.update(len(results))
-    return done
+        tasks = (joblib.delayed(_parse_chunk)(parse, chunk) for chunk in chunks)
+        parallel = joblib.Parallel(n_jobs=workers, return_as="generator", batch_size=1)
+        results: Iterator[list[T]] = parallel(tasks)
+        for result in results:
+            parsed += result
+            bar.update(len(result))
+    return parsed
+
+
+def _parse_chunk(parse: Callable[[str], T], texts: Sequence[str]) -> list[T]:
+    return [parse(text) for text in texts]
 
 
 def collect(results: Sequence[Arrays | str], ids: Sequence[str], source: str) -> Parsed:
-    """Crystals and skipped rows, kept apart.
+    """Separate the crystals from the rows that could not be read.
 
     Raises:
-        KldmError: where more than one row in a hundred was skipped, or nothing is left.
+        KldmError: more than one row in a hundred could not be read, or none could.
     """
-    read = [(row, name) for row, name in zip(results, ids, strict=True) if not isinstance(row, str)]
-    skipped = tuple(
-        Skipped(number, name, row)
-        for number, (row, name) in enumerate(zip(results, ids, strict=True))
-        if isinstance(row, str)
-    )
-    if len(skipped) > MOST_SKIPPED * len(results) or not read:
+    pairs = list(zip(results, ids, strict=True))
+    crystals = [(result, name) for result, name in pairs if not isinstance(result, str)]
+    skipped = tuple(Skipped(row, name, result) for row, (result, name) in enumerate(pairs) if isinstance(result, str))
+    if len(skipped) > MOST_SKIPPED * len(results) or not crystals:
         first = f", the first is row {skipped[0].row} ({skipped[0].id}): {skipped[0].reason}" if skipped else ""
         raise KldmError(f"{len(skipped)} of {len(results)} rows cannot be read{first}", place=source)
-    return Parsed(pack([row for row, _ in read], [name for _, name in read]), skipped)
-
-
-def _chunk(cifs: Sequence[str]) -> list[Arrays | str]:
-    return [parse_cif(cif) for cif in cifs]
+    return Parsed(pack([arrays for arrays, _ in crystals], [name for _, name in crystals]), skipped)

@@ -1,29 +1,27 @@
-"""``aflow_prototypes``: the real structures that pymatgen ships (M. J. Mehl et al., Comput. Mater. Sci. 136, S1,
-2017), a data set of a few hundred crystals that needs no download."""
+"""``aflow_prototypes``: a few hundred real structures that pymatgen ships (M. J. Mehl et al., Comput. Mater. Sci. 136,
+S1, 2017), a data set without download."""
 
 import gzip
 import importlib.util
 import json
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from kldm.data.arrays import Arrays
-from kldm.data.parsing import Parsed, collect, reduced
+from kldm.data.parsing import Parsed, collect, reduced_or_reason
 from kldm.errors import KldmError
 
 NAME = "aflow_prototypes"
 
 MAX_ATOMS = 20
-"""Larger prototypes are left out unless asked for: 250 of 288 remain."""
+"""Prototypes with more atoms are left out by default: 250 of 288 remain."""
 
 PLACES = ("prototypes/aflow_prototypes.json.gz", "aflow_prototypes.json.gz", "aflow_prototypes.json")
-"""Where releases of pymatgen have kept the file, within ``pymatgen/analysis``."""
+"""Paths of the file within ``pymatgen/analysis``, in several releases of pymatgen."""
 
 
 def prototypes_file() -> Path:
-    """The file within the installed pymatgen, which is not imported. Raises ``KldmError`` where there is none."""
+    """The file within the installed pymatgen, which is not imported. Raises ``KldmError`` if there is none."""
     try:
         spec = importlib.util.find_spec("pymatgen.analysis")
     except ModuleNotFoundError:
@@ -37,10 +35,10 @@ def prototypes_file() -> Path:
 
 
 def read_prototypes(path: Path) -> Parsed:
-    """All prototypes of the file, Niggli-reduced, with ids made of mineral or AFLOW name, unique by a number.
+    """All prototypes of the file, Niggli-reduced. An id is the mineral's and the AFLOW name, made unique by a number.
 
     Raises:
-        KldmError: where the file is damaged.
+        KldmError: the file is damaged.
     """
     from pymatgen.core.structure import Structure
 
@@ -50,15 +48,7 @@ def read_prototypes(path: Path) -> Parsed:
         ids = _unique([_name(entry["tags"]) for entry in entries])
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise KldmError(f"cannot be read ({error})", place=str(path), remedy="reinstall pymatgen") from None
-    results: list[Arrays | str] = []
-    for entry in entries:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                structure = Structure.from_dict(entry["snl"])
-                results.append(reduced(structure))
-        except Exception as error:  # reported as a skipped row
-            results.append(str(error) or type(error).__name__)
+    results = [reduced_or_reason(lambda entry: Structure.from_dict(entry["snl"]), entry) for entry in entries]
     return collect(results, ids, str(path))
 
 

@@ -1,4 +1,4 @@
-"""Reading the published CSVs: one crystal a row, as CIF text in the column ``cif``."""
+"""Reads the published CSVs: each row is one crystal, as CIF text in the column ``cif``."""
 
 import csv
 import gzip
@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kldm.data.parsing import Parsed, collect, parse_cifs
+from kldm.data.parsing import Parsed, collect, parse_cif, parse_texts
 from kldm.errors import KldmError, nearest
 
 LONGEST_FIELD = 16 * 2**20
-"""Characters of one CIF text; Python's own limit of 131,072 is too short for large cells."""
+"""Most characters of a CIF text; Python's own limit of 131,072 is too low for large cells."""
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -23,28 +23,28 @@ _LARGEST = torch.finfo(torch.float32).max
 def read_csv(path: Path, workers: int | None = None) -> Parsed:
     """The Niggli-reduced crystals of a ``.csv`` or ``.csv.gz`` file, in the order of its rows.
 
-    Ids are those of the column ``material_id``, or the number of the row from 0 where there is none.
+    Ids are taken from the column ``material_id``; without one they are the numbers of the rows from 0.
 
     Args:
         path: the file.
         workers: processes that parse; by default one for each CPU.
 
     Raises:
-        KldmError: where the file is no such CSV, or more than one row in a hundred cannot be read.
+        KldmError: the file is no such CSV, or more than one row in a hundred cannot be read.
     """
     ids, cifs = read_rows(path)
-    return collect(parse_cifs(cifs, path.name, workers), ids, str(path))
+    return collect(parse_texts(parse_cif, cifs, f"parsing {path.name}", workers=workers), ids, str(path))
 
 
 def read_rows(path: Path) -> tuple[list[str], list[str]]:
-    """Ids and CIF texts of a file, unparsed. Raises ``KldmError`` where it is no CSV with a column ``cif``."""
+    """Ids and CIF texts of a file, unparsed. Raises ``KldmError`` if it is no CSV with a column ``cif``."""
     ids: list[str] = []
     cifs: list[str] = []
     with _rows(path) as reader:
         columns = reader.fieldnames or []
         if "cif" not in columns:
-            found = ", ".join(column or "(unnamed)" for column in columns) or "nothing"
-            raise KldmError(f"there is no column 'cif' (found: {found})", place=str(path))
+            header = ", ".join(column or "(unnamed)" for column in columns) or "nothing"
+            raise KldmError(f"there is no column 'cif' (found: {header})", place=str(path))
         for number, row in enumerate(reader):
             ids.append(row.get("material_id") or str(number))
             cifs.append(row["cif"] or "")
@@ -52,12 +52,12 @@ def read_rows(path: Path) -> tuple[list[str], list[str]]:
 
 
 def read_columns(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """Columns of numbers of a ``.csv`` or ``.csv.gz`` file, float32 [rows] by name; an empty cell or ``nan`` is NaN.
+    """Columns of numbers of a ``.csv`` or ``.csv.gz`` file: float32 [rows] by name. An empty cell or ``nan`` is NaN.
 
     Raises:
-        KldmError: the file has no such column, or a cell holds something else than a number.
+        KldmError: the file has no such column, or a cell holds something other than a number.
     """
-    found: dict[str, list[float]] = {name: [] for name in names}
+    columns: dict[str, list[float]] = {name: [] for name in names}
     with _rows(path) as reader:
         header = list(reader.fieldnames or [])
         for name in names:
@@ -67,21 +67,21 @@ def read_columns(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
                 raise KldmError(f"{header.count(name)} columns are called {name!r}", place=str(path))
         line = reader.line_num + 1
         for row in reader:
-            for name, numbers in found.items():
+            for name, numbers in columns.items():
                 numbers.append(_number(row[name], name, f"{path}, row in line {line}"))
             line = reader.line_num + 1
-    return {name: torch.tensor(numbers, dtype=torch.float32) for name, numbers in found.items()}
+    return {name: torch.tensor(numbers, dtype=torch.float32) for name, numbers in columns.items()}
 
 
 def no_column(name: str, known: Iterable[str], path: Path) -> KldmError:
-    """The error that a file does not have a column, with the nearest that it has."""
+    """The error that a file lacks a column; its remedy is the column with the nearest name."""
     names = [column for column in known if column]
     remedy = nearest(name, names) or (f"it has {', '.join(names)}" if names else "it has none")
     return KldmError(f"there is no column {name!r}", place=str(path), remedy=remedy)
 
 
 def _number(text: str | None, name: str, place: str) -> float:
-    """The number of a cell; NaN where it is empty or not there."""
+    """The number in a cell; NaN if the cell is empty or missing."""
     if text is None or not text.strip():
         return nan
     try:
@@ -96,7 +96,7 @@ def _number(text: str | None, name: str, place: str) -> float:
 
 @contextmanager
 def _rows(path: Path) -> Iterator["csv.DictReader[str]"]:
-    """The rows of a file. Raises ``KldmError`` where it cannot be read, then or later."""
+    """The rows of a file. Raises ``KldmError`` if it cannot be opened, or cannot be read within the block."""
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_FIELD))
     try:
         opener = gzip.open if path.suffix == ".gz" else open

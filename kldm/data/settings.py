@@ -1,4 +1,4 @@
-"""What a recipe says of its data, and the splits that come of it."""
+"""The section [data] of a recipe, and the splits that it describes."""
 
 import logging
 from pathlib import Path
@@ -9,7 +9,7 @@ from kldm.crystals import CrystalStore
 from kldm.data import cache, prototypes
 from kldm.data.parsing import Parsed
 from kldm.data.published import no_column, read_columns, read_csv
-from kldm.data.sources import SOURCES, SPLITS, SUFFIXES, find, in_folder, present
+from kldm.data.sources import SOURCES, SPLITS, SUFFIXES, find, in_folder, local_file
 from kldm.data.splits import split_rows
 from kldm.errors import KldmError, nearest
 from kldm.validators import at_least
@@ -29,8 +29,8 @@ class Data:
             by composition, the same on every machine.
         root: folder of a known data set's files, instead of ``$KLDM_DATA``, the cache and the download.
         max_atoms: leave out larger crystals; None keeps all (of aflow_prototypes, those with at most 20 atoms).
-        columns: further columns of the files that the crystals keep, such as ``formation_energy_per_atom``. Of a CSV
-            they are numbers per crystal, NaN where a cell is empty.
+        columns: further columns of the files that the crystals keep, such as ``formation_energy_per_atom``. In a CSV
+            they are numbers per crystal; an empty cell is NaN.
     """
 
     name: str
@@ -42,47 +42,44 @@ class Data:
         """The crystals of ``train``, ``val`` or ``test``, in the order of their file.
 
         Raises:
-            KldmError: for an unknown name (with the nearest known one), a split that is not there (with the file
-                looked for), a download that fails, a file of which more than 1 % cannot be read, or a column that is
-                not there or holds text.
+            KldmError: the name is unknown (with the nearest known one); the split is missing (with the file that was
+                looked for); the download fails; more than 1 % of a file cannot be read; or a column is missing or
+                holds text.
         """
-        file = self._present(split)
+        file = self._local_file(split)
         if file is None:
             return self._read(find(SOURCES[self.name], split))
         if self.name == prototypes.NAME:
             parsed = self._with_columns(cache.cached(file, prototypes.read_prototypes), file)
-            everything = self._small(parsed, file, prototypes.MAX_ATOMS)
+            store = self._within_max_atoms(parsed, file, prototypes.MAX_ATOMS)
         else:
-            everything = self._read(file)
+            store = self._read(file)
         one_file = self.name == prototypes.NAME or Path(self.name).expanduser() == file
-        return everything.subset(split_rows(everything)[split]) if one_file else everything
+        return store.subset(split_rows(store)[split]) if one_file else store
 
     def locate(self, split: str) -> str:
-        """Where ``load`` would take the split from, in words, without reading or downloading it.
+        """The file or address from which ``load`` would take the split, in words; nothing is read or downloaded.
 
         Raises:
-            KldmError: for an unknown name or split, or a folder without the split.
+            KldmError: the name or the split is unknown, or the folder lacks the split.
         """
-        return str(self._present(split) or f"to be downloaded from {SOURCES[self.name].url(split)}")
+        return str(self._local_file(split) or f"to be downloaded from {SOURCES[self.name].url(split)}")
 
-    def _present(self, split: str) -> Path | None:
-        """The file that holds the split, alone or among others; None where it would be downloaded."""
+    def _local_file(self, split: str) -> Path | None:
+        """The file that holds the split, alone or with others; None if it would be downloaded."""
         if split not in SPLITS:
             raise KldmError(f"no split is called {split!r}", remedy=f"take one of {', '.join(SPLITS)}")
         if self.name == prototypes.NAME:
             return prototypes.prototypes_file()
         if self.name in SOURCES:
             root = None if self.root is None else Path(self.root).expanduser()
-            return present(SOURCES[self.name], split, root)
+            return local_file(SOURCES[self.name], split, root)
         path = Path(self.name).expanduser()
         if path.is_dir():
             return in_folder(path, split)
         if path.is_file() and path.name.endswith(SUFFIXES):
             return path
-        raise self._unknown()
-
-    def _unknown(self) -> KldmError:
-        return KldmError(
+        raise KldmError(
             f"{self.name!r} is neither a known data set nor a folder nor a {', '.join(SUFFIXES)} file",
             place="data.name",
             remedy=nearest(self.name, KNOWN) or f"known are {', '.join(KNOWN)}",
@@ -90,17 +87,17 @@ class Data:
 
     def _read(self, path: Path) -> CrystalStore:
         parsed = cache.load(path) if path.suffix == ".safetensors" else cache.cached(path, read_csv)
-        return self._small(self._with_columns(parsed, path), path)
+        return self._within_max_atoms(self._with_columns(parsed, path), path)
 
     def _with_columns(self, parsed: Parsed, path: Path) -> Parsed:
-        """The crystals with the columns that are asked for, and no others. Those of a CSV are read from it each time,
-        so that its crystals are kept in the cache once, whatever is asked for."""
+        """The crystals with the requested columns alone. Columns of a CSV are read from it each time, so that one cache
+        file of its crystals serves every choice of columns."""
         store = parsed.store
         if self.columns and path.name.endswith((".csv", ".csv.gz")):
-            skipped = {one.row for one in parsed.skipped}
-            kept = [row for row in range(len(store) + len(skipped)) if row not in skipped]
+            unread = {skipped.row for skipped in parsed.skipped}
+            rows = [row for row in range(len(store) + len(unread)) if row not in unread]
             columns = read_columns(path, self.columns)
-            store = attrs.evolve(store, per_crystal={name: values[kept] for name, values in columns.items()})
+            store = attrs.evolve(store, per_crystal={name: values[rows] for name, values in columns.items()})
         known = {**store.per_crystal, **store.per_atom}
         for name in self.columns:
             if name not in known:
@@ -109,10 +106,10 @@ class Data:
         per_atom = {name: values for name, values in store.per_atom.items() if name in self.columns}
         return attrs.evolve(parsed, store=attrs.evolve(store, per_crystal=per_crystal, per_atom=per_atom))
 
-    def _small(self, parsed: Parsed, path: Path, largest: int | None = None) -> CrystalStore:
-        """The crystals with few enough atoms, after a report of what could not be read."""
+    def _within_max_atoms(self, parsed: Parsed, path: Path, default: int | None = None) -> CrystalStore:
+        """The crystals that are small enough, after a report of the rows that could not be read."""
         parsed.report(str(path))
-        largest = self.max_atoms if self.max_atoms is not None else largest
+        largest = self.max_atoms if self.max_atoms is not None else default
         rows = [row for row, size in enumerate(parsed.store.sizes) if largest is None or size <= largest]
         if len(rows) == len(parsed.store):
             return parsed.store

@@ -1,4 +1,4 @@
-"""The data sets known by name: where their authors publish them, and where on this machine they are looked for."""
+"""The data sets known by name: where their authors publish them, and where they are looked for on this machine."""
 
 import os
 from pathlib import Path
@@ -22,12 +22,12 @@ class Source:
     """A published data set.
 
     Attributes:
-        name: as recipes name it.
-        max_atoms: atoms of its largest crystal.
+        name: its name in recipes.
+        max_atoms: number of atoms of its largest crystal.
         repository: ``owner/name`` of the authors' repository.
-        commit: the commit that is read, whatever came later.
-        folder: of the CSVs within the repository.
-        blobs: git blob id of each split's file, which verifies it exactly.
+        commit: the commit that the files are taken from.
+        folder: the folder of the CSVs in the repository.
+        blobs: git blob id of each split's file, by which its content is verified.
     """
 
     name: str
@@ -96,8 +96,9 @@ SOURCES = {
 
 
 def find(source: Source, split: str, root: Path | None = None, base: str = GITHUB) -> Path:
-    """The file of a split: in ``root`` if that is given, else in ``$KLDM_DATA/<name>``, else in the user's cache,
-    into which it is downloaded if need be.
+    """The file of a split: in ``root`` if that is given, else in ``$KLDM_DATA/<name>``, else in the user's cache.
+
+    A file that is in none of them is downloaded into the cache.
 
     Args:
         source: the data set.
@@ -106,32 +107,31 @@ def find(source: Source, split: str, root: Path | None = None, base: str = GITHU
         base: the server of the authors' files.
 
     Raises:
-        KldmError: where ``root`` lacks the file, or it can neither be found nor downloaded.
+        KldmError: ``root`` lacks the file, or it is not on this machine and cannot be downloaded.
     """
-    found = present(source, split, root)
-    return found or download(source.url(split, base), _own(source) / f"{split}.csv", source.blobs[split])
+    file = local_file(source, split, root)
+    return file or download(source.url(split, base), _cache_folder(source) / f"{split}.csv", source.blobs[split])
 
 
-def present(source: Source, split: str, root: Path | None = None) -> Path | None:
-    """The file that ``find`` takes if it is on this machine, or None where it would be downloaded."""
+def local_file(source: Source, split: str, root: Path | None = None) -> Path | None:
+    """The file of ``find``, or None if it would be downloaded."""
     if root is not None:
         return in_folder(root, split, source.name)
     shared = os.environ.get("KLDM_DATA")
-    if shared and (found := _look(Path(shared).expanduser() / source.name, split)):
-        return found
-    return _look(_own(source), split)
+    if shared and (file := _split_file(Path(shared).expanduser() / source.name, split)):
+        return file
+    return _split_file(_cache_folder(source), split)
 
 
-def _own(source: Source) -> Path:
+def _cache_folder(source: Source) -> Path:
     return cache.folder() / "data" / source.name
 
 
 def in_folder(folder: Path, split: str, name: str = "") -> Path:
-    """The file of a split in a folder, or in its subfolder ``name``. Raises ``KldmError`` where there is none."""
-    places = [folder / name, folder] if name else [folder]
-    for place in places:
-        if found := _look(place, split):
-            return found
+    """The file of a split in the subfolder ``name`` of a folder, or in the folder. Raises ``KldmError`` without one."""
+    for place in (folder / name, folder):
+        if file := _split_file(place, split):
+            return file
     raise KldmError(
         f"the split {split!r} is not here",
         place=str(folder),
@@ -139,5 +139,5 @@ def in_folder(folder: Path, split: str, name: str = "") -> Path:
     )
 
 
-def _look(folder: Path, split: str) -> Path | None:
+def _split_file(folder: Path, split: str) -> Path | None:
     return next((path for suffix in SUFFIXES if (path := folder / f"{split}{suffix}").is_file()), None)

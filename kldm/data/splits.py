@@ -7,11 +7,11 @@ from kldm.crystals import CrystalStore
 from kldm.data.formulas import reduced_counts
 
 HELD_OUT = 0.1
-"""Part of the crystals that goes to ``val``, and the same to ``test``; the rest is ``train``."""
+"""The fraction of the crystals in ``val``, and that in ``test``; the rest is ``train``."""
 
 
 def reduced_compositions(store: CrystalStore) -> list[tuple[tuple[int, int], ...]]:
-    """The reduced composition of each crystal: (atomic number, count) in order, without common divisor."""
+    """The reduced composition of each crystal: pairs (atomic number, count), sorted; counts have no common divisor."""
     species: list[int] = store.species.tolist()
     result = []
     first = 0
@@ -26,15 +26,16 @@ def split_rows(store: CrystalStore) -> dict[str, list[int]]:
     """Rows of ``train``, ``val`` and ``test``, 80 / 10 / 10, in the store's order.
 
     Crystals of one reduced composition go to one split, so that a held-out composition was never trained on.
-    Compositions are taken in the order of a hash of their own numbers, hence independent of order and platform.
+    Compositions are sorted by a hash of their numbers, so that the split depends neither on the order of the crystals
+    nor on the platform.
     """
     groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
     for row, composition in enumerate(reduced_compositions(store)):
         groups.setdefault(composition, []).append(row)
-    wanted = round(HELD_OUT * len(store))
+    most = round(HELD_OUT * len(store))
     rows: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-    for composition in sorted(groups, key=lambda one: hashlib.sha256(repr(one).encode()).digest()):
+    for composition in sorted(groups, key=lambda numbers: hashlib.sha256(repr(numbers).encode()).digest()):
         group = groups[composition]
-        name = next((name for name in ("test", "val") if len(rows[name]) + len(group) <= wanted), "train")
+        name = next((name for name in ("test", "val") if len(rows[name]) + len(group) <= most), "train")
         rows[name] += group
-    return {name: sorted(chosen) for name, chosen in rows.items()}
+    return {name: sorted(members) for name, members in rows.items()}

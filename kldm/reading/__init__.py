@@ -1,4 +1,4 @@
-"""Samples and references of any origin: read them, and say which sample answers which row of the reference."""
+"""Reads samples and references of any program, and finds which sample answers which row of the reference."""
 
 from kldm.reading.alignment import Alignment, align
 from kldm.reading.reference import Reference, find_reference, read_reference

@@ -1,4 +1,4 @@
-"""Extended xyz and POSCAR."""
+"""Extended xyz and POSCAR files."""
 
 import io
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from kldm.errors import KldmError
-from kldm.reading.rows import Row, chosen, labels, opened, refusal
+from kldm.reading.rows import Row, failure_reason, is_selected, labels, open_text
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -18,30 +18,30 @@ def read_frames(path: Path) -> Sequence[Row]:
     """Every frame of an extended xyz file."""
     from ase.io import iread
 
-    with opened(path) as file:
+    with open_text(path) as file:
         text = file.read()
     if not text.strip():
         return []
     try:
-        found = iread(io.StringIO(text), index=":", format="extxyz")
-        frames: list[Atoms] = list(tqdm(found, desc=f"reading {path.name}", unit="frame", delay=2, disable=None))
-    except Exception as error:  # the reader raises all sorts; what matters is that the file is at fault
+        atoms = iread(io.StringIO(text), index=":", format="extxyz")
+        frames: list[Atoms] = list(tqdm(atoms, desc=f"reading {path.name}", unit="frame", delay=2, disable=None))
+    except Exception as error:  # the reader may raise anything; the file is at fault
         detail = " ".join(str(error).split())[:200]
         raise KldmError(f"not an extended xyz file ({detail})", place=str(path)) from error
     return [_row(atoms, f"{path}, frame {position}") for position, atoms in enumerate(frames)]
 
 
 def read_poscar(path: Path) -> Sequence[Row]:
-    """The one structure of a POSCAR or CONTCAR file, which must name its elements."""
+    """The structure of a POSCAR or CONTCAR file, which must name its elements."""
     from pymatgen.io.vasp.inputs import Poscar
 
-    with opened(path) as file:
+    with open_text(path) as file:
         text = file.read()
     if not text.strip():
         return []
     try:
         structure = Poscar.from_str(text).structure
-    except Exception as error:  # the parser raises all sorts, and one structure is all there is
+    except Exception as error:  # the parser may raise anything; the failure is this structure's
         return [Row(str(path), None, f"POSCAR cannot be read: {type(error).__name__}", name=path.stem)]
     return [Row(str(path), structure, name=path.stem)]
 
@@ -53,6 +53,6 @@ def _row(atoms: "Atoms", place: str) -> Row:
     name = str(atoms.info.get("material_id", atoms.info.get("name", "")))
     try:
         structure = Structure(atoms.cell.array, atoms.numbers.tolist(), atoms.positions, coords_are_cartesian=True)
-    except Exception as error:  # a flat or missing cell, an unknown element: this candidate's failure
-        return Row(place, None, refusal(error), target, candidate, name)
-    return Row(place, structure, "", target, candidate, name, selected=chosen(atoms.info, place))
+    except Exception as error:  # a flat or missing cell or an unknown element fails this candidate alone
+        return Row(place, None, failure_reason(error), target, candidate, name)
+    return Row(place, structure, "", target, candidate, name, selected=is_selected(atoms.info, place))

@@ -1,9 +1,9 @@
-"""Loading a file of ``torch.save`` without running anything in it.
+"""Loads a file of ``torch.save`` without running anything in it.
 
 ``torch.load(weights_only=True)`` builds tensors and plain containers and refuses every other class. The files of
-CDVAE, DiffCSP and FlowMM also hold their command line and a torch-geometric batch, of which nothing is wanted here.
-The classes of these are never imported: an inert stand-in takes their place, by name. NumPy arrays are taken as
-bytes with a shape. Any other class or function is refused.
+CDVAE, DiffCSP and FlowMM also hold their command line and a torch-geometric batch, which are not needed here. Their
+classes are never imported: an inert class stands in for them, by name. NumPy arrays are read as bytes with a shape.
+Any other class or function is refused.
 """
 
 import pickle
@@ -22,16 +22,16 @@ from kldm.errors import KldmError
 UNWANTED = re.compile(
     r"(argparse\.Namespace$|pathlib\.|omegaconf\.|torch_geometric\.|numpy\.(_?core\.)?multiarray\.scalar$)"
 )
-"""Names of classes that come with the samples and are not looked at."""
+"""Names of classes whose objects come with the samples and are ignored."""
 
 REMEDY = (
-    "load it where you trust it and save the tensors alone: torch.save({name: data[name] for name in ('frac_coords', "
+    "load it where you trust it, and save the tensors alone: torch.save({name: data[name] for name in ('frac_coords', "
     "'num_atoms', 'atom_types', 'lengths', 'angles')}, 'samples.pt')"
 )
 
 
 class Inert:
-    """Stands for an object of a class that is not loaded: accepts whatever the file does with it, does nothing."""
+    """Stands for an object of a class that is not loaded. The file may do anything with it; it does nothing."""
 
     def __new__(cls, *_: object) -> Self:
         return super().__new__(cls)
@@ -43,13 +43,13 @@ class Inert:
         pass
 
     def __eq__(self, other: object) -> bool:
-        return other is Inert  # a file may call what it built; torch allows that where it equals an allowed class
+        return other is Inert  # a file may call what it built; torch allows a call of what equals an allowed class
 
     def __hash__(self) -> int:
         return hash(Inert)
 
 
-class Kind:
+class DType:
     """Stands for a NumPy dtype."""
 
     def __init__(self, code: object, *_: object) -> None:
@@ -60,7 +60,7 @@ class Kind:
 
 
 class Array:
-    """Stands for a NumPy array, of which the file gives shape, kind and bytes."""
+    """Stands for a NumPy array, which the file describes by shape, dtype and bytes."""
 
     def __init__(self, *_: object) -> None:
         self.state: tuple[Any, ...] = ()
@@ -69,32 +69,32 @@ class Array:
         self.state = state
 
     def tensor(self) -> Tensor:
-        """The numbers. Raises ``ValueError`` where they are none."""
+        """The values of the array. Raises ``ValueError`` if they are no plain numbers."""
         if len(self.state) != 5:
             raise ValueError("an array holds no plain numbers")
-        _, shape, kind, by_columns, raw = self.state
-        if not isinstance(kind, Kind) or not re.fullmatch(r"[fiu][1248]", kind.code) or not isinstance(raw, bytes):
+        _, shape, dtype, by_columns, raw = self.state
+        if not isinstance(dtype, DType) or not re.fullmatch(r"[fiu][1248]", dtype.code) or not isinstance(raw, bytes):
             raise ValueError("an array holds no plain numbers")
-        order = kind.order if kind.order in ("<", ">") else "="
-        values = np.frombuffer(raw, np.dtype(order + kind.code))
+        order = dtype.order if dtype.order in ("<", ">") else "="
+        values = np.frombuffer(raw, np.dtype(order + dtype.code))
         values = values.reshape(shape, order="F" if by_columns else "C")
-        with np.errstate(invalid="ignore"):  # a NaN of single precision stays one
-            return torch.from_numpy(values.astype("f8" if kind.code.startswith("f") else "i8"))
+        with np.errstate(invalid="ignore"):  # converting a NaN of single precision warns, but gives NaN
+            return torch.from_numpy(values.astype("f8" if dtype.code.startswith("f") else "i8"))
 
 
 _NUMPY = {
     "numpy.ndarray": Array,
     "numpy.core.multiarray._reconstruct": Array,
     "numpy._core.multiarray._reconstruct": Array,
-    "numpy.dtype": Kind,
+    "numpy.dtype": DType,
 }
 
 
 def load(path: Path) -> Any:
-    """What the file holds, on the CPU: tensors, ``Array``, containers and, for all else, ``Inert``.
+    """The content of the file, on the CPU: tensors, ``Array``, containers and, for all else, ``Inert``.
 
     Raises:
-        KldmError: it is no such file, or holds a class or function that is neither data nor known to be unwanted.
+        KldmError: it is no file of ``torch.save``, or holds a class or function that is neither data nor ``UNWANTED``.
     """
     allowed: list[Any] = []
     try:
@@ -103,24 +103,26 @@ def load(path: Path) -> Any:
                 if name not in _NUMPY and not UNWANTED.match(name):
                     raise _refused(path, name)
                 allowed.append((_NUMPY.get(name, Inert), name))
-        else:  # torch before 1.6 wrote another format, whose contents cannot be listed beforehand
+        else:  # the format of torch before 1.6, whose classes cannot be listed beforehand
             allowed = [(Inert, "argparse.Namespace"), *((stand_in, name) for name, stand_in in _NUMPY.items())]
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on odd pickle protocols; what cannot be read raises
+            warnings.simplefilter("ignore")  # torch warns of odd pickle protocols; what cannot be read raises
             return torch.load(path, map_location="cpu", weights_only=True)
     except (KldmError, OSError):
         raise
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+) was not an allowed global|blocklisted global (\S+)", str(error))
-        if found:
-            raise _refused(path, found[1] or found[2]) from None
+        match = re.search(r"GLOBAL (\S+) was not an allowed global|blocklisted global (\S+)", str(error))
+        if match:
+            raise _refused(path, match[1] or match[2]) from None
         raise _broken(path) from error
-    except Exception as error:  # a damaged file makes the reader raise all sorts
+    except Exception as error:  # a damaged file makes the reader raise anything
         raise _broken(path) from error
 
 
 def _refused(path: Path, name: str) -> KldmError:
-    return KldmError(f"it holds {name}, which is not loaded, as that might run code", place=str(path), remedy=REMEDY)
+    return KldmError(
+        f"it holds {name}, which is not loaded because that might run code", place=str(path), remedy=REMEDY
+    )
 
 
 def _broken(path: Path) -> KldmError:

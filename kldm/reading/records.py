@@ -1,4 +1,4 @@
-"""JSON and JSON lines of pymatgen's dicts."""
+"""JSON and JSON lines with pymatgen's dicts."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,19 +9,19 @@ import attrs
 from tqdm import tqdm
 
 from kldm.errors import KldmError
-from kldm.reading.rows import Row, chosen, labels, opened, refusal
+from kldm.reading.rows import Row, failure_reason, is_selected, labels, open_text
 
 NAMES = ("material_id", "entry_id", "name", "id")
-"""Keys under which records carry their name, the first found counts."""
+"""Keys under which records carry their name; the first that is there counts."""
 
 LISTS = ("structures", "entries")
 """Keys under which a JSON object may hold the list of its structures."""
 
 
 def read_jsonl(path: Path) -> Sequence[Row]:
-    """One record a line; empty lines count for nothing."""
+    """One record per line; empty lines are skipped."""
     rows = []
-    with opened(path) as file:
+    with open_text(path) as file:
         for number, line in enumerate(
             tqdm(file, desc=f"reading {path.name}", unit="row", delay=2, disable=None), start=1
         ):
@@ -33,7 +33,7 @@ def read_jsonl(path: Path) -> Sequence[Row]:
 
 def read_json(path: Path) -> Sequence[Row]:
     """A structure, a list of structures or of records, or a mapping from names to either."""
-    with opened(path) as file:
+    with open_text(path) as file:
         content = _parsed(file.read(), "the file is not JSON", str(path))
     entries = list(_entries(content, str(path)))
     bar = tqdm(entries, desc=f"reading {path.name}", unit="structure", delay=2, disable=None)
@@ -44,11 +44,11 @@ def _parsed(text: str, problem: str, place: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise KldmError(problem, place=place, remedy="write it again, it may be cut short") from error
+        raise KldmError(problem, place=place, remedy="write it again; it may be cut short") from error
 
 
 def _entries(content: Any, place: str) -> Iterator[tuple[str, str, Any]]:
-    """Where in the file, the name if that is a key, and the record, of each structure."""
+    """(place in the file, name if it is a key, record) of each structure."""
     if isinstance(content, Mapping) and not _is_record(content):
         lists = [content[key] for key in LISTS if isinstance(content.get(key), list)]
         if not lists:
@@ -67,22 +67,21 @@ def _row(record: Any, place: str, name: str = "") -> Row:
     if not _is_record(record):
         raise KldmError("the row has no 'structure'", place=place, remedy="write null where there is none")
     if "structure" not in record:
-        return _built(record, Row(place, None, name=name))
+        return _with_structure(Row(place, None, name=name), record)
     target, candidate = labels(record, place)
-    called = name or next((str(record[key]) for key in NAMES if isinstance(record.get(key), str | int)), "")
-    row = Row(place, None, str(record.get("reason") or ""), target, candidate, called, _numbers(record.get("species")))
-    row = attrs.evolve(row, selected=chosen(record, place))
-    return _built(record["structure"], row)
+    name = name or next((str(record[key]) for key in NAMES if isinstance(record.get(key), str | int)), "")
+    row = Row(place, None, str(record.get("reason") or ""), target, candidate, name, _numbers(record.get("species")))
+    return _with_structure(attrs.evolve(row, selected=is_selected(record, place)), record["structure"])
 
 
 def _numbers(values: Any) -> tuple[int, ...]:
-    """Atomic numbers beside a structure that is null; nothing where they are none."""
-    known = isinstance(values, list) and all(type(value) is int and 1 <= value <= 118 for value in values)
-    return tuple(values) if known else ()
+    """The atomic numbers in a record without structure; empty if they are none."""
+    valid = isinstance(values, list) and all(type(value) is int and 1 <= value <= 118 for value in values)
+    return tuple(values) if valid else ()
 
 
 def _species(value: Any) -> tuple[int, ...]:
-    """Atomic numbers of the sites of a dict whose cell is none; nothing where they are no elements."""
+    """The atomic numbers of the sites of a structure that cannot be built; empty if they are no elements."""
     from pymatgen.core.periodic_table import Element
 
     try:
@@ -91,8 +90,8 @@ def _species(value: Any) -> tuple[int, ...]:
         return ()
 
 
-def _built(value: Any, row: Row) -> Row:
-    """The row with its structure, or with the reason why there is none."""
+def _with_structure(row: Row, value: Any) -> Row:
+    """The row with the structure of a dict, or with the reason why there is none."""
     from pymatgen.core.structure import Structure
 
     if value is None:
@@ -104,5 +103,5 @@ def _built(value: Any, row: Row) -> Row:
         if any(lattice.get(edge) is not None and lattice[edge] <= 0 for edge in "abc"):
             return attrs.evolve(row, reason="cell length not positive", species=_species(value))
         return attrs.evolve(row, structure=Structure.from_dict(value), species=())
-    except Exception as error:  # any nonsense may stand in a dict; it is this candidate's failure
-        return attrs.evolve(row, reason=refusal(error), species=_species(value))
+    except Exception as error:  # a dict may hold any nonsense, which fails this candidate alone
+        return attrs.evolve(row, reason=failure_reason(error), species=_species(value))

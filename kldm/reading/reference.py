@@ -1,4 +1,4 @@
-"""What samples are judged against: the split of a data set, or a file of structures."""
+"""The structures that samples are compared with: the split of a data set, or a file of structures."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,11 +23,11 @@ class Reference:
     """Reference structures by row.
 
     Attributes:
-        name: what was asked for, ``DATASET/SPLIT`` or a path.
+        name: ``DATASET/SPLIT`` or a path, as it was requested.
         structures: None for a row whose structure cannot be built; the row keeps its number.
-        reasons: why there is none, else empty.
-        ids: of the rows in their data set; by default their numbers.
-        whole: whether these are all crystals of the split of a data set.
+        reasons: why a row has no structure; empty if it has one.
+        ids: ids of the rows in their data set; by default their numbers.
+        whole: whether these are all crystals of a split of a data set.
     """
 
     name: str
@@ -50,12 +50,12 @@ class Reference:
 
     @cached_property
     def formulas(self) -> tuple[str | None, ...]:
-        """Reduced, None where there is no structure."""
+        """The reduced formula of each row; None if it has no structure."""
         return formulas(self.structures)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of results must know of it."""
+        """Sentences that a reader of the results must see."""
         failed = [row for row, structure in enumerate(self.structures) if structure is None]
         if not failed:
             return ()
@@ -64,25 +64,25 @@ class Reference:
 
 
 def read_reference(source: str | Path) -> Reference:
-    """The reference called ``DATASET/SPLIT`` (a known data set, or a folder or file that ``[data]`` takes), or that
-    of a file or folder in any format of ``read_file``; what exists under that name comes first.
+    """The reference called ``DATASET/SPLIT`` (a known data set, or a folder or file that ``[data]`` takes), or a file
+    or folder in any format of ``read_file``. An existing path comes first.
 
-    Rows of a file that carry ``target`` are placed by it, others by their order.
+    The rows of a file are ordered by their ``target`` if they carry one.
 
     Raises:
         KldmError: there is no such reference, two rows claim one place, or a place is left empty.
     """
     if Path(source).expanduser().exists():
-        return _placed(str(source), read_file(Path(source).expanduser()))
-    with _told_of(source):
+        return _from_file(str(source), read_file(Path(source).expanduser()))
+    with _errors_at_reference(source):
         data, split = _data(source)
         return Reference.of_store(str(source), data.load(split), whole=True)
 
 
 def find_reference(source: str | Path) -> None:
-    """See that there is such a reference, without reading or downloading it. Raises ``KldmError`` where not."""
+    """Check that there is such a reference, without reading or downloading it. Raises ``KldmError`` if not."""
     if not Path(source).expanduser().exists():
-        with _told_of(source):
+        with _errors_at_reference(source):
             data, split = _data(source)
             data.locate(split)
 
@@ -96,8 +96,8 @@ def _data(source: str | Path) -> tuple[Data, str]:
 
 
 @contextmanager
-def _told_of(source: str | Path) -> Iterator[None]:
-    """An unknown name of a data set is one of the reference."""
+def _errors_at_reference(source: str | Path) -> Iterator[None]:
+    """Errors of an unknown data set name the reference as their place."""
     try:
         yield
     except KldmError as error:
@@ -106,22 +106,25 @@ def _told_of(source: str | Path) -> Iterator[None]:
         raise KldmError(error.problem, place=f"reference {source}", remedy=error.remedy) from None
 
 
-def _placed(source: str, file: SampleFile) -> Reference:
-    count, taken = len(file.candidates), dict[int, int]()
-    for position, one in enumerate(file.candidates):
-        if one.target in taken:
-            first, remedy = file.places[taken[one.target]], "a reference has one structure for each target"
-            raise KldmError(f"target {one.target} is that of {first} too", place=file.places[position], remedy=remedy)
-        taken[one.target] = position
-    missing = next((target for target in range(count) if target not in taken), None)
+def _from_file(source: str, file: SampleFile) -> Reference:
+    count, positions = len(file.candidates), dict[int, int]()
+    for position, candidate in enumerate(file.candidates):
+        target = candidate.target
+        if target in positions:
+            first, remedy = file.places[positions[target]], "a reference has one structure for each target"
+            raise KldmError(f"target {target} is that of {first} too", place=file.places[position], remedy=remedy)
+        positions[target] = position
+    missing = next((target for target in range(count) if target not in positions), None)
     if missing is not None:
         remedy = "number the rows from 0, with structure null where there is none"
-        raise KldmError(f"no row has target {missing}, although {max(taken)} is used", place=source, remedy=remedy)
-    order = [taken[target] for target in range(count)]
+        problem = f"no row has target {missing}, although {max(positions)} is used"
+        raise KldmError(problem, place=source, remedy=remedy)
+    order = [positions[target] for target in range(count)]
+    rows = [file.candidates[position] for position in order]
     return Reference(
         source,
-        tuple(file.candidates[row].structure for row in order),
-        tuple("" if (one := file.candidates[row]).structure is not None else one.reason for row in order),
-        tuple(file.names[row] or str(target) for target, row in enumerate(order)),
+        tuple(row.structure for row in rows),
+        tuple("" if row.structure is not None else row.reason for row in rows),
+        tuple(file.names[position] or str(target) for target, position in enumerate(order)),
         whole=False,
     )

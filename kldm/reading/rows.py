@@ -1,7 +1,8 @@
-"""What a file of structures holds: one row for each structure, whether it could be built or not."""
+"""The content of a file of structures: one row for each structure, whether it could be built or not."""
 
 import gzip
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -23,13 +24,13 @@ class Row:
 
     Attributes:
         place: file and line, frame or entry, for messages.
-        structure: None where none could be built.
-        reason: why there is none.
-        target: row of the reference, where the file says it.
-        candidate: number among the answers to the target, where the file says it.
-        name: what the file calls it; may be empty.
-        species: atomic numbers, where they are known although there is no structure.
-        selected: whether the file marks it as the one chosen among the answers to its target.
+        structure: None if it could not be built.
+        reason: why there is no structure.
+        target: row of the reference, if the file gives it.
+        candidate: number among the candidates of the target, if the file gives it.
+        name: its name in the file; may be empty.
+        species: atomic numbers, if they are known although there is no structure.
+        selected: whether the file marks it as selected among the candidates of its target.
     """
 
     place: str
@@ -49,9 +50,8 @@ class SampleFile:
     Attributes:
         path: the file or folder.
         candidates: one for each row, failures included, in the order of the file.
-        places, names: of each candidate, see ``Row``.
-        labelled: whether the rows say which target they answer; where they do not, a candidate's target is its
-            position in the file.
+        places, names: place and name of each candidate, see ``Row``.
+        labelled: whether the rows carry their target; otherwise a candidate's target is its position in the file.
     """
 
     path: Path
@@ -62,13 +62,13 @@ class SampleFile:
 
 
 def numbered(path: Path, rows: Sequence[Row]) -> SampleFile:
-    """Rows with a target and a candidate number each.
+    """The rows as candidates, each with a target and a candidate number.
 
-    A row without target gets its position, one without candidate number the number of rows before it that answer
-    the same target.
+    A missing target is the position of the row. A missing candidate number is the number of rows with the same target
+    that come before.
 
     Raises:
-        KldmError: there are no rows, or some have a target and others none.
+        KldmError: there are no rows, or only some of them have a target.
     """
     if not rows:
         raise KldmError("it holds no structures", place=str(path), remedy="check that it is the file you mean")
@@ -79,28 +79,28 @@ def numbered(path: Path, rows: Sequence[Row]) -> SampleFile:
             place=without[0].place,
             remedy="give it to every row or to none",
         )
-    candidates, answers = [], dict[int, int]()
+    candidates, counts = [], Counter[int]()
     for position, row in enumerate(rows):
         target = position if row.target is None else row.target
-        number = answers.get(target, 0) if row.candidate is None else row.candidate
-        answers[target] = answers.get(target, 0) + 1
+        number = counts[target] if row.candidate is None else row.candidate
+        counts[target] += 1
         candidates.append(Candidate(target, number, row.structure, row.reason, row.species, row.selected))
     places, names = tuple(row.place for row in rows), tuple(row.name for row in rows)
     return SampleFile(path, tuple(candidates), places, names, labelled=not without)
 
 
 def labels(record: Mapping[str, Any], place: str) -> tuple[int | None, int | None]:
-    """``target`` and ``candidate`` of a record, None where it lacks them or holds null.
+    """``target`` and ``candidate`` of a record; None if they are missing or null.
 
     Raises:
-        KldmError: one of them is no whole number from 0.
+        KldmError: one of them is not a whole number from 0.
     """
     target, candidate = (_whole(record.get(key), place) for key in ("target", "candidate"))
     return target, candidate
 
 
-def chosen(record: Mapping[str, Any], place: str) -> bool:
-    """``selected`` of a record, False where it lacks it or holds null.
+def is_selected(record: Mapping[str, Any], place: str) -> bool:
+    """``selected`` of a record; False if it is missing or null.
 
     Raises:
         KldmError: it is neither true nor false.
@@ -119,19 +119,19 @@ def _whole(value: object, place: str) -> int | None:
     raise KldmError("'target' and 'candidate' must be whole numbers from 0", place=place)
 
 
-def opened(path: Path) -> TextIO:
-    """A text file, compressed by gzip or not. What is not UTF-8 becomes U+FFFD, so that it spoils its own row only."""
-    packed = path.suffix.lower() == ".gz"
-    return io.TextIOWrapper(gzip.GzipFile(path) if packed else path.open("rb"), encoding="utf-8-sig", errors="replace")
+def open_text(path: Path) -> TextIO:
+    """A text file, compressed by gzip or not. Bytes that are not UTF-8 become U+FFFD and spoil their own row alone."""
+    file = gzip.GzipFile(path) if path.suffix.lower() == ".gz" else path.open("rb")
+    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace")
 
 
-def refusal(error: Exception) -> str:
-    """Why one structure could not be built, without measured numbers, so that reasons can be counted."""
+def failure_reason(error: Exception) -> str:
+    """Why a structure could not be built; without the error's own numbers, so that equal reasons can be counted."""
     return f"structure cannot be built: {type(error).__name__}"
 
 
 def formulas(structures: "Iterable[Structure | None]") -> tuple[str | None, ...]:
-    """The reduced formula of each, oxidation states dropped; None where there is none."""
+    """The reduced formula of each structure, without oxidation states; None if there is none."""
     return tuple(map(_formula, structures))
 
 

@@ -1,4 +1,4 @@
-"""The formats in which samples come, by the name of the file."""
+"""The formats of samples, by the name of the file."""
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +26,8 @@ READERS: Mapping[str, Callable[[Path], Sequence[Row]]] = {
     ".pth": read_torch,
 }
 
-PACKED = (".jsonl", ".json", ".extxyz", ".xyz", ".csv", ".cif")
-"""May be compressed by gzip, with ``.gz`` after their suffix."""
+GZIPPED = (".jsonl", ".json", ".extxyz", ".xyz", ".csv", ".cif")
+"""Formats that may be compressed by gzip, with ``.gz`` after their suffix."""
 
 
 def read_samples(path: str | Path) -> tuple[Candidate, ...]:
@@ -36,23 +36,24 @@ def read_samples(path: str | Path) -> tuple[Candidate, ...]:
 
 
 def read_file(path: str | Path) -> SampleFile:
-    """Read structures and what the file says of them.
+    """Read the structures of a file or folder, with the targets, names and reasons that it gives.
 
-    - ``.jsonl``: rows ``{"target", "candidate", "structure", "reason"}`` of which ``structure`` (pymatgen's dict or
-      null) alone is needed; a cell whose matrix is null, and NaN, are allowed;
-    - ``.json``: pymatgen's dict of one structure, a list of them or of records with a ``structure`` (computed
-      entries, for one), or a mapping from names to them;
+    - ``.jsonl``: rows ``{"target", "candidate", "structure", "reason"}``, of which only ``structure`` (pymatgen's dict
+      or null) is required; a cell whose matrix is null, and NaN, are allowed;
+    - ``.json``: pymatgen's dict of one structure, a list of them or of records with a ``structure`` (such as computed
+      entries), or a mapping from names to them;
     - ``.extxyz``, ``.xyz``: frames, with ``target`` and ``candidate`` in their info line;
     - ``.csv`` with a column ``cif``, as the data sets are published (``material_id`` names the rows);
-    - a folder or a ``.zip`` of CIFs, in natural order; ``<target>_<candidate>_<anything>.cif`` where all are so named;
+    - a folder or a ``.zip`` of CIFs, in natural order; ``<target>_<candidate>_<anything>.cif`` gives
+      targets if all files have such names;
     - one ``.cif`` (each of its data blocks is a structure), one POSCAR or ``.vasp``;
-    - ``.pt`` of CDVAE, DiffCSP and FlowMM (``kldm.reading.torch_files``), loaded without running any code in them.
+    - ``.pt`` of CDVAE, DiffCSP and FlowMM (``kldm.reading.torch_files``), loaded without running code in them.
 
     Text may be compressed by gzip (``.jsonl.gz``). A structure that cannot be built (a broken CIF, a cell without
     volume, an unknown element) is a failed candidate with its reason.
 
     Raises:
-        KldmError: the file is missing, of another kind, empty, or not readable at all.
+        KldmError: the file is missing, of an unknown format, empty or unreadable.
     """
     path = Path(path)
     try:
@@ -65,7 +66,7 @@ def read_file(path: str | Path) -> SampleFile:
 
 
 def record_of(path: Path) -> Path:
-    """The full record in a folder of samples that kldm wrote; any other path as it is."""
+    """The file with all records in a folder of samples that kldm wrote; any other path is returned as it is."""
     return path / "samples.jsonl" if (path / "samples.jsonl").is_file() else path
 
 
@@ -73,8 +74,8 @@ def _reader(path: Path) -> Callable[[Path], Sequence[Row]]:
     name = path.name.lower()
     if name.startswith(("poscar", "contcar")):
         return read_poscar
-    inner = Path(name.removesuffix(".gz")).suffix
-    if inner not in READERS or (name.endswith(".gz") and inner not in PACKED):
+    suffix = Path(name.removesuffix(".gz")).suffix
+    if suffix not in READERS or (name.endswith(".gz") and suffix not in GZIPPED):
         remedy = f"give a folder of CIFs, a POSCAR or one of {', '.join(READERS)}"
         raise KldmError(f"no samples are read from {path.suffix or 'such'} files", place=str(path), remedy=remedy)
-    return READERS[inner]
+    return READERS[suffix]

@@ -1,10 +1,10 @@
 """The ``.pt`` files that CDVAE, DiffCSP and FlowMM write.
 
-A dict of five tensors, for E evaluations of B crystals with N atoms in all (the axis E may be missing):
+The content is a dict of five tensors, for E evaluations of B crystals with N atoms in all (the axis E may be missing):
 ``frac_coords`` [E, N, 3], ``atom_types`` [E, N] atomic numbers, ``num_atoms`` [E, B], ``lengths`` [E, B, 3] angstrom,
 ``angles`` [E, B, 3] DEGREES. Lists of tensors, one for each batch, and a list of such dicts are joined along N and B.
-A list (or E lists) of crystals with ``frac_coords``, ``atom_types``, ``lengths`` and ``angles`` each is taken as well.
-Other keys are not looked at.
+A list (or E lists) of crystals with ``frac_coords``, ``atom_types``, ``lengths`` and ``angles`` each is read as well.
+Other keys are ignored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
 _CHUNK = 256
-"""Crystals that are built between two moves of the progress bar."""
+"""Crystals between two updates of the progress bar."""
 
 
 @attrs.frozen(eq=False)
-class _Set:
+class _Evaluation:
     """The crystals of one evaluation: float64 [N, 3], int64 [N], int64 [B], float64 [B, 6] (angstrom and radians)."""
 
     fractional: Tensor
@@ -40,118 +40,118 @@ class _Set:
 
 
 def read_torch(path: Path) -> Sequence[Row]:
-    """The crystals of the file; with several evaluations, number e of crystal b is candidate e of target b."""
+    """The crystals of the file. Of several evaluations, crystal b of evaluation e is candidate e of target b."""
     content = load(path)
     try:
-        sets = _sets(content)
-        _check_degrees(sets)
-    except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # words of ours, or torch's on odd contents
+        evaluations = _evaluations(content)
+        _check_degrees(evaluations)
+    except (
+        ValueError,
+        TypeError,
+        RuntimeError,
+        OverflowError,
+    ) as error:  # our messages, or torch's
         raise KldmError(str(error).splitlines()[0] or "odd contents", place=str(path), remedy=REMEDY) from error
     rows = []
-    with tqdm(
-        total=sum(len(one.num_atoms) for one in sets), desc=f"reading {path.name}", unit="crystal", delay=2
-    ) as bar:
-        for number, one in enumerate(sets):
-            for crystal, (structure, reason) in enumerate(_built(one, bar)):
+    total = sum(len(evaluation.num_atoms) for evaluation in evaluations)
+    with tqdm(total=total, desc=f"reading {path.name}", unit="crystal", delay=2) as bar:
+        for number, evaluation in enumerate(evaluations):
+            for crystal, (structure, reason) in enumerate(_structures(evaluation, bar)):
                 place = f"{path}, crystal {crystal}"
-                if len(sets) == 1:
+                if len(evaluations) == 1:
                     rows.append(Row(place, structure, reason))
                 else:
                     rows.append(Row(f"{place} of evaluation {number}", structure, reason, crystal, number))
     return rows
 
 
-def _built(one: _Set, bar: "tqdm[Any]") -> "list[tuple[Structure | None, str]]":
+def _structures(evaluation: _Evaluation, bar: "tqdm[Any]") -> "list[tuple[Structure | None, str]]":
     result: list[tuple[Structure | None, str]] = []
-    ends = one.num_atoms.cumsum(0)
-    for first in range(0, len(one.num_atoms), _CHUNK):
-        counts = one.num_atoms[first : first + _CHUNK]
+    ends = evaluation.num_atoms.cumsum(0)
+    for first in range(0, len(evaluation.num_atoms), _CHUNK):
+        counts = evaluation.num_atoms[first : first + _CHUNK]
         atoms = slice(int(ends[first] - counts[0]), int(ends[first] - counts[0] + counts.sum()))
-        filled = counts > 0
+        has_atoms = counts > 0
         store = CrystalStore(
-            fractional=one.fractional[atoms],
-            species=one.species[atoms],
-            lattice=one.lattice[first : first + _CHUNK][filled],
-            sizes=tuple(counts[filled].tolist()),
+            fractional=evaluation.fractional[atoms],
+            species=evaluation.species[atoms],
+            lattice=evaluation.lattice[first : first + _CHUNK][has_atoms],
+            sizes=tuple(counts[has_atoms].tolist()),
             ids=(),
         )
-        found = iter(to_structure_or_reason(store))
-        result += [next(found) if some else (None, "there are no atoms") for some in filled.tolist()]
+        built = iter(to_structure_or_reason(store))
+        result += [next(built) if count else (None, "there are no atoms") for count in counts.tolist()]
         bar.update(len(counts))
     return result
 
 
-def _sets(content: Any) -> list[_Set]:
-    """One set for each evaluation. Raises ``ValueError`` in words for the user."""
+def _evaluations(content: Any) -> list[_Evaluation]:
+    """The evaluations of a file. Raises ``ValueError`` with a message for the user."""
     if isinstance(content, Mapping):
         return _of_batch(content) if "num_atoms" in content else [_of_crystals([content])]
     if not isinstance(content, list) or not content:
         raise ValueError("it holds no crystals (wants a dict with frac_coords, num_atoms, atom_types, lengths, angles)")
-    if all(isinstance(one, list) for one in content):
-        return [_of_crystals(one) for one in content]
-    if not all(isinstance(one, Mapping) for one in content):
+    if all(isinstance(item, list) for item in content):
+        return [_of_crystals(crystals) for crystals in content]
+    if not all(isinstance(item, Mapping) for item in content):
         raise ValueError("it holds a list of something else than crystals")
-    if not any("num_atoms" in one for one in content):
+    if not any("num_atoms" in item for item in content):
         return [_of_crystals(content)]
-    batches = [_of_batch(one) for one in content]
+    batches = [_of_batch(batch) for batch in content]
     if len({len(batch) for batch in batches}) > 1:
         raise ValueError("its batches have different numbers of evaluations")
     return [_joined(parts) for parts in zip(*batches, strict=True)]
 
 
-def _check_degrees(sets: Sequence[_Set]) -> None:
-    """No cell has three angles below 3.15 degrees: where all have, they were written in radians."""
-    degrees = torch.rad2deg(torch.cat([one.lattice[:, 3:] for one in sets]))
+def _check_degrees(evaluations: Sequence[_Evaluation]) -> None:
+    """No cell has three angles below 3.15 degrees: if all cells have, the angles were written in radians."""
+    degrees = torch.rad2deg(torch.cat([evaluation.lattice[:, 3:] for evaluation in evaluations]))
     if len(degrees) and bool(((degrees > 0) & (degrees <= torch.pi)).all()):
         raise ValueError("all angles lie below 3.15, as if they were radians; they must be degrees")
 
 
-def _of_batch(content: Mapping[Any, Any]) -> list[_Set]:
+def _of_batch(content: Mapping[Any, Any]) -> list[_Evaluation]:
     fractional, species = _field(content, "frac_coords", 2), _field(content, "atom_types", 1)
     num_atoms, lattice = _field(content, "num_atoms", 1), _lattice(content, 1)
     if fractional.dim() == 2:
         fractional, species, num_atoms, lattice = (
-            one.unsqueeze(0) for one in (fractional, species, num_atoms, lattice)
+            field.unsqueeze(0) for field in (fractional, species, num_atoms, lattice)
         )
     if fractional.dim() != 3 or species.dim() != 2 or num_atoms.dim() != 2 or lattice.dim() != 3:
         shapes = (
             f"frac_coords has {fractional.dim()}, atom_types {species.dim()}, num_atoms {num_atoms.dim()} dimensions"
         )
         raise ValueError(f"the tensors have other dimensions than CDVAE's ({shapes}, evaluations included)")
-    evaluations = {len(one) for one in (fractional, species, num_atoms, lattice)}
+    evaluations = {len(field) for field in (fractional, species, num_atoms, lattice)}
     if len(evaluations) > 1:
         raise ValueError(f"the tensors disagree on the number of evaluations ({sorted(evaluations)})")
     species, num_atoms = _whole("atom_types", species), _whole("num_atoms", num_atoms)
-    return [_checked(*one) for one in zip(fractional, species, num_atoms, lattice, strict=True)]
+    return [_checked(*fields) for fields in zip(fractional, species, num_atoms, lattice, strict=True)]
 
 
-def _of_crystals(crystals: Sequence[Any]) -> _Set:
-    """A set of dicts of one crystal each."""
-    if not crystals or not all(isinstance(one, Mapping) for one in crystals):
+def _of_crystals(crystals: Sequence[Any]) -> _Evaluation:
+    """The evaluation that dicts of one crystal each make up."""
+    if not crystals or not all(isinstance(crystal, Mapping) for crystal in crystals):
         raise ValueError("it holds a list of something else than crystals")
     return _joined(
         [
             _checked(
-                fractional := _field(one, "frac_coords", 2).reshape(-1, 3),
-                _whole("atom_types", _field(one, "atom_types", 1)),
+                fractional := _field(crystal, "frac_coords", 2).reshape(-1, 3),
+                _whole("atom_types", _field(crystal, "atom_types", 1)),
                 torch.tensor([len(fractional)]),
-                _lattice(one, 0).reshape(1, -1),
+                _lattice(crystal, 0).reshape(1, -1),
             )
-            for one in crystals
+            for crystal in crystals
         ]
     )
 
 
-def _joined(parts: Sequence[_Set]) -> _Set:
-    return _Set(
-        torch.cat([part.fractional for part in parts]),
-        torch.cat([part.species for part in parts]),
-        torch.cat([part.num_atoms for part in parts]),
-        torch.cat([part.lattice for part in parts]),
-    )
+def _joined(parts: Sequence[_Evaluation]) -> _Evaluation:
+    names = ("fractional", "species", "num_atoms", "lattice")
+    return _Evaluation(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
-def _checked(fractional: Tensor, species: Tensor, num_atoms: Tensor, lattice: Tensor) -> _Set:
+def _checked(fractional: Tensor, species: Tensor, num_atoms: Tensor, lattice: Tensor) -> _Evaluation:
     atoms, crystals = int(num_atoms.sum()), len(num_atoms)
     if species.dim() != 1 or fractional.shape[1:] != (3,) or lattice.shape[1:] != (6,):
         raise ValueError("frac_coords, lengths and angles must hold three numbers for each atom or crystal")
@@ -160,7 +160,7 @@ def _checked(fractional: Tensor, species: Tensor, num_atoms: Tensor, lattice: Te
             f"num_atoms counts {atoms} atoms in {crystals} crystals, but there are {len(fractional)} coordinates, "
             f"{len(species)} atom types and {len(lattice)} cells"
         )
-    return _Set(fractional, species, num_atoms, lattice)
+    return _Evaluation(fractional, species, num_atoms, lattice)
 
 
 def _lattice(content: Mapping[Any, Any], axis: int) -> Tensor:
@@ -173,7 +173,9 @@ def _field(content: Mapping[Any, Any], name: str, dimensions: int) -> Tensor:
     """A tensor in float64; lists of tensors are joined along their atoms or crystals.
 
     Args:
-        dimensions: of the tensor without an axis of evaluations.
+        content: the dict of tensors.
+        name: the key of the tensor.
+        dimensions: number of axes of the tensor, without that of evaluations.
     """
     if name not in content:
         raise ValueError(f"it lacks {name!r} (found: {', '.join(sorted(map(str, content))[:8])})")
@@ -181,8 +183,8 @@ def _field(content: Mapping[Any, Any], name: str, dimensions: int) -> Tensor:
     if isinstance(value, Array):
         value = value.tensor()
     elif isinstance(value, list | tuple):
-        parts = [one.tensor() if isinstance(one, Array) else one for one in value]
-        if parts and all(isinstance(one, Tensor) and one.dim() for one in parts):
+        parts = [part.tensor() if isinstance(part, Array) else part for part in value]
+        if parts and all(isinstance(part, Tensor) and part.dim() for part in parts):
             value = torch.cat(parts, dim=0 if parts[0].dim() == dimensions else 1)
         else:
             value = torch.tensor(value, dtype=torch.float64)
@@ -192,7 +194,7 @@ def _field(content: Mapping[Any, Any], name: str, dimensions: int) -> Tensor:
 
 
 def _whole(name: str, values: Tensor) -> Tensor:
-    if name == "atom_types":  # what is not finite is no element, which fails its own crystal alone
+    if name == "atom_types":  # a number that is not finite becomes no element, which fails its own crystal alone
         values = values.nan_to_num(nan=0, posinf=0, neginf=0)
     if not bool((values == values.round()).all()):
         hint = "; one-hot vectors or logits must become atomic numbers first" if name == "atom_types" else ""

@@ -1,4 +1,4 @@
-"""Recipes: text to trees and back, and trees to typed objects."""
+"""Recipes: from text to trees and back, and from trees to typed objects."""
 
 from kldm.recipe.building import Tree, build
 from kldm.recipe.signatures import describe, summary

@@ -1,8 +1,8 @@
 """Builds typed objects from a recipe's tree: the annotations of a constructor say what each key may hold.
 
-A parameter typed with an interface of ``kldm.registry`` takes a section that names a component of its shelf; one
-typed ``Callable[[...], interface]`` takes the same and waits for the positional-only arguments. Every default taken
-is written into the tree that comes back, so that building again from it gives the same.
+A parameter typed with an interface of ``kldm.registry`` takes a section that names a component of its shelf. One typed
+``Callable[[...], interface]`` takes the same, and becomes a function of the positional-only arguments. Every default
+that is used is written into the tree that is returned, so that building from it again gives the same objects.
 """
 
 import collections.abc
@@ -41,17 +41,18 @@ _SCALARS = (bool, int, float, str, type(None))
 
 
 def build(tree: Tree, kind: Callable[..., T]) -> tuple[T, Tree]:
-    """An object of a class (or from a function) by the sections of a recipe.
+    """Build an object from the sections of a recipe.
 
     Args:
-        tree: the sections; left as it is.
-        kind: the class or function; the type hints of its parameters say what the sections may hold.
+        tree: the sections; it is not changed.
+        kind: a class, or a function that returns the object. The type hints of its parameters say what the sections
+            may hold.
 
     Returns:
         The object, and the complete tree: with every default that JSON can hold, recursively.
 
     Raises:
-        KldmError: at the dotted key of whatever does not fit, with the nearest right answer.
+        KldmError: a value does not fit; with its dotted key and the nearest valid one.
     """
     if shelf_of(kind):
         built, complete = _read(kind, tree, "")
@@ -64,8 +65,8 @@ def _read(annotation: Any, value: Any, place: str) -> tuple[Any, Any]:
     """The object that a JSON value stands for under an annotation, and the completed value."""
     origin, members = get_origin(annotation) or annotation, get_args(annotation)
     if shelf := shelf_of(annotation):
-        waits = members[0] if origin is collections.abc.Callable else None
-        return _component(shelf, waits, value, place)
+        to_come = members[0] if origin is collections.abc.Callable else None
+        return _component(shelf, to_come, value, place)
     if is_open(annotation):
         return value, value
     if origin in (Union, types.UnionType):
@@ -104,7 +105,7 @@ def _scalar(kind: type, value: Any, place: str) -> tuple[Any, Any]:
 
 
 def _any_of(annotation: Any, members: Sequence[Any], value: Any, place: str) -> tuple[Any, Any]:
-    """The first alternative that fits; else the error that lies deepest, for it is about what the user meant."""
+    """The first alternative that fits. If none does, the error at the deepest key tells best what the user meant."""
     errors = {}
     for member in sorted(members, key=lambda member: member is not type(value)):
         try:
@@ -129,31 +130,30 @@ def _mapping(annotation: Any, members: Sequence[Any], value: Any, place: str) ->
         raise _wants(annotation, value, place)
     built, complete = {}, {}
     for key, item in value.items():
-        name, _ = _read(members[0], key, _at(place, key))
-        built[name], complete[key] = _read(members[1], item, _at(place, key))
+        name, _ = _read(members[0], key, _dotted(place, key))
+        built[name], complete[key] = _read(members[1], item, _dotted(place, key))
     return built, complete
 
 
 def _sequence(annotation: Any, origin: Any, members: Sequence[Any], value: Any, place: str) -> tuple[Any, Any]:
-    """A list, or a section whose values are taken in their order."""
+    """A list, or a section whose values become the items, in their order."""
     if isinstance(value, str) or not isinstance(value, Mapping | Sequence):
         raise _wants(annotation, value, place)
-    named = isinstance(value, Mapping)
-    keys = list(value) if isinstance(value, Mapping) else [str(number) for number in range(len(value))]
-    items = list(value.values()) if isinstance(value, Mapping) else list(value)
-    kinds = [members[0]] * len(items)
+    entries = value if isinstance(value, Mapping) else {str(number): item for number, item in enumerate(value)}
+    kinds = [members[0]] * len(entries)
     if origin is tuple and members[-1] is not ...:
-        if len(items) != len(members):
-            raise KldmError(f"wants {len(members)} values, got {len(items)}", place=place)
+        if len(entries) != len(members):
+            raise KldmError(f"wants {len(members)} values, got {len(entries)}", place=place)
         kinds = list(members)
-    pairs = [_read(kind, item, _at(place, key)) for kind, item, key in zip(kinds, items, keys, strict=True)]
-    made = [built for built, _ in pairs]
+    pairs = [_read(kind, item, _dotted(place, key)) for kind, (key, item) in zip(kinds, entries.items(), strict=True)]
+    built = [item for item, _ in pairs]
     complete = [item for _, item in pairs]
-    return made if origin is list else tuple(made), dict(zip(keys, complete, strict=True)) if named else complete
+    completed = dict(zip(entries, complete, strict=True)) if isinstance(value, Mapping) else complete
+    return built if origin is list else tuple(built), completed
 
 
 def _section(kind: Any, value: Any, place: str) -> tuple[Any, Any]:
-    """A class that is on no shelf, or itself a component; a name in the section must be its own."""
+    """A class that is on no shelf, or a component itself; if the section names a component, it must be this one."""
     if not isinstance(value, Mapping):
         raise _wants(kind, value, place)
     marks = {key: value[key] for key in value if key.startswith("@")}
@@ -163,8 +163,8 @@ def _section(kind: Any, value: Any, place: str) -> tuple[Any, Any]:
     return _call(kind, keywords, place), marks | complete
 
 
-def _component(shelf: Shelf, waits: Any, value: Any, place: str) -> tuple[Any, Any]:
-    """A component of a shelf; where a Callable is wanted, with its positional-only arguments still to come."""
+def _component(shelf: Shelf, to_come: Any, value: Any, place: str) -> tuple[Any, Any]:
+    """A component of a shelf; ``to_come`` are the positional-only arguments that a Callable still takes, else None."""
     mark = f"@{shelf.kind}"
     if not isinstance(value, Mapping):
         raise KldmError(f"wants a section with {mark}, got {_text(value)}", place=place)
@@ -177,20 +177,20 @@ def _component(shelf: Shelf, waits: Any, value: Any, place: str) -> tuple[Any, A
         raise KldmError(f"wants {mark}, got {marks[0]}", place=place, remedy=f"name a component of {mark}")
     name = value[mark]
     if not isinstance(name, str):
-        raise _wants(str, name, _at(place, mark))
+        raise _wants(str, name, _dotted(place, mark))
     try:
         component = shelf.get(name)
     except KldmError as error:
-        raise _placed(error, place, ()) from error
-    needed, taken = positional_only(component)
-    if waits is None and needed:
+        raise _at_key(error, place, ()) from error
+    needed, most = positional_only(component)
+    if to_come is None and needed:
         raise KldmError(f"{name!r} waits for {needed} positional-only argument(s), which nobody gives", place=place)
-    if isinstance(waits, list) and not needed <= len(waits) <= taken:
-        problem = f"{name!r} must take {len(waits)} positional-only argument(s), it takes {taken}"
+    if isinstance(to_come, list) and not needed <= len(to_come) <= most:
+        problem = f"{name!r} must take {len(to_come)} positional-only argument(s), it takes {most}"
         raise KldmError(problem, place=place, remedy="put a '/' after them in its signature")
     keywords, complete = _arguments(component, {key: value[key] for key in value if key != mark}, place)
     complete = {mark: name} | complete
-    if waits is not None:
+    if to_come is not None:
         return functools.partial(component, **keywords), complete
     built = _call(component, keywords, place)
     lacking = [member for member in _members(shelf.interface) if member not in dir(built)]
@@ -205,26 +205,26 @@ def _members(interface: type) -> list[str]:
 
 
 def _arguments(component: Callable[..., Any], given: Mapping[str, Any], place: str) -> tuple[Tree, Tree]:
-    """The keyword arguments for a component, and its section completed with the defaults."""
+    """The keyword arguments of a component, and its section with the defaults filled in."""
     known = parameters(component)
     for key in given:
         if key not in known:
             remedy = nearest(key, known) or (f"it takes {', '.join(known)}" if known else "it takes no keys")
-            raise KldmError("unknown key", place=_at(place, key), remedy=remedy)
+            raise KldmError("unknown key", place=_dotted(place, key), remedy=remedy)
     keywords, complete = {}, {}
     for name, parameter in known.items():
-        key = _at(place, name)
+        key = _dotted(place, name)
         if name in given:
             keywords[name], complete[name] = _read(parameter.annotation, given[name], key)
         elif parameter.default is Absent.REQUIRED:
             raise _missing(parameter, key)
-        elif parameter.default is not Absent.DERIVED and (taken := _default(parameter, key)):
-            keywords[name], complete[name] = taken
+        elif parameter.default is not Absent.DERIVED and (default := _default(parameter, key)):
+            keywords[name], complete[name] = default
     return keywords, complete
 
 
 def _default(parameter: Parameter, place: str) -> tuple[Any, Any] | None:
-    """A default built by way of its JSON, so that the recipe says what was built; None where it stays Python's."""
+    """A default rebuilt from its JSON, so that the recipe describes it; None if it must be left to Python."""
     default = parameter.default
     try:
         built, complete = _read(parameter.annotation, written(default), place)
@@ -237,15 +237,15 @@ def _call(component: Callable[..., T], keywords: Tree, place: str) -> T:
     try:
         return component(**keywords)
     except KldmError as error:
-        raise _placed(error, place, keywords) from error
+        raise _at_key(error, place, keywords) from error
     except ValueError as error:
         raise KldmError(str(error.args[0]) if error.args else "is refused", place=place or None) from error
 
 
-def _placed(error: KldmError, place: str, keys: collections.abc.Collection[str]) -> KldmError:
-    """The same error at a dotted key; a place that names a parameter becomes part of the key."""
+def _at_key(error: KldmError, place: str, keys: collections.abc.Collection[str]) -> KldmError:
+    """The same error at a dotted key; if its place names a parameter, that becomes part of the key."""
     if error.place and error.place.partition(".")[0] in keys:
-        place = _at(place, error.place)
+        place = _dotted(place, error.place)
     elif error.place:
         place = f"{place}: {error.place}" if place else error.place
     return KldmError(error.problem, place=place or None, remedy=error.remedy)
@@ -268,5 +268,5 @@ def _text(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _at(place: str, key: str) -> str:
+def _dotted(place: str, key: str) -> str:
     return f"{place}.{key}" if place else key

@@ -1,6 +1,6 @@
-"""Reads constructors: what a recipe may set in a component, of which type, and the default written out as JSON.
+"""Reads constructors: the parameters of a component that a recipe may set, their types, and their defaults as JSON.
 
-Keyword(-able) parameters are the recipe's, positional-only ones are Python's.
+Recipes set the parameters that can be given by keyword; positional-only ones are left to Python.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from kldm.registry import SHELVES, Shelf
 
 
 class Absent(enum.Enum):
-    """Why a parameter has no default of its own: it must be given, or the constructor derives it from others."""
+    """Why a parameter has no fixed default: it is required, or the constructor derives it from other parameters."""
 
     REQUIRED = "required"
     DERIVED = "derived"
@@ -29,7 +29,7 @@ class Absent(enum.Enum):
 
 @attrs.frozen
 class Parameter:
-    """One parameter that a recipe may set; its type hint is resolved, its default factory has been called."""
+    """A parameter that a recipe may set: its type hint is resolved, and its default factory was called."""
 
     name: str
     annotation: Any
@@ -37,26 +37,27 @@ class Parameter:
 
 
 class UnwritableError(Exception):
-    """A default that JSON cannot hold; it stays Python's."""
+    """JSON cannot hold a default, which is then left to Python."""
 
 
 def parameters(component: Callable[..., Any]) -> dict[str, Parameter]:
     """The parameters of a component that a recipe may set, in their order."""
     hints, factories = _hints_and_factories(component)
-    found = {}
+    settable = {}
     for entry in inspect.signature(component).parameters.values():
         if entry.kind in (entry.KEYWORD_ONLY, entry.POSITIONAL_OR_KEYWORD):
             default = Absent.REQUIRED if entry.default is entry.empty else entry.default
             annotation = hints.get(entry.name, Any)
-            found[entry.name] = Parameter(entry.name, annotation, factories.get(entry.name, default))
-    return found
+            settable[entry.name] = Parameter(entry.name, annotation, factories.get(entry.name, default))
+    return settable
 
 
 def positional_only(component: Callable[..., Any]) -> tuple[int, int]:
     """How many positional-only arguments a component needs, and how many it takes."""
-    entries = inspect.signature(component).parameters.values()
-    kept = [entry for entry in entries if entry.kind is entry.POSITIONAL_ONLY]
-    return sum(entry.default is entry.empty for entry in kept), len(kept)
+    entries = [
+        entry for entry in inspect.signature(component).parameters.values() if entry.kind is entry.POSITIONAL_ONLY
+    ]
+    return sum(entry.default is entry.empty for entry in entries), len(entries)
 
 
 def describe(component: Callable[..., Any]) -> list[tuple[str, str, str]]:
@@ -75,7 +76,7 @@ def describe(component: Callable[..., Any]) -> list[tuple[str, str, str]]:
 
 
 def summary(component: Callable[..., Any]) -> str:
-    """The first line of a component's docstring; empty where it has none of its own."""
+    """The first line of a component's docstring; empty if it has none."""
     return (component.__doc__ or "").strip().partition("\n")[0].strip()
 
 
@@ -90,14 +91,14 @@ def is_open(annotation: Any) -> bool:
     """Whether any JSON value fits: ``Any``, ``object`` and ``Json``."""
     if annotation is Any or annotation is object:
         return True
-    # A resolved Json is no longer equal to itself as it was written, so it is known by its members.
+    # A resolved Json does not equal the alias, so it is recognised by its members.
     members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
     origins = {get_origin(member) or member for member in members}
     return {type(None), bool, int, float, str, Sequence, Mapping} <= origins
 
 
 def is_section(annotation: Any) -> bool:
-    """Whether a recipe writes a type as a section without a name: a class, no Protocol, whose constructor is Python."""
+    """Whether a type is written as a section without a name: a class, but no Protocol, with a constructor in Python."""
     if (
         not isinstance(annotation, type)
         or issubclass(annotation, enum.Enum | Path)
@@ -108,7 +109,7 @@ def is_section(annotation: Any) -> bool:
 
 
 def _maker(kind: type) -> type:
-    """The class whose ``__init__`` makes the objects of a class."""
+    """The class that defines the ``__init__`` of a class."""
     return next(base for base in kind.__mro__ if "__init__" in vars(base))
 
 
@@ -140,10 +141,10 @@ def type_text(annotation: Any) -> str:
 
 
 def written(value: Any) -> Any:
-    """The JSON that a recipe writes for a default: registered objects by name, other records as sections.
+    """The JSON of a default in a recipe: registered objects by name, other records as sections.
 
     Raises:
-        UnwritableError: for tensors, functions and whatever else a recipe cannot hold.
+        UnwritableError: a recipe cannot hold the value, such as a tensor or a function.
     """
     if isinstance(value, enum.Enum):
         return value.value if isinstance(value.value, bool | int | float | str) else value.name
@@ -165,7 +166,9 @@ def written(value: Any) -> Any:
                 if field.init:
                     section[field.alias or field.name] = written(item)
             except UnwritableError:
-                if item is not field.default:  # its own default will be taken again; anything else would be lost
+                if (
+                    item is not field.default
+                ):  # the default is taken again when it is rebuilt; another value would be lost
                     raise
         return section
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -177,7 +180,7 @@ def written(value: Any) -> Any:
 
 
 def mark_of(component: Any) -> dict[str, str]:
-    """``{"@processes": "name.v1"}`` for a registered component, else empty."""
+    """``{"@processes": "name.v1"}`` for a registered component; empty for any other."""
     for shelf in SHELVES.values():
         for name in shelf.names():
             if shelf.get(name) is component:
@@ -186,14 +189,14 @@ def mark_of(component: Any) -> dict[str, str]:
 
 
 def _hints_and_factories(component: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Resolved type hints by parameter, and the defaults that a generated constructor makes anew for each object."""
+    """Resolved type hints by parameter, and the defaults that a generated constructor makes for each object."""
     hinted: Any = component
     aliases: dict[str, str] = {}
     factories: dict[str, Any] = {}
     if isinstance(component, type):
         owner = _maker(component)
         hinted = vars(owner)["__init__"]
-        # The constructor that attrs generates does not know the module of its annotations; its class does.
+        # A constructor that attrs generates does not know the module of its annotations, but its class does.
         if "__attrs_attrs__" in vars(owner) and "__attrs_init__" not in vars(owner):
             hinted = owner
             for field in attrs.fields(owner):

@@ -1,4 +1,4 @@
-"""Recipes as text: sections of JSON values, to trees and back.
+"""Recipes as text, with sections of JSON values: reads them into trees and writes them.
 
     [recipe]
     extends = "base.cfg"
@@ -7,12 +7,11 @@
     @processes = "vp_euclidean.v1"
     beta_max = ${schedule.beta_max}
 
-confection parses and interpolates. ``$$`` stands for a plain dollar sign.
+confection parses and interpolates them. ``$$`` stands for a plain dollar sign.
 """
 
 import configparser
 import json
-import os
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,9 +23,10 @@ from confection import Config, ConfigValidationError
 from kldm.errors import KldmError, nearest
 from kldm.interfaces import Json
 from kldm.recipe.building import Tree
+from kldm.runtime.files import atomic_write
 
-# A literal dollar sign on its way through confection, which knows no escape inside JSON lists and undoes its own
-# where it interpolates twice: a text that no recipe holds.
+# Stands for a literal dollar sign on the way through confection, which has no escape inside JSON lists and loses its
+# own escapes when it interpolates twice. No recipe holds this text.
 _DOLLAR = f"\ufdd0{uuid.uuid4().hex}"
 _REFERENCE = re.compile(r"\$\{[\w.:]+\}")
 _NAME = re.compile(r"@?\w[\w-]*")
@@ -34,27 +34,28 @@ _RESERVED = {"recipe", "DEFAULT"}
 
 
 def read_recipe(path: Path | str, overrides: Mapping[str, Json] = {}) -> Tree:
-    """The sections of a recipe: merged with those it extends, overridden, then interpolated.
+    """The sections of a recipe, merged with those that it extends, then overridden, then interpolated.
 
     Args:
-        path: the recipe; ``extends`` in its section ``[recipe]`` names others, relative to it, that come before it.
+        path: the recipe; ``extends`` in its section ``[recipe]`` names the recipes that it changes, relative to it.
         overrides: values by dotted key, as from ``parse_overrides``.
 
     Raises:
-        KldmError: for a missing file, a syntax error (with file and line), a cycle, a reference to nothing.
+        KldmError: a file is missing or has a syntax error (with its line), recipes extend each other in a cycle, or a
+            reference names nothing.
     """
     tree = _merged(_extended(Path(path), ()), _nested(overrides))
     return _interpolated(tree, str(path))
 
 
 def overridden(tree: Tree, overrides: Mapping[str, Json]) -> Tree:
-    """A complete recipe with other values, by dotted key."""
+    """A complete recipe with some values replaced, by dotted key."""
     return _merged(tree, _nested(overrides))
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Json]:
-    """``--model.lattice.beta_max 20 --training.seed=3`` by dotted key; what is not JSON is a string."""
-    found: dict[str, Json] = {}
+    """The values of ``--model.lattice.beta_max 20 --training.seed=3`` by dotted key; what is not JSON is a string."""
+    overrides: dict[str, Json] = {}
     rest = iter(arguments)
     for argument in rest:
         key, equals, text = argument.removeprefix("--").partition("=")
@@ -65,34 +66,29 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Json]:
             if text.startswith("--"):
                 raise KldmError("has no value", place=f"--{key}", remedy=f"write --{key} value")
         try:
-            found[key] = json.loads(text)
+            overrides[key] = json.loads(text)
         except ValueError:
-            found[key] = text
-    return found
+            overrides[key] = text
+    return overrides
 
 
 def recipe_text(tree: Tree) -> str:
-    """The text that ``read_recipe`` reads back to an equal tree; a section that is None is left out."""
+    """The text that ``read_recipe`` turns back into an equal tree; a section that is None is left out."""
     try:
         return "\n\n".join(_sections(tree, lambda value: json.dumps(value).replace("$", "$$")))
     except TypeError as error:
-        raise KldmError(f"a recipe holds JSON values alone ({error})") from error
+        raise KldmError(f"a recipe can only hold JSON values ({error})") from error
 
 
 def write_recipe(tree: Tree, path: Path) -> None:
-    """Write ``recipe_text(tree)`` in one move: a reader sees the old file or the whole new one."""
+    """Write ``recipe_text(tree)`` atomically. Raises ``KldmError`` if the file cannot be written."""
     text = recipe_text(tree) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise KldmError(f"cannot write the recipe ({error.strerror})", place=str(path)) from error
 
 
 def _extended(path: Path, chain: tuple[Path, ...]) -> Tree:
-    """The raw tree of a file on top of those that it extends; references are still text."""
+    """The tree of a file merged over those that it extends; references are still text."""
     path = path.resolve()
     if path in chain:
         cycle = " -> ".join(member.name for member in (*chain[chain.index(path) :], path))
@@ -112,13 +108,13 @@ def _extended(path: Path, chain: tuple[Path, ...]) -> Tree:
     return _merged(merged, tree)
 
 
-def _parsed(path: Path, wanted_by: Path | None) -> Tree:
+def _parsed(path: Path, extended_by: Path | None) -> Tree:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         near = path.parent.glob("*.cfg") if path.parent.is_dir() else ()
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        problem = f"cannot read the recipe ({reason})" + (f", which {wanted_by.name} extends" if wanted_by else "")
+        problem = f"cannot read the recipe ({reason})" + (f", which {extended_by.name} extends" if extended_by else "")
         raise KldmError(problem, place=str(path), remedy=nearest(path.name, (file.name for file in near))) from error
     lines = _parents_first(text.replace("$$", _DOLLAR))
     try:
@@ -128,7 +124,7 @@ def _parsed(path: Path, wanted_by: Path | None) -> Tree:
 
 
 def _parents_first(text: str) -> list[tuple[int, str]]:
-    """The lines of a recipe with their numbers, every section after its parents, as confection wants them."""
+    """The lines of a recipe with their numbers; every section follows its parents, as confection requires."""
     blocks: list[tuple[str, list[tuple[int, str]]]] = [("", [])]
     for number, line in enumerate(text.split("\n"), start=1):
         if header := re.match(r"\[(.+)\]", line):
@@ -142,7 +138,7 @@ def _parents_first(text: str) -> list[tuple[int, str]]:
 
 
 def _syntax_error(error: Exception, path: str, lines: Sequence[tuple[int, str]]) -> KldmError:
-    """configparser's or confection's error in one sentence, with the line of the file where that is known."""
+    """An error of configparser or confection in one sentence, with the line of the file if it is known."""
     cause = error.__context__ if isinstance(error.__context__, configparser.Error) else error
     if isinstance(cause, configparser.MissingSectionHeaderError):
         return KldmError(f"{cause.line.strip()!r} is not in a section", place=f"{path}:{lines[cause.lineno - 1][0]}")
@@ -177,9 +173,9 @@ def _merged(old: Tree, new: Mapping[str, Any]) -> Tree:
     """``new`` over ``old``, section by section; a section that names another component replaces the old one."""
     merged = dict(old)
     for key, value in new.items():
-        before = merged.get(key)
+        replaced = merged.get(key)
         if isinstance(value, Mapping):
-            old_section = dict(before) if isinstance(before, Mapping) else {}
+            old_section = dict(replaced) if isinstance(replaced, Mapping) else {}
             same = all(old_section.get(mark) == name for mark, name in value.items() if mark.startswith("@"))
             merged[key] = _merged(old_section if same else {}, value)
         else:
@@ -200,7 +196,7 @@ def _nested(overrides: Mapping[str, Json]) -> Tree:
 
 
 def _sections(tree: Mapping[str, Any], text: Callable[[Any], str], place: str = "") -> Iterator[str]:
-    """A section with its values, then those inside it; a dict whose keys are no plain names stays on one line."""
+    """The text of a section, then of those in it; a dict whose keys are no plain names stays on one line."""
     inner = {key: value for key, value in tree.items() if _NAME.fullmatch(key) and _is_section(value)}
     outer = [key for key in tree if key not in inner and (place or tree[key] is not None)]
     if place:
@@ -218,7 +214,7 @@ def _is_section(value: Any) -> bool:
 
 def _interpolated(tree: Tree, path: str) -> Tree:
     def text(value: Any) -> str:
-        # A value that is a reference, or text or a list around one, is still as the recipe wrote it.
+        # A value that is or contains a reference is still the text of the recipe.
         written = value if isinstance(value, str) and _REFERENCE.search(value) else json.dumps(value)
         return re.sub(r"\$(?!\{[\w.:]+\})", _DOLLAR, " ".join(written.split("\n")))
 

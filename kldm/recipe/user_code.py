@@ -1,4 +1,4 @@
-"""Loose Python files of a user: run, so that their decorators put components on the shelves."""
+"""Runs Python files of a user, whose decorators register components."""
 
 import importlib.util
 import re
@@ -11,20 +11,20 @@ from kldm.errors import KldmError
 
 
 def load_code(path: Path) -> ModuleType:
-    """Run a file as the module ``kldm_code_<file name>`` and return that; a second call runs it anew.
+    """Run a file as the module ``kldm_code_<file name>`` and return it; a second call runs it again.
 
     The module stays in ``sys.modules``, so that its classes find their annotations and can be pickled.
 
     Raises:
-        KldmError: where the file is missing, another file of that name was loaded, or it raises: with file and line.
+        KldmError: the file is missing, another file of that name was loaded, or the code raises (with its line).
     """
     path = Path(path).resolve()
     name = "kldm_code_" + re.sub(r"\W", "_", path.stem)
     if not path.is_file():
         raise KldmError("no such file", place=str(path))
-    before = sys.modules.get(name)
-    if before is not None and before.__file__ != str(path):
-        raise KldmError(f"another file of that name is loaded ({before.__file__})", place=str(path), remedy="rename it")
+    loaded = sys.modules.get(name)
+    if loaded is not None and loaded.__file__ != str(path):
+        raise KldmError(f"another file of that name is loaded ({loaded.__file__})", place=str(path), remedy="rename it")
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise KldmError("is not a Python file", place=str(path), remedy="give it the suffix .py")
@@ -34,13 +34,14 @@ def load_code(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        if before is not None:
-            sys.modules[name] = before
-        raise _told(error, path) from error
+        if loaded is not None:
+            sys.modules[name] = loaded
+        raise _located(error, path) from error
     return module
 
 
-def _told(error: Exception | SystemExit, path: Path) -> KldmError:
+def _located(error: Exception | SystemExit, path: Path) -> KldmError:
+    """An error of the code with its line in the file."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return KldmError(f"SyntaxError: {error.msg}", place=f"{path}:{error.lineno}")
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""Sampling: what is asked for, what the answers must obey, and how they are generated."""
+"""Sampling: the targets, the constraints on the samples, and their generation."""
 
 from kldm.sampling.constraints import Constraints, violations
 from kldm.sampling.generation import CandidateRequest, candidates, generate, requests

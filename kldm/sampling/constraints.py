@@ -1,8 +1,8 @@
-"""What samples must obey: allowed elements, and parts of a crystal that are known beforehand.
+"""Constraints on samples: the allowed elements, and parts of a crystal that are known.
 
-Both are enforced by construction, whatever the processes and the sampler: the elements by a mask inside the species
-process, the known parts by conditioning on them (inpainting, Lugmayr et al. 2022, without its resampling): in the
-prior and after every reverse step their rows of the latent are replaced by draws of the forward process at that time.
+Both hold by construction, for all processes and samplers. The elements are enforced by a mask inside the species
+process. The known parts are conditioned on (inpainting, Lugmayr et al. 2022, without its resampling): in the prior and
+after every reverse step their rows of the latent are replaced by draws of the forward process at that time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,18 +28,18 @@ from kldm.interfaces import (
     Step,
 )
 
-_CLOSE = 1e-4  # largest deviation of a kept coordinate (fractional) or cell parameter (relative) that is rounding
+_CLOSE = 1e-4  # largest deviation of a known coordinate (fractional) or cell parameter (relative) by rounding
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Constraints:
-    """What the samples for a store of targets must obey. Masks are over the targets' rows; None: nothing is known.
+    """Constraints on the samples for a store of M targets. A mask that is None means that nothing is known.
 
     Attributes:
-        elements: atomic numbers that samples may hold; None: all.
-        positions: bool [sum of atoms], atoms whose fractional coordinates are those of the targets.
-        species: bool [sum of atoms], atoms whose type is that of the targets.
-        cell: bool [M], crystals whose cell is that of the targets.
+        elements: atomic numbers that samples may hold; None allows all.
+        positions: bool [sum of atoms], the atoms that have the fractional coordinates of the targets.
+        species: bool [sum of atoms], the atoms that have the types of the targets.
+        cell: bool [M], the crystals that have the cell of the targets.
     """
 
     elements: tuple[int, ...] | None = None
@@ -48,7 +48,7 @@ class Constraints:
     cell: Tensor | None = None
 
     def check(self, processes: Mapping[str, DiffusionProcess], targets: CrystalStore) -> None:
-        """Raises ``KldmError`` where a model with these processes cannot obey, or the constraints contradict."""
+        """Raises ``KldmError`` if a model with these processes cannot obey, or if the constraints are contradictory."""
         if self.elements is None:
             return
         species = processes["species"]
@@ -59,15 +59,15 @@ class Constraints:
             )
         species.restricted(self.elements)
         if self.species is not None:
-            kept = set(targets.species[self.species.to(targets.device)].tolist())
-            if outside := kept - set(self.elements):
+            known = set(targets.species[self.species.to(targets.device)].tolist())
+            if outside := known - set(self.elements):
                 raise KldmError(
                     f"atoms of atomic number {min(outside)} are kept, but are not among the allowed elements",
                     remedy="allow them, or keep fewer atoms",
                 )
 
     def names(self) -> tuple[str, ...]:
-        """The constraints that are there."""
+        """The names of the constraints that are set."""
         return tuple(name for name in ("elements", *_MODALITIES.values()) if getattr(self, name) is not None)
 
 
@@ -83,7 +83,7 @@ def constrained(
     species = processes["species"]
     if constraints.elements is not None and isinstance(species, Restricts):
         processes["species"] = species.restricted(constraints.elements)
-    known = _batch(constraints, targets, rows)
+    known = _masks(constraints, targets, rows)
     for modality, name in _MODALITIES.items():
         mask = known[name]
         if mask is not None and processes[modality].predicts:
@@ -92,7 +92,7 @@ def constrained(
 
 
 class ConstrainedModel:
-    """A model with other processes, for one batch: what a sampler sees of a constrained model."""
+    """A constrained model as a sampler sees it: the model with other processes, for one batch."""
 
     def __init__(
         self,
@@ -111,25 +111,25 @@ class ConstrainedModel:
         return self._model.predict(latents, s, layout)
 
     def restored(self, sampled: Crystals) -> Crystals:
-        """The sampled crystals with the known values in place of their noisy copies, to the last digit."""
+        """The sampled crystals with exactly the known values, in place of their noisy copies."""
         given, known = self._given, self._known
         return attrs.evolve(
             sampled,
-            fractional=_chosen(known["positions"], given.fractional, sampled.fractional),
-            species=_chosen(known["species"], given.species, sampled.species),
-            lattice=_chosen(known["cell"], given.lattice, sampled.lattice),
+            fractional=_where_known(known["positions"], given.fractional, sampled.fractional),
+            species=_where_known(known["species"], given.species, sampled.species),
+            lattice=_where_known(known["cell"], given.lattice, sampled.lattice),
         )
 
 
 class ConditionedProcess:
-    """A process some of whose rows follow a known crystal: after every move they are a draw of the forward process.
+    """A process with some known rows: after every move they are draws of the forward process for a known crystal.
 
     It has the moves of the process that it wraps, and no others.
 
     Args:
-        process: the process.
+        process: the wrapped process.
         clean: the known crystals; rows that are not known hold any valid values.
-        known: bool [N] or [B], the rows of the channels of ``process``.
+        known: bool [N] or [B], the known rows in the channels of ``process``.
     """
 
     def __init__(self, process: DiffusionProcess, clean: Crystals, known: Tensor) -> None:
@@ -172,19 +172,19 @@ class ConditionedProcess:
 
     def _replaced(self, latent: Latent, s: Tensor, rng: torch.Generator) -> Latent:
         noisy = self._process.noise(self._clean, s, rng).latent
-        return {**latent, **{name: _chosen(self._known, noisy[name], latent[name]) for name in noisy}}
+        return {**latent, **{name: _where_known(self._known, noisy[name], latent[name]) for name in noisy}}
 
 
 def violations(
     candidates: Sequence[Candidate], rows: Sequence[int], targets: CrystalStore, constraints: Constraints
 ) -> dict[str, int]:
-    """How many of the structures break each of the constraints, read off the structures themselves.
+    """The number of structures that break each constraint, determined from the structures themselves.
 
     Args:
-        candidates: what came; those without structure break nothing.
-        rows: the row of the targets that each of them answers.
+        candidates: the generated structures; a candidate without structure breaks nothing.
+        rows: for each candidate the row of the targets that it answers.
         targets: the known values.
-        constraints: what was asked.
+        constraints: the constraints that the candidates were generated under.
     """
     count = dict.fromkeys(constraints.names(), 0)
     store = targets.to("cpu")
@@ -192,25 +192,25 @@ def violations(
         structure = candidate.structure
         if structure is None:
             continue
-        given, known = store.batch([row]), _batch(constraints, store, [row])
+        given, known = store.batch([row]), _masks(constraints, store, [row])
         species = torch.tensor(structure.atomic_numbers)
         lattice = torch.tensor([*structure.lattice.abc, *structure.lattice.angles], dtype=torch.float64)
         lattice[3:] = torch.deg2rad(lattice[3:])
         offset = torch.as_tensor(structure.frac_coords) - given.fractional
         moved = (offset - offset.round()).abs().amax(-1) > _CLOSE
-        other = (lattice / given.lattice[0] - 1).abs().amax() > _CLOSE
+        deformed = (lattice / given.lattice[0] - 1).abs().amax() > _CLOSE
         broken = {
             "elements": constraints.elements is not None and not set(species.tolist()) <= set(constraints.elements),
             "positions": known["positions"] is not None and bool((moved & known["positions"]).any()),
             "species": known["species"] is not None and bool(((species != given.species) & known["species"]).any()),
-            "cell": known["cell"] is not None and bool(other & known["cell"][0]),
+            "cell": known["cell"] is not None and bool(deformed & known["cell"][0]),
         }
         for name in count:
             count[name] += broken[name]
     return count
 
 
-def _batch(constraints: Constraints, targets: CrystalStore, rows: Sequence[int]) -> dict[str, Tensor | None]:
+def _masks(constraints: Constraints, targets: CrystalStore, rows: Sequence[int]) -> dict[str, Tensor | None]:
     """The masks of these rows, on the device of the targets."""
     start = list(accumulate(targets.sizes, initial=0))
     atoms = torch.cat([torch.arange(start[row], start[row + 1]) for row in rows])
@@ -222,8 +222,8 @@ def _batch(constraints: Constraints, targets: CrystalStore, rows: Sequence[int])
     }
 
 
-def _chosen(known: Tensor | None, there: Tensor, otherwise: Tensor) -> Tensor:
+def _where_known(known: Tensor | None, values: Tensor, otherwise: Tensor) -> Tensor:
     if known is None:
         return otherwise
-    mask = known.view(-1, *[1] * (there.dim() - 1))
-    return torch.where(mask, there.to(otherwise.dtype), otherwise)
+    mask = known.view(-1, *[1] * (values.dim() - 1))
+    return torch.where(mask, values.to(otherwise.dtype), otherwise)

@@ -1,4 +1,4 @@
-"""Many requests through one sampler: batches by a budget of pairs, results in the order of the requests."""
+"""Generates the requested candidates in batches with a budget of pairs; results are in the order of the requests."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from kldm.runtime.seeding import seeded
 from kldm.sampling.constraints import Constraints, constrained
 
 SAMPLING_PAIRS = 64_000
-"""Ordered pairs of atoms in a batch of samples where memory suffices: enough to keep a GPU busy."""
+"""Ordered pairs of atoms in a batch of samples if memory suffices: enough to keep a GPU busy."""
 
 
 @attrs.frozen
@@ -29,19 +29,19 @@ class CandidateRequest:
 
 
 def requests(targets: int, candidates: int) -> tuple[CandidateRequest, ...]:
-    """``candidates`` answers to each of ``targets`` rows, candidate by candidate."""
+    """Requests of ``candidates`` structures for each of ``targets`` rows, candidate by candidate."""
     return tuple(CandidateRequest(target, candidate) for candidate in range(candidates) for target in range(targets))
 
 
 def batches(sizes: Sequence[int], max_pairs: int) -> list[list[int]]:
     """Indices of ``sizes`` in groups of similar size, each of at most ``max_pairs`` ordered pairs K (K - 1).
 
-    Sorted by size, largest first, so that memory runs out at the beginning or never; a crystal above the budget
-    gets a batch of its own.
+    The groups are sorted by size, largest first, so that memory runs out at the beginning or never. A crystal above the
+    budget gets a group of its own.
     """
     groups: list[list[int]] = []
     room = 0
-    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+    for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):
         cost = max(1, sizes[index] * (sizes[index] - 1))
         if not groups or cost > room:
             groups.append([])
@@ -51,13 +51,13 @@ def batches(sizes: Sequence[int], max_pairs: int) -> list[list[int]]:
     return groups
 
 
-def sampling_pairs(asked: int | None, network: object, device: torch.device) -> int:
-    """Ordered pairs of atoms in a batch of samples: what was asked for, or else 64,000 or as many as fit.
+def sampling_pairs(requested: int | None, network: object, device: torch.device) -> int:
+    """Ordered pairs of atoms in a batch of samples: the requested number, or else 64,000 or as many as fit into memory.
 
-    The same number for all processes of a run, which share the batches; each must come here.
+    All processes of a run, which share the batches, must call this, and get the same number.
     """
-    if asked is not None:
-        return asked
+    if requested is not None:
+        return requested
     here = world()
     fitting = here.gather(most_pairs(network, device, training=False, processes=here.neighbours))
     return min([SAMPLING_PAIRS, *(pairs for pairs in fitting if pairs is not None)])
@@ -74,18 +74,17 @@ def generate(
     constraints: Constraints | None = None,
     description: str = "sample",
 ) -> CrystalStore:
-    """One generated crystal per request, in the order of the requests, with the columns of its target: what was asked
-    for, which the crystal need not have.
+    """Generate one crystal per request, in the order of the requests.
 
-    The processes of a run share the batches, which are the same for any number of processes,
-    and all get all crystals.
+    A crystal has the columns of its target, that is the requested values, which it need not fulfil. The processes of a
+    run share the batches, which are the same for any number of processes, and every process gets all crystals.
 
     Args:
         model: on the device of ``targets``.
-        sampler: how to sample.
-        targets: layout and conditioning by row; of coordinates and cells only those that ``constraints`` keep count.
+        sampler: draws the samples.
+        targets: layout and conditions by row; coordinates and cells count only if ``constraints`` mark them as known.
         wanted: the requests.
-        seed: all randomness follows from it, the requests and the budget.
+        seed: all randomness depends on it, the requests and the budget alone.
         max_pairs: largest number of ordered pairs of atoms in a batch.
         constraints: what the samples must obey.
         description: label of the progress bar.
@@ -96,7 +95,7 @@ def generate(
     groups = batches([targets.sizes[request.target] for request in wanted], max_pairs)
     here = world()
     own = range(here.rank, len(groups), here.size)  # the largest batches come first, so that the shares are about equal
-    done: list[tuple[int, CrystalStore]] = []
+    sampled: list[tuple[int, CrystalStore]] = []
     bar = tqdm(
         total=len(own) * sampler.steps,
         desc=description,
@@ -115,17 +114,16 @@ def generate(
             bound = constrained(model, rules, targets, rows)
             rng = seeded(targets.device, seed, "sample", number)
             crystals = bound.restored(sampler.sample(bound, targets.batch(rows), rng, advance)).to("cpu")
-            done.append((number, CrystalStore.of(crystals, [targets.ids[row] for row in rows])))
-    made = dict(one for share in here.gather(done) for one in share)
-    answered = [index for group in groups for index in group]
-    return concatenated([made[number] for number in range(len(groups))]).subset(
-        sorted(range(len(answered)), key=answered.__getitem__)
-    )
+            sampled.append((number, CrystalStore.of(crystals, [targets.ids[row] for row in rows])))
+    stores = dict(numbered for share in here.gather(sampled) for numbered in share)
+    order = [index for group in groups for index in group]
+    generated = concatenated([stores[number] for number in range(len(groups))])
+    return generated.subset(sorted(range(len(order)), key=order.__getitem__))
 
 
 @contextmanager
 def _evaluating(model: GenerativeModel) -> Iterator[None]:
-    """Dropout and the like off, as long as samples are drawn."""
+    """The model in evaluation mode (no dropout) within the block."""
     training = isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module):
         model.eval()
@@ -137,7 +135,7 @@ def _evaluating(model: GenerativeModel) -> Iterator[None]:
 
 
 def candidates(generated: CrystalStore, wanted: Sequence[CandidateRequest]) -> tuple[Candidate, ...]:
-    """Generated crystals as structures; one that cannot be built is kept, with its reason."""
+    """Generated crystals as candidates; one whose structure cannot be built is kept, with the reason."""
     from kldm.data.convert import to_structure_or_reason
 
     species = torch.split(generated.species, list(generated.sizes))

@@ -1,4 +1,4 @@
-"""What is to be generated: compositions, numbers of atoms alone, or crystals of which a part is known."""
+"""Targets of generation: compositions, numbers of atoms, or crystals with a known part."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,12 +18,12 @@ EMPIRICAL = "empirical"
 
 @attrs.frozen(eq=False)
 class Targets:
-    """Rows to generate structures for, and what the structures must obey.
+    """The rows to generate structures for, and the constraints on them.
 
     Attributes:
-        store: sizes and known values by row; what is not known holds any valid value.
+        store: sizes and known values by row; unknown values are any valid ones.
         constraints: masks over ``store``.
-        numbers: what results call the rows, where that is not 0, 1, ...: of a split, its own rows.
+        numbers: the numbers of the rows in results, such as those in their split; None for 0, 1, ...
     """
 
     store: CrystalStore
@@ -31,7 +31,7 @@ class Targets:
     numbers: tuple[int, ...] | None = None
 
     def number(self, row: int) -> int:
-        """What results call a row."""
+        """The number of a row in results."""
         return row if self.numbers is None else self.numbers[row]
 
 
@@ -40,8 +40,8 @@ class KnownPart:
     """The known part of a crystal.
 
     Attributes:
-        species: atomic numbers of the known atoms, or those whose positions alone are known.
-        fractional: [len(species), 3], or None where no position is known.
+        species: atomic numbers of the atoms that are known, or whose positions are.
+        fractional: [len(species), 3], or None if no position is known.
         lattice: [6], angstrom and radians, or None.
         keeps_species: whether the types of the atoms are known.
     """
@@ -53,19 +53,19 @@ class KnownPart:
 
 
 def compositions(species: Iterable[Sequence[int]], names: Sequence[str]) -> CrystalStore:
-    """Cells of which the atomic numbers are known and nothing else."""
+    """Targets of which only the atomic numbers are known."""
     rows = [list(numbers) for numbers in species]
     numbers = torch.tensor([number for row in rows for number in row], dtype=torch.int64)
     return attrs.evolve(_blank([len(row) for row in rows], names), species=numbers)
 
 
 def given_species(store: CrystalStore) -> Targets:
-    """The compositions of a store are kept: crystal structure prediction, with any species process."""
+    """Targets with the compositions of a store: crystal structure prediction, with any species process."""
     return Targets(store, Constraints(species=torch.ones(len(store.species), dtype=torch.bool)))
 
 
 def de_novo(sizes: Sequence[int], part: KnownPart | None = None, elements: tuple[int, ...] | None = None) -> Targets:
-    """Crystals with these numbers of atoms, which hold ``part`` first and of which all else is generated.
+    """Targets with these numbers of atoms; ``part`` comes first in each crystal, and the rest is generated.
 
     Raises:
         KldmError: a crystal has fewer atoms than the part.
@@ -97,13 +97,13 @@ def de_novo(sizes: Sequence[int], part: KnownPart | None = None, elements: tuple
 
 
 def with_properties(store: CrystalStore, values: Mapping[str, float]) -> CrystalStore:
-    """Targets of which each is to have these properties, by the names of the columns that a model conditions on."""
-    asked = {name: torch.full((len(store),), value, device=store.device) for name, value in values.items()}
-    return attrs.evolve(store, per_crystal={**store.per_crystal, **asked})
+    """Targets that all have the given properties, by the names of the columns that a model conditions on."""
+    columns = {name: torch.full((len(store),), value, device=store.device) for name, value in values.items()}
+    return attrs.evolve(store, per_crystal={**store.per_crystal, **columns})
 
 
 def histogram(store: CrystalStore) -> dict[str, int]:
-    """How many crystals have each number of atoms, smallest first."""
+    """The number of crystals by their number of atoms, smallest first."""
     counts = Counter(store.sizes)
     return {str(size): counts[size] for size in sorted(counts)}
 
@@ -114,14 +114,14 @@ def drawn_sizes(
     """Numbers of atoms for ``number`` crystals.
 
     Args:
-        atoms: ``empirical`` (as often as in the training set), a number, or a range such as ``4-20`` (uniform).
-        counts: the training set's ``histogram``.
-        number: of crystals.
-        seed: of the draw.
-        at_least: smaller crystals are left out of the histogram or the range.
+        atoms: ``empirical`` (the frequencies of the training set), a number, or a range such as ``4-20`` (uniform).
+        counts: the ``histogram`` of the training set.
+        number: number of crystals.
+        seed: seed of the draw.
+        at_least: smaller numbers of atoms are left out of the histogram or the range.
 
     Raises:
-        KldmError: not one of these; nothing is left.
+        KldmError: ``atoms`` is none of these, or no number of atoms is left.
     """
     if atoms == EMPIRICAL:
         if not counts:
@@ -140,18 +140,18 @@ def drawn_sizes(
 
 def atom_range(atoms: int | str) -> range:
     """The numbers of atoms of ``8`` or ``4-20``."""
-    found = number_range(str(atoms))
-    if not found or found[-1] > LARGEST_CELL:
+    sizes = number_range(str(atoms))
+    if not sizes or sizes[-1] > LARGEST_CELL:
         raise KldmError(
             f"wants {EMPIRICAL!r}, a number of atoms or a range, each of 1 to {LARGEST_CELL}, not {atoms!r}",
             place="atoms",
             remedy="write it like 8 or 4-20",
         )
-    return found
+    return sizes
 
 
 def _blank(sizes: Sequence[int], names: Sequence[str]) -> CrystalStore:
-    """Crystals of which nothing but the number of atoms is known."""
+    """Targets of which only the number of atoms is known."""
     layout = Layout.of(sizes)
     blank = Crystals(
         fractional=torch.zeros(layout.total, 3),

@@ -1,6 +1,6 @@
-"""One record for a model in training: recipe, tensors and counters in a single safetensors file.
+"""Checkpoints: recipe, tensors and counters of a model in training, in one safetensors file.
 
-Nothing in it is executed on loading: tensors are raw bytes and all the rest is JSON in the file's header.
+Loading executes nothing: tensors are raw bytes, and all the rest is JSON in the header of the file.
 """
 
 import json
@@ -22,17 +22,17 @@ _FORMAT = 1
 _STARTS = ("start_from", "start_with")
 
 Rounding = Literal["fp32", "fp16", "bf16"]
-"""How exported weights are stored."""
+"""The type in which exported weights are stored."""
 
 StartWith = Literal["weights", "state"]
-"""What training takes of another run's checkpoint."""
+"""The part of another run's checkpoint that training starts with."""
 
 _ROUNDED: Mapping[Rounding, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @attrs.frozen(eq=False)
 class Checkpoint:
-    """Everything to resume training or to sample.
+    """Everything that is needed to resume training or to sample.
 
     Attributes:
         recipe: the complete recipe, fitted statistics included, from which the model is rebuilt.
@@ -46,18 +46,18 @@ class Checkpoint:
     state: Mapping[str, Any]
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose name starts with ``prefix.``, without it."""
+        """The tensors whose names start with ``prefix.``, by the rest of their names."""
         return {name.removeprefix(f"{prefix}."): t for name, t in self.tensors.items() if name.startswith(f"{prefix}.")}
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The averaged weights, or the plain ones where there is no average yet."""
+        """The averaged weights, or the weights in training if there is no average yet."""
         return self.part("average") or self.part("model")
 
     def to_share(self, rounding: Rounding = "fp16") -> "Checkpoint":
-        """The weights that sampling takes, rounded, with the recipe and the counters.
+        """A checkpoint to publish: the rounded weights for sampling, the recipe and the counters.
 
-        What training started from is a path of the machine that trained, and is left out of the recipe.
+        The recipe loses the checkpoint that training started from, which is a path on the machine that trained.
 
         Raises:
             KldmError: a weight is too large for the type, or not finite.
@@ -76,7 +76,7 @@ class Checkpoint:
         return Checkpoint(recipe, shared, self.state)
 
     def load_weights(self, module: nn.Module) -> None:
-        """Put ``weights`` into a rebuilt model."""
+        """Load ``weights`` into a rebuilt model."""
         try:
             module.load_state_dict({name: weight.to(torch.float32) for name, weight in self.weights.items()})
         except RuntimeError as error:
@@ -88,7 +88,7 @@ class Checkpoint:
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write atomically: an interrupted or failed write leaves the previous file as it was."""
+    """Write a checkpoint atomically: an interrupted or failed write leaves the previous file unchanged."""
     header = {
         "format": str(_FORMAT),
         "recipe": json.dumps(checkpoint.recipe),
@@ -101,21 +101,21 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         mode = temporary.stat().st_mode
         try:
             save_file(tensors, temporary, metadata=header)
-            temporary.chmod(mode)  # safetensors lets the owner alone read its files
+            temporary.chmod(mode)  # safetensors writes files that only their owner may read
         except SafetensorError as error:
             raise OSError(str(error)) from error
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint; raises ``KldmError`` for a missing, broken or foreign file."""
+    """Read a checkpoint. Raises ``KldmError`` if the file is missing, broken or no checkpoint."""
     if not path.is_file():
         raise KldmError("no such checkpoint", place=str(path))
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             if header.get("format") != str(_FORMAT):
-                found = header.get("format")
-                problem = f"format {found} is not format {_FORMAT}" if found else "not a checkpoint of kldm"
+                version = header.get("format")
+                problem = f"format {version} is not format {_FORMAT}" if version else "not a checkpoint of kldm"
                 raise KldmError(problem, place=str(path), remedy="use the version of kldm that wrote it")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         recipe, state = json.loads(header["recipe"]), json.loads(header["state"])
@@ -129,13 +129,14 @@ def load(path: Path) -> Checkpoint:
 
 
 def locate(path: Path, *, state: bool = False) -> Path:
-    """The checkpoint of a folder, or this file.
+    """The checkpoint in a folder; a file is returned as it is.
 
-    Of a run folder it is the one to sample with, ``best.safetensors``, or ``last.safetensors`` before there is one; of
-    a folder of shared weights, ``model.safetensors``.
+    In a run folder it is the one to sample with, ``best.safetensors``, or ``last.safetensors`` before there is one; in
+    a folder of shared weights it is ``model.safetensors``.
 
     Args:
-        state: whether training is to go on from it: of a run folder ``last.safetensors``.
+        path: the folder or file.
+        state: whether training is to go on from it; in a run folder it is then ``last.safetensors``.
     """
     if not path.is_dir():
         files = [path]
@@ -158,7 +159,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of ``optimizer_tensors`` (tensors without their ``optimizer.`` prefix)."""
+    """Load the state that ``optimizer_tensors`` returned (with names without the prefix ``optimizer.``)."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)

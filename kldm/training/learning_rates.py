@@ -1,6 +1,6 @@
-"""Learning-rate schedules: pure functions of the step and of the share of training done; importing registers them.
+"""Learning-rate schedules: functions of the step and of the fraction of training done. Importing registers them.
 
-All begin with a linear warm-up, min(1, (step + 1) / warmup_steps), by which the rest is multiplied.
+All are multiplied by a linear warm-up, min(1, (step + 1) / warmup_steps).
 """
 
 import math
@@ -12,16 +12,16 @@ from kldm.registry import learning_rate
 from kldm.validators import at_least, one_of, within
 
 Shape = Literal["linear", "cosine", "sqrt"]
-"""How a learning rate decays, u from 0 to 1: 1 - u, (1 + cos(pi u)) / 2, 1 - sqrt(u)."""
+"""The decay of a learning rate for u from 0 to 1: 1 - u, (1 + cos(pi u)) / 2, 1 - sqrt(u)."""
 
 
 @learning_rate("constant.v1")
 @attrs.frozen(kw_only=True)
 class Constant:
-    """Warm-up, then the same learning rate for ever.
+    """Warm-up, then a constant learning rate.
 
     Args:
-        warmup_steps: steps in which the learning rate rises linearly from nearly 0.
+        warmup_steps: number of steps in which the learning rate rises linearly from almost 0.
     """
 
     warmup_steps: int = attrs.field(default=0, validator=at_least(0))
@@ -33,8 +33,8 @@ class Constant:
 @learning_rate("cosine_decay.v1")
 @attrs.frozen(kw_only=True)
 class CosineDecay:
-    """Warm-up, and half a cosine over all of training: floor + (1 - floor) (1 + cos(pi progress)) / 2 (Loshchilov and
-    Hutter 2017, without restarts).
+    """Warm-up, and half a cosine over the whole training: floor + (1 - floor) (1 + cos(pi progress)) / 2 (Loshchilov
+    and Hutter 2017, without restarts).
 
     Args:
         warmup_steps: see ``Constant``.
@@ -54,13 +54,13 @@ class WarmupStableDecay:
     """Warm-up, a constant learning rate, and a decay in the last part of training (WSD; Hu et al. 2024, Haegele et al.
     2024, whose best decay is 1 - sqrt(u)).
 
-    With ``decay = 0`` it is a trunk that can be prolonged for ever; a branch of ``decay = 1`` and no warm-up that
-    starts from the trunk's state (``training.start_from``) decays a copy of it.
+    With ``decay = 0`` a run is a trunk that can be prolonged for ever. A branch with ``decay = 1`` and no warm-up,
+    started from the trunk's state (``training.start_from``), decays a copy of it.
 
     Args:
         warmup_steps: see ``Constant``.
-        decay: share of training, at its end, in which the learning rate falls.
-        shape: how, with u from 0 to 1 in that time: ``linear`` 1 - u, ``cosine`` (1 + cos(pi u)) / 2, ``sqrt``
+        decay: fraction of training, at its end, in which the learning rate falls.
+        shape: of the decay, with u from 0 to 1 in that time: ``linear`` 1 - u, ``cosine`` (1 + cos(pi u)) / 2, ``sqrt``
             1 - sqrt(u).
         floor: factor at the end.
     """
@@ -71,8 +71,8 @@ class WarmupStableDecay:
     floor: float = attrs.field(default=0.0, validator=within(0, 1))
 
     def factor(self, step: int, progress: float) -> float:
-        done = max(0.0, 1 - (1 - progress) / self.decay) if self.decay else 0.0
-        return _warmed(step, self.warmup_steps) * _decayed(self.shape, done, self.floor)
+        u = max(0.0, 1 - (1 - progress) / self.decay) if self.decay else 0.0
+        return _warmed(step, self.warmup_steps) * _decayed(self.shape, u, self.floor)
 
 
 def _warmed(step: int, warmup_steps: int) -> float:
@@ -80,5 +80,5 @@ def _warmed(step: int, warmup_steps: int) -> float:
 
 
 def _decayed(shape: Shape, u: float, floor: float) -> float:
-    left = {"linear": 1 - u, "cosine": (1 + math.cos(math.pi * u)) / 2, "sqrt": 1 - math.sqrt(u)}[shape]
-    return floor + (1 - floor) * left
+    factor = {"linear": 1 - u, "cosine": (1 + math.cos(math.pi * u)) / 2, "sqrt": 1 - math.sqrt(u)}[shape]
+    return floor + (1 - floor) * factor

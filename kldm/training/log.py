@@ -1,4 +1,4 @@
-"""What training tells while it goes on: ``train.jsonl``, TensorBoard's files and a progress bar."""
+"""The log of a training: ``train.jsonl``, TensorBoard's files and a progress bar."""
 
 import json
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ class TrainingLog:
     """One row per epoch in ``train.jsonl`` and TensorBoard, one tick of the progress bar per step.
 
     Args:
-        folder: of the run.
-        step: steps done before.
-        next_row: the least step that the next row can be of. Rows from there on, of a run that was killed after its
-            last checkpoint, are dropped, since they are repeated.
-        total: steps in all, where they are known.
-        quiet: whether nothing is told or written, as by all processes of a run but one.
+        folder: the folder of the run.
+        step: number of steps done before.
+        next_row: the smallest step that the next row can have. Rows from this step on, left by a run that was killed
+            after its last checkpoint, are dropped, because they will be repeated.
+        total: number of all steps, if it is known.
+        quiet: whether nothing is shown or written, as in all processes of a run but one.
     """
 
     def __init__(self, folder: Path, *, step: int, next_row: int, total: int | None, quiet: bool) -> None:
@@ -47,11 +47,17 @@ class TrainingLog:
             self._board.close()
 
     def advance(self) -> None:
-        """A step is done."""
+        """Count a step."""
         self._bar.update()
 
     def epoch(self, number: int, step: int, seconds: float, row: Mapping[str, float]) -> None:
-        """An epoch is done: its number from 1, the steps and seconds until then, and its values by name.
+        """Write the row of an epoch.
+
+        Args:
+            number: the number of the epoch, from 1.
+            step: steps done at its end.
+            seconds: duration of training until its end.
+            row: its values by name.
 
         Raises:
             KldmError: the row cannot be written.
@@ -63,7 +69,7 @@ class TrainingLog:
                 entry = {"epoch": number, "step": step, "seconds": round(seconds, 2), **row}
                 log.write(json.dumps(entry) + "\n")
         except OSError as error:
-            problem = f"cannot write the log ({error.strerror}); the last checkpoint is whole"
+            problem = f"cannot write the log ({error.strerror}); the last checkpoint is complete"
             remedy = "free some space and run the same command"
             raise KldmError(problem, place=str(self._folder), remedy=remedy) from error
         for name, value in row.items():
@@ -78,15 +84,15 @@ def _board(folder: Path, next_row: int) -> "SummaryWriter":
 
 
 def _truncate(path: Path, step: int) -> None:
-    """Drop the rows from a step on, and a line cut off by a kill."""
+    """Drop the rows from a step on, and a line that was cut off when a run was killed."""
     if not path.exists():
         return
-    kept = []
+    lines = []
     for line in path.read_text().splitlines():
         try:
             if json.loads(line)["step"] < step:
-                kept.append(line + "\n")
+                lines.append(line + "\n")
         except (ValueError, KeyError):
             continue
     with atomic_write(path) as temporary:
-        temporary.write_text("".join(kept))
+        temporary.write_text("".join(lines))

@@ -1,7 +1,7 @@
 """Training: denoising score matching with AdamW, a moving average of the weights, validation and exact resumption.
 
 The noise of step n comes from a generator seeded by (seed, n) and the order of an epoch from (seed, epoch), so
-the step counter alone determines what follows: a resumed run repeats the losses of an uninterrupted one (bitwise
+the step counter alone determines what follows: a resumed run has the same losses as an uninterrupted one (bitwise
 on the CPU).
 """
 
@@ -30,11 +30,11 @@ from kldm.training.settings import Training, set_precision
 from kldm.training.state import TrainingState
 from kldm.training.times import Times
 
-LOOKS = 16
-"""Steps after which several processes with GPUs see whether one of them was asked to stop."""
+SYNC_EVERY = 16
+"""Steps between two looks of several processes with GPUs at whether one of them was asked to stop."""
 
 Validate = Callable[[JointModel], Mapping[str, float]]
-"""Judges a model: named numbers, of which the first, the higher the better, chooses the best checkpoint."""
+"""Gives named scores of a model. The first one, for which higher is better, selects the best checkpoint."""
 
 
 def fit(
@@ -48,29 +48,28 @@ def fit(
     """Train ``model`` in place, from the last checkpoint of ``folder`` if there is one.
 
     Args:
-        model: on its device; ends with the weights of the best validation (or the last ones without any).
+        model: on its device; it ends with the weights of the best validation (the last ones if there was none).
         train: the training split, on the same device.
         settings: see ``Training``.
-        folder: gets ``checkpoints/last.safetensors``, ``checkpoints/best.safetensors``, ``train.jsonl`` and
+        folder: for ``checkpoints/last.safetensors``, ``checkpoints/best.safetensors``, ``train.jsonl`` and
             ``tensorboard/``.
         recipe: the complete recipe, stored in every checkpoint.
-        validate: called with the model holding the averaged weights; named numbers, of which the first, the
-            higher the better, chooses the best checkpoint.
+        validate: called with the model of the averaged weights; see ``Validate``.
 
-    In several processes (``kldm.runtime.distributed``) all call this alike; the writer writes.
+    With several processes (``kldm.runtime.distributed``) all make the same call, and only the writer writes files.
 
     Raises:
         KldmError: the folder's checkpoint, or the one to start from, does not fit; the loss is not finite; or training
-            was interrupted (a checkpoint was written; the same call resumes).
+            was interrupted (a checkpoint was written, and the same call resumes).
     """
     keep_memory()
-    with world().writer_first():  # it makes the folder, and tells what is wrong
+    with world().writer_first():  # the writer makes the folder, and raises its errors first
         trainer = Trainer(model, train, settings, folder, recipe)
     trainer.run(validate)
 
 
 class Trainer:
-    """One training: see ``fit``. It stands where the folder's last checkpoint is."""
+    """A training run (see ``fit``), which continues from the last checkpoint of its folder."""
 
     def __init__(
         self, model: JointModel, train: CrystalStore, settings: Training, folder: Path, recipe: dict[str, Any]
@@ -88,14 +87,14 @@ class Trainer:
         set_precision(model, settings.precision)
         self.state = TrainingState(model, settings)
         self._resume()
-        self.clock = self.state.progress.seconds  # the seconds that all processes go by
-        self.started = 0.0  # the reading of this process's clock at which there were none
+        self.seconds = self.state.progress.seconds  # seconds of training, the same number in all processes
+        self.started = 0.0  # the reading of this process's clock at 0 seconds
         self.order: tuple[int, list[int]] = (-1, [])
-        # By all processes in their last step: how many were asked to stop, and the seconds of the writer.
-        self.told = torch.tensor([0.0, self.clock], device=self.device)
+        # Exchanged in the last step: the number of processes that were asked to stop, and the writer's seconds.
+        self.signals = torch.tensor([0.0, self.seconds], device=self.device)
         neighbours = self.world.neighbours
-        fitting = settings.max_pairs or most_pairs(model.network, self.device, training=True, processes=neighbours)
-        self.gradients = Gradients(model, self.world, fitting)
+        max_pairs = settings.max_pairs or most_pairs(model.network, self.device, training=True, processes=neighbours)
+        self.gradients = Gradients(model, self.world, max_pairs)
 
     def run(self, validate: Validate | None) -> None:
         """Train to the end, and leave the best weights in the model and in best.safetensors."""
@@ -103,62 +102,62 @@ class Trainer:
         log = TrainingLog(
             self.folder,
             step=progress.step,
-            next_row=progress.step + (not self._at_end_of_epoch),
+            next_row=progress.step + (not self._epoch_is_complete),
             total=None if self.settings.minutes else self.total,
             quiet=not self.world.is_writer,
         )
         self.started = time.monotonic() - progress.seconds
         with Interruption() as interruption, log:
-            while not self.over or self.state.sums:
-                if not self._at_end_of_epoch:  # where a run was cut off while it validated
+            while not self.is_over or self.state.sums:
+                if not self._epoch_is_complete:  # a run may have been interrupted in its validation
                     self._step(interruption)
                     log.advance()
                 progress.seconds = time.monotonic() - self.started
-                self._look_at_the_clock()
-                if self._at_end_of_epoch:
+                self._read_clock()
+                if self._epoch_is_complete:
                     self._end_epoch(validate, log)
-                if self._asked(interruption) and not self.over:
+                if self._stop_requested(interruption) and not self.is_over:
                     self.world.by_writer(self._stop)
         with self.world.writer_first():
             if progress.best is None:
                 self._write("best")
-            checkpoints.load(self._path("best")).load_weights(self.model)
+            checkpoints.load(self._checkpoint_path("best")).load_weights(self.model)
 
     @property
-    def over(self) -> bool:
-        return self.state.progress.step >= self.total or self._share_of_time >= 1
+    def is_over(self) -> bool:
+        return self.state.progress.step >= self.total or self._fraction_of_time >= 1
 
     @property
     def _epoch(self) -> int:
-        """Whole epochs done."""
+        """The number of epochs done."""
         return self.state.progress.step // self.steps_per_epoch
 
     @property
-    def _epoch_begun(self) -> int:
-        """The epoch of the last step, from 1."""
+    def _current_epoch(self) -> int:
+        """The number, from 1, of the epoch of the last step."""
         return math.ceil(self.state.progress.step / self.steps_per_epoch)
 
     @property
-    def _at_end_of_epoch(self) -> bool:
-        """Whether all steps of an epoch are done, or all of training, and its end is not."""
-        return bool(self.state.sums) and (self.state.progress.step % self.steps_per_epoch == 0 or self.over)
+    def _epoch_is_complete(self) -> bool:
+        """Whether the last step of an epoch, or of training, is done, but the epoch is not logged yet."""
+        return bool(self.state.sums) and (self.state.progress.step % self.steps_per_epoch == 0 or self.is_over)
 
     @property
-    def _share_of_time(self) -> float:
-        return self.clock / (60 * self.settings.minutes) if self.settings.minutes else 0.0
+    def _fraction_of_time(self) -> float:
+        return self.seconds / (60 * self.settings.minutes) if self.settings.minutes else 0.0
 
     def _step(self, interruption: Interruption) -> None:
         settings, state, step = self.settings, self.state, self.state.progress.step
         batch = self._batch(step)
         state.optimizer.zero_grad()
-        losses = self._shared(self.gradients.add(batch), interruption)
+        losses = self._summed(self.gradients.add(batch), interruption)
         if settings.clip_value is not None:
             torch.nn.utils.clip_grad_value_(self.model.parameters(), settings.clip_value)
         if settings.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
         if settings.learning_rate_schedule is not None:
-            done = min(1.0, max(step / self.total, self._share_of_time))
-            state.learning_rate = settings.learning_rate * settings.learning_rate_schedule.factor(step, done)
+            progress = min(1.0, max(step / self.total, self._fraction_of_time))
+            state.learning_rate = settings.learning_rate * settings.learning_rate_schedule.factor(step, progress)
         state.optimizer.step()
         if self._epoch >= settings.ema_start or state.average.updates:
             state.average.update(self.model)
@@ -185,44 +184,44 @@ class Trainer:
         size = self.settings.batch_size
         return self.order[1][within * size : (within + 1) * size]
 
-    def _shared(self, losses: dict[str, Tensor], interruption: Interruption) -> dict[str, Tensor]:
-        """The losses of the batch from those of the processes' shares, who tell each other when to stop by the way."""
+    def _summed(self, losses: dict[str, Tensor], interruption: Interruption) -> dict[str, Tensor]:
+        """The losses of the batch, summed over the processes. The same exchange tells them when to stop."""
         if self.world.size == 1:
             return losses
         seconds = self.state.progress.seconds if self.world.is_writer else 0.0
-        told = [torch.full_like(losses["loss"], value) for value in (float(interruption.asked), seconds)]
-        shared = self.world.sum(torch.stack([*losses.values(), *told]))
-        self.told = shared[-2:]
-        return dict(zip(losses, shared[:-2].unbind(), strict=True))
+        signals = [torch.full_like(losses["loss"], value) for value in (float(interruption.asked), seconds)]
+        sums = self.world.sum(torch.stack([*losses.values(), *signals]))
+        self.signals = sums[-2:]
+        return dict(zip(losses, sums[:-2].unbind(), strict=True))
 
-    def _asked(self, interruption: Interruption) -> bool:
-        """Whether to stop; of several processes all do so at the same step, if one is asked to."""
+    def _stop_requested(self, interruption: Interruption) -> bool:
+        """Whether to stop. Several processes all stop at the same step if one of them was asked to."""
         if self.world.size == 1:
             return interruption.asked
-        return self._looks and self.told[0].item() > 0
+        return self._reads_signals and self.signals[0].item() > 0
 
-    def _look_at_the_clock(self) -> None:
-        """Of several processes all go by the writer's, of the same step, where the time matters."""
+    def _read_clock(self) -> None:
+        """Update the seconds of training. If time matters, several processes all take the writer's of the same step."""
         if self.world.size == 1:
-            self.clock = self.state.progress.seconds
-        elif self.settings.minutes and self._looks:
-            self.clock = self.told[1].item()
+            self.seconds = self.state.progress.seconds
+        elif self.settings.minutes and self._reads_signals:
+            self.seconds = self.signals[1].item()
 
     @property
-    def _looks(self) -> bool:
-        """Whether to look at what the processes told each other; looking at a number of a GPU waits for it."""
-        return self.device.type != "cuda" or self.state.progress.step % LOOKS == 0
+    def _reads_signals(self) -> bool:
+        """Whether to read the signals of the processes in this step; reading a number waits for the GPU."""
+        return self.device.type != "cuda" or self.state.progress.step % SYNC_EVERY == 0
 
     def _end_epoch(self, validate: Validate | None, log: TrainingLog) -> None:
-        settings, state, progress, epoch = self.settings, self.state, self.state.progress, self._epoch_begun
+        settings, state, progress, epoch = self.settings, self.state, self.state.progress, self._current_epoch
         self.world.by_writer(self._check_finite)
         row = {name: (value / progress.summed).item() for name, value in state.sums.items()}
         if state.learning_rate_changes:
             row["learning_rate"] = state.learning_rate
-        last = self.over
+        last = self.is_over
         if validate is not None and settings.validate_every and (epoch % settings.validate_every == 0 or last):
             values = validate(state.evaluated)
-            # A score with a minus before its name is under "validation", and without it among the values.
+            # A score "-name" is the negated value "name", which is logged as well; the score is under "validation".
             row |= {f"validation_{name}": value for name, value in values.items() if not name.startswith("-")}
             row["validation"] = next(iter(values.values()))
         progress.seconds = time.monotonic() - self.started  # validation included
@@ -237,17 +236,17 @@ class Trainer:
             self._write("last")
 
     def _check_finite(self) -> None:
-        """Before anything is saved: weights behind a loss that is not finite are of no use."""
+        """Check before anything is saved: the weights are of no use if the loss is not finite."""
         sums = {name: value.item() for name, value in self.state.sums.items()}
         if not all(map(math.isfinite, sums.values())):
             raise KldmError(
-                f"the loss of epoch {self._epoch_begun} is not finite ({sums})",
+                f"the loss of epoch {self._current_epoch} is not finite ({sums})",
                 place=str(self.folder),
                 remedy="lower training.learning_rate or set training.clip_norm; the last checkpoint is from before",
             )
 
     def _stop(self) -> None:
-        """End training before its time, with a checkpoint."""
+        """Interrupt training with a checkpoint."""
         self._check_finite()
         self._write("last")
         spent, minutes = self.state.progress.seconds / 60, self.settings.minutes
@@ -258,18 +257,19 @@ class Trainer:
             remedy="run the same command again to resume",
         )
 
-    def _path(self, name: str) -> Path:
+    def _checkpoint_path(self, name: str) -> Path:
         return self.folder / "checkpoints" / f"{name}.safetensors"
 
     def _write(self, name: str) -> None:
-        """A checkpoint, by the writer; from ``last`` training can go on."""
+        """Write a checkpoint, if this process is the writer; training can go on from ``last``."""
         if self.world.is_writer:
             counters = {"epoch": self._epoch, "crystals": len(self.train)}
-            checkpoints.save(self._path(name), self.state.checkpoint(self.recipe, counters, resumable=name == "last"))
+            checkpoint = self.state.checkpoint(self.recipe, counters, resumable=name == "last")
+            checkpoints.save(self._checkpoint_path(name), checkpoint)
 
     def _resume(self) -> None:
-        """Go on from the folder's last checkpoint, or else begin from ``start_from``."""
-        path = self._path("last")
+        """Resume from the folder's last checkpoint; without one, begin from ``start_from``."""
+        path = self._checkpoint_path("last")
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             if (start := self.settings.start_from) is not None:

@@ -1,4 +1,4 @@
-"""Settings of training, as the section [training] of a recipe has them."""
+"""The settings of training, which are the section [training] of a recipe."""
 
 from pathlib import Path
 
@@ -25,8 +25,8 @@ class Plateau:
 
     Args:
         factor: in (0, 1).
-        patience: epochs without progress that are endured.
-        minimum: the learning rate falls no lower.
+        patience: number of epochs without progress before the learning rate falls.
+        minimum: the smallest learning rate.
     """
 
     factor: float = attrs.field(default=0.6, validator=within(0, 1, ends="neither"))
@@ -36,58 +36,58 @@ class Plateau:
 
 @attrs.frozen(kw_only=True)
 class Training:
-    """Settings of ``fit``. The defaults are the paper's (Appendix I) where it states them, else its authors' code's.
+    """Settings of ``fit``. The defaults are those of the paper (Appendix I) or else of its authors' code.
 
-    They differ on one thing, where the code is followed: "AdamW with the default PyTorch parameters" would be a weight
-    decay of 0.01 without amsgrad, and the code has 1e-12 (here 0) with it. ``epochs`` is a guess: the paper speaks of
-    early stopping, and the code trains until it is stopped.
+    Paper and code differ in one point, where the code is followed: "AdamW with the default PyTorch parameters" would
+    have a weight decay of 0.01 without amsgrad, but the code has 1e-12 (here 0) with amsgrad. ``epochs`` is a guess:
+    the paper mentions early stopping, and the code trains until it is stopped.
 
     Args:
         epochs: passes over the training split.
-        minutes: of training, after which it ends, validates and saves, in the midst of an epoch if need be; ``epochs``
-            bounds it still. It is the time on the clock from the first step on, validations and compilation included,
-            and goes on with a resumed run. The learning rate's schedule then follows the time. Such a run can be
-            repeated only up to the clock: another one, or a resumed one, has other learning rates. None by default.
+        minutes: time after which training ends, validates and saves, even within an epoch; ``epochs`` still bounds it.
+            The time is measured from the first step on, includes validations and compilation, and continues in a
+            resumed run. The learning rate's schedule then follows the time. Such a run cannot be repeated exactly:
+            another one, or a resumed one, has other learning rates. None by default.
         start_from: a run folder, checkpoint or export of another run with the same network, from which training
             starts. The statistics fitted to its training split (of the lattice, for instance) are kept. It is read
-            once; a run that has begun goes on without it.
-        start_with: what is taken from it: the ``weights`` that it samples with, to be trained further by an optimiser
-            and an average that are new; or the ``state`` of its last checkpoint, that is the weights in training, the
-            moments of the optimiser and the moving average, which goes on at once, whatever ``ema_start``. Steps
-            and epochs are counted anew in both cases.
+            once; a resumed run does not need it.
+        start_with: the part that is taken from it: the ``weights`` that it samples with, which are trained with a new
+            optimiser and a new average; or the ``state`` of its last checkpoint, that is the weights in training, the
+            moments of the optimiser and the moving average, which goes on at once regardless of ``ema_start``. Steps
+            and epochs start from 0 in both cases.
         batch_size: crystals per step, of all processes together.
-        learning_rate, weight_decay: of AdamW, which without weight decay is Adam.
+        learning_rate, weight_decay: options of AdamW, which without weight decay is Adam.
         amsgrad: whether AdamW keeps the largest second moment (Reddi et al. 2018).
         ema_decay: decay of the moving average of the weights, per step.
         ema_start: epoch at which the average starts; before it, the weights in training are used.
         ema_warmup: whether the decay of the average's update n is at most (1 + n) / (10 + n): an average from the
-            start that forgets the first weights. With it ``ema_start`` is better 0.
-        whole_batches: whether the crystals of an epoch that fill no whole batch are left out, others in every epoch;
-            otherwise the last batch of an epoch is smaller, and its step as large as the others'.
+            start that forgets the first weights. ``ema_start`` should then be 0.
+        whole_batches: whether the crystals that fill no whole batch are left out (others in every epoch);
+            otherwise the last batch of an epoch is smaller, but its step counts as much as the others.
         s_min: training times are in (s_min, 1].
-        times: ``independent`` times, or ``stratified`` ones, which cover (s_min, 1] evenly in every batch: one of B
-            crystals in each B-th part of it. The mean gradient is the same, and its variance smaller.
+        times: ``independent`` times, or ``stratified`` ones, which cover (s_min, 1] evenly in every batch: each of its
+            B equal parts holds the time of one of the B crystals. The mean gradient is the same, with less variance.
         time_density: relative density of the times in as many equal bins of s, from s_min to 1; uniform by default.
-            It weights the loss at time s, as the log-normal noise levels of EDM do (Karras et al. 2022), and the loss
-            in the log is the weighted one.
+            It weights the loss at time s, as the log-normal noise levels of EDM do (Karras et al. 2022). The loss in
+            the log is the weighted one.
         importance_sampling: whether the gradient of each crystal is divided by ``time_density``, so that its mean is
             that of uniform times and the density changes the variance alone. The loss in the log is not divided.
         clip_value: largest entry of the gradient, by absolute value, before ``clip_norm``; none by default.
         clip_norm: largest gradient norm; none by default.
         plateau: when and how the learning rate falls; it stays by default.
         learning_rate_schedule: the learning rate as a function of the step and of the share of training that is done.
-            A run that is prolonged (``epochs``, ``minutes``) is then at another place of it: what has been trained is
-            not trained again.
+            A run that is prolonged (``epochs``, ``minutes``) is then at another point of the schedule; the steps that
+            are done are not repeated.
         augmentation: another description of the crystals, drawn for every batch before its noise; none by default.
         max_pairs: largest number of ordered pairs of atoms in one forward and backward pass of a process; a larger
-            batch is done in pieces, with the same gradient. By default as many as half of the free memory holds, where
-            the network can tell.
-        precision: of matrix products: ``fp32``; ``tf32``, which a GPU alone has, so that it silently means fp32 on a
-            CPU; ``bf16`` for those of the network's layers, the rest as in tf32; ``auto``, bf16 where the device
-            multiplies it natively and else fp32.
+            batch is computed in pieces, with the same gradient. By default as many as half of the free memory holds,
+            if the network can tell.
+        precision: of matrix products: ``fp32``; ``tf32``, which only GPUs have, so that it silently means fp32 on a
+            CPU; ``bf16`` in the network's layers and tf32 elsewhere; ``auto``, which is bf16 if the device multiplies
+            it natively and else fp32.
         validate_every: epochs between validations; 0 never validates, and the last weights are the best.
-        checkpoint_every: epochs between checkpoints (the end of training and an interruption save one anyway).
-        seed: of weights, order and noise.
+        checkpoint_every: epochs between checkpoints (the end of training and an interruption always save one).
+        seed: seed of the weights, the order and the noise.
     """
 
     epochs: int = attrs.field(default=4000, validator=at_least(1))
@@ -136,7 +136,7 @@ class Training:
 def set_precision(model: JointModel, precision: Precision) -> None:
     """Choose how matrix products are rounded; processes, losses and optimiser stay in float32.
 
-    What it comes to on a device (``used_precision``) the model sees at every call: it may move afterwards.
+    The model determines at every call what it means on its device (``used_precision``), because it may move.
     """
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
     model.precision = precision

@@ -1,4 +1,4 @@
-"""The state of a training: all that changes from step to step, which a checkpoint holds and a resumed run takes up."""
+"""The state of a training: all that changes from step to step, is saved in checkpoints and restored from them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,18 +16,18 @@ from kldm.training.averaging import MovingAverage
 from kldm.training.checkpoint import Checkpoint
 from kldm.training.settings import Training
 
-_PLATEAU_STATE = ("best", "num_bad_epochs", "last_epoch")  # what ReduceLROnPlateau changes; the rest is settings
+_PLATEAU_STATE = ("best", "num_bad_epochs", "last_epoch")  # the attributes that ReduceLROnPlateau changes
 
 
 @attrs.define
 class Progress:
-    """Where training stands: numbers that every checkpoint has.
+    """The progress of a training: numbers that every checkpoint has.
 
     Attributes:
-        step: steps done.
-        best: the highest score of a validation, and the epoch that it is of; None before the first.
-        seconds: of training so far, on the clock.
-        summed: steps whose losses are in the sums.
+        step: number of steps done.
+        best, best_epoch: the highest validation score and its epoch; None before the first validation.
+        seconds: duration of training so far.
+        summed: number of steps whose losses are in the sums.
     """
 
     step: int = 0
@@ -42,12 +42,12 @@ class TrainingState:
 
     Args:
         model: on its device.
-        settings: of the training.
+        settings: the settings of the training.
 
     Attributes:
         progress: counters.
-        sums: by name, the losses of the steps since the last row of the log, added up.
-        plateau: what watches the training loss, if anything does.
+        sums: the sum of each loss over the steps since the last row of the log, by name.
+        plateau: lowers the learning rate by the training loss, if the settings ask for it.
     """
 
     def __init__(self, model: JointModel, settings: Training) -> None:
@@ -83,18 +83,18 @@ class TrainingState:
 
     @property
     def evaluated(self) -> JointModel:
-        """The model that is judged: with the averaged weights, once there are any."""
+        """The model that is validated: it has the averaged weights once there are any."""
         averaged = self.average.module
         averaged.precision = self.model.precision
         return averaged if self.average.updates else self.model
 
     def checkpoint(self, recipe: dict[str, Any], counters: Mapping[str, Any], *, resumable: bool) -> Checkpoint:
-        """The record of this moment.
+        """A checkpoint of the present state.
 
         Args:
             recipe: the complete recipe.
             counters: further numbers for its state.
-            resumable: whether training can go on from it: with the optimiser's moments and the sums of losses.
+            resumable: whether training can go on from it, with the optimiser's moments and the sums of losses.
         """
         tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
         if self.average.updates:
@@ -103,19 +103,19 @@ class TrainingState:
             tensors |= checkpoints.optimizer_tensors(self.optimizer)
             tensors |= {f"sums.{key}": value for key, value in self.sums.items()}
         state = {**attrs.asdict(self.progress), "averaged": self.average.updates, **counters}
-        if self.plateau is not None and self.plateau.last_epoch:  # before it has seen one, JSON cannot say its best
+        if self.plateau is not None and self.plateau.last_epoch:  # until the first epoch its best is infinite
             state["plateau"] = {name: getattr(self.plateau, name) for name in _PLATEAU_STATE}
         if self.learning_rate_changes:
             state["learning_rate"] = self.learning_rate
         return Checkpoint(recipe, tensors, state)
 
     def resume(self, record: Checkpoint, path: Path, steps_per_epoch: int) -> None:
-        """Take up the training that left this checkpoint, exactly.
+        """Restore exactly the training that wrote this checkpoint.
 
         Raises:
-            KldmError: it is of another model.
+            KldmError: the checkpoint is of another model.
         """
-        self._take(record, path, remedy="choose another --out")
+        self._restore(record, path, remedy="choose another --out")
         if self.plateau is not None and "plateau" in record.state:
             self.plateau.load_state_dict(record.state["plateau"])
         if self.learning_rate_changes and "learning_rate" in record.state:
@@ -123,20 +123,19 @@ class TrainingState:
         device = next(self.model.parameters()).device
         self.sums = {name: value.to(device) for name, value in record.part("sums").items()}
         state = dict(record.state)
-        # Of a run older than the key, which ended epochs at their last step alone.
+        # Checkpoints of older versions lack the key; they ended epochs only at their last step.
         state.setdefault("summed", (state["step"] - 1) % steps_per_epoch + 1 if self.sums else 0)
         self.progress = Progress(**{field.name: state[field.name] for field in attrs.fields(Progress)})
 
     def start_from(self, path: Path) -> None:
-        """Begin a training of one's own from another's checkpoint, with its weights or its whole state; see
-        ``Training.start_with``.
+        """Begin a new training from the weights or the state of another run's checkpoint (``Training.start_with``).
 
         Raises:
-            KldmError: it is of another model, or has no state.
+            KldmError: the checkpoint is of another model, or has no state.
         """
         record, remedy = checkpoints.load(path), "give training.start_from a model of the same network"
         if self._settings.start_with == "weights":
-            self._load(record.weights, path, remedy)
+            self._load_weights(record.weights, path, remedy)
             return
         moments = record.part("optimizer")
         if not moments:
@@ -145,17 +144,17 @@ class TrainingState:
         if self._settings.amsgrad and not any(name.endswith(".max_exp_avg_sq") for name in moments):
             problem = "its optimiser has not kept what amsgrad needs"
             raise KldmError(problem, place=str(path), remedy="set training.amsgrad = false")
-        self._take(record, path, remedy)
+        self._restore(record, path, remedy)
 
-    def _take(self, record: Checkpoint, path: Path, remedy: str) -> None:
-        """The weights in training, their average, and the optimiser's moments."""
-        self._load(record.part("model"), path, remedy)
+    def _restore(self, record: Checkpoint, path: Path, remedy: str) -> None:
+        """Load the weights in training, their average, and the optimiser's moments."""
+        self._load_weights(record.part("model"), path, remedy)
         if record.state["averaged"]:
             self.average.module.load_state_dict(record.part("average"))
             self.average.updates = record.state["averaged"]
         checkpoints.load_optimizer(self.optimizer, record.part("optimizer"))
 
-    def _load(self, weights: Mapping[str, Tensor], path: Path, remedy: str) -> None:
+    def _load_weights(self, weights: Mapping[str, Tensor], path: Path, remedy: str) -> None:
         try:
             self.model.load_state_dict({name: weight.to(torch.float32) for name, weight in weights.items()})
         except RuntimeError as error:

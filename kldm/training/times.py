@@ -1,4 +1,4 @@
-"""The times s at which a training step shows its crystals to the network."""
+"""The times s at which the crystals of a training step are noised."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ Draw = Literal["independent", "stratified"]
 class Times:
     """Draws one time in (s_min, 1] per crystal of a batch.
 
-    A number p of [0, 1) per crystal becomes the time s = 1 - (1 - s_min) Q(p), where Q is the identity, or the quantile
+    A number p in [0, 1) per crystal becomes the time s = 1 - (1 - s_min) Q(p), where Q is the identity, or the quantile
     function of a piecewise constant density of 1 - s.
 
     Args:
-        s_min: the least time.
+        s_min: the smallest time.
         draw: ``independent`` draws all p from the uniform distribution; ``stratified`` draws p of crystal i of B from
-            [i / B, (i + 1) / B), so that a batch covers all times evenly (Kingma et al. 2021, appendix I.1). A batch
-            is in a random order, hence each crystal's time is uniform all the same.
-        density: relative density of s in as many equal bins, from s_min to 1; empty for the uniform one.
-        device: of the times.
+            [i / B, (i + 1) / B), so that a batch covers all times evenly (Kingma et al. 2021, appendix I.1). Batches
+            are in random order, hence the time of each crystal is still uniform.
+        density: relative density of s in as many equal bins, from s_min to 1; empty for uniform times.
+        device: the device of the times.
     """
 
     s_min: float
@@ -36,11 +36,11 @@ class Times:
     def __attrs_post_init__(self) -> None:
         total = sum(self.density)
         knots = itertools.accumulate((value / total for value in reversed(self.density)), initial=0.0)
-        found = torch.tensor(list(knots), device=self.device) if self.density else None
-        object.__setattr__(self, "_knots", found)
+        tensor = torch.tensor(list(knots), device=self.device) if self.density else None
+        object.__setattr__(self, "_knots", tensor)
 
     def weight(self, s: Tensor) -> Tensor:
-        """The uniform density over that of these times [B]: what makes their mean that of uniform times."""
+        """The uniform density divided by that of the times [B]; so weighted, their mean is that of uniform times."""
         if self._knots is None:
             return torch.ones_like(s)
         shares = self._knots.diff().flip(0) * len(self.density)

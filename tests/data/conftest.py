@@ -1,4 +1,4 @@
-"""A home of their own for every data test, and a server that misbehaves on demand."""
+"""An empty cache folder for each test of data, and a file server that misbehaves on demand."""
 
 import os
 import re

@@ -37,7 +37,7 @@ def assert_same(a: CrystalStore, b: CrystalStore) -> None:
 
 
 class Parser:
-    """Counts how often it is asked."""
+    """Counts how often it is called."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -132,7 +132,7 @@ def test_a_column_that_does_not_belong_to_the_crystals(tmp_path: Path) -> None:
 
 def test_arrays_that_do_not_belong_together(tmp_path: Path) -> None:
     save_store(tmp_path / "x.safetensors", Parsed(evolve(STORE, sizes=(2, 2))))
-    with pytest.raises(KldmError, match="do not belong together"):
+    with pytest.raises(KldmError, match="the sizes of its arrays disagree"):
         load_store(tmp_path / "x.safetensors")
 
 
@@ -148,7 +148,7 @@ def test_source_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_what_was_parsed_loads_without_pymatgen(source: Path) -> None:
-    """Imports are light, and neither a parsed CSV nor a folder of stores wants what is absent on a training machine."""
+    """Imports are light, and a parsed CSV or a folder of stores needs no package that a training machine lacks."""
     save_store(source.parent / "val.safetensors", PARSED)
     cache.cached(source, Parser())
     absent = ("pymatgen", "ase", "joblib", "matplotlib", "torch_geometric")

@@ -1,4 +1,4 @@
-"""Formulas to cells."""
+"""Chemical formulas become the atoms of cells."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def test_formula_units_multiply_the_reduced_formula() -> None:
 
 
 @pytest.mark.parametrize(
-    ("formula", "told"),
+    ("formula", "message"),
     [
         ("", "not a chemical formula"),
         ("Xx2", "not a chemical formula"),
@@ -57,11 +57,11 @@ def test_formula_units_multiply_the_reduced_formula() -> None:
         ("H501", "asks for 501 atoms in a cell, more than 500"),
     ],
 )
-def test_what_is_no_cell(formula: str, told: str) -> None:
+def test_what_is_no_cell(formula: str, message: str) -> None:
     with pytest.raises(KldmError) as caught:
         cells(["NaCl", formula])
     assert str(caught.value).startswith(f"--formula {formula}: ")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_an_element_that_is_written_as_a_molecule_is_one_atom() -> None:

@@ -47,7 +47,7 @@ FIRST_TEST = ("Cinnabar-AB_hP6_154_a_b", "A2B3C7D_oP13_47_t_aq_eqrs_h", "A6B_hR7
 def test_splits_are_the_same_everywhere_and_keep_compositions_apart() -> None:
     splits = {name: Data(name="aflow_prototypes").load(name) for name in ("train", "val", "test")}
     assert {name: len(store) for name, store in splits.items()} == {"train": 200, "val": 25, "test": 25}
-    assert len({one for store in splits.values() for one in store.ids}) == 250
+    assert len({crystal for store in splits.values() for crystal in store.ids}) == 250
     seen = [set(reduced_compositions(store)) for store in splits.values()]
     assert not seen[0] & seen[1]
     assert not seen[0] & seen[2]

@@ -14,7 +14,7 @@ from pymatgen.core.structure import Structure
 
 from kldm.data import read_csv
 from kldm.data.convert import to_structures
-from kldm.data.parsing import parse_cif, parse_cifs
+from kldm.data.parsing import parse_cif, parse_texts
 from kldm.data.published import read_columns, read_rows
 from kldm.errors import KldmError
 
@@ -103,7 +103,7 @@ def test_bad_row_is_reported_and_skipped(tmp_path: Path, caplog: pytest.LogCaptu
     parsed = read_csv(path, workers=1)
     assert len(parsed.store) == 99
     assert "mp-57" not in parsed.store.ids
-    assert [(one.row, one.id) for one in parsed.skipped] == [(57, "mp-57")]
+    assert [(skipped.row, skipped.id) for skipped in parsed.skipped] == [(57, "mp-57")]
     with caplog.at_level(logging.WARNING, "kldm.data"):
         parsed.report(str(path))
     assert f"{path}: row 57 (mp-57) skipped: " in caplog.text
@@ -143,7 +143,7 @@ def test_workers_give_the_same_in_the_same_order() -> None:
     lengths = [3 + 0.01 * n for n in range(130)]
     cifs = [cif_of(Structure(Lattice.cubic(a), ["Po"], [[0, 0, 0]])) for a in lengths]
     for workers in (1, 2):
-        results = [row for row in parse_cifs(cifs, "test", workers) if not isinstance(row, str)]
+        results = [row for row in parse_texts(parse_cif, cifs, "test", workers=workers) if not isinstance(row, str)]
         assert [float(row[1][0]) for row in results] == pytest.approx(lengths, rel=1e-6)
     assert all(before < after for before, after in pairwise(lengths))
 
@@ -164,7 +164,7 @@ def test_first_rows_of_perov_5(real_data: Path, tmp_path: Path) -> None:
 
 
 def table(path: Path, *columns: tuple[str, list[str]]) -> Path:
-    """A file of these columns, with a CIF text of several lines after each of the first."""
+    """A CSV with these columns, and a CIF text of several lines as the second column."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([columns[0][0], "cif", *(name for name, _ in columns[1:])])

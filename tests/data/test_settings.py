@@ -42,7 +42,7 @@ def test_one_file_is_split_by_composition(tmp_path: Path) -> None:
     splits = [Data(name=str(path)).load(split) for split in ("train", "val", "test")]
     assert [len(store) for store in splits] == [16, 2, 2]
     seen = [set(reduced_compositions(store)) for store in splits]
-    assert len(set.union(*seen)) == sum(len(one) for one in seen) == 10
+    assert len(set.union(*seen)) == sum(len(ids) for ids in seen) == 10
 
 
 def test_root_and_max_atoms(tmp_path: Path) -> None:

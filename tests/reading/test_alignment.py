@@ -1,4 +1,4 @@
-"""Which sample answers which row: by labels, order or composition, and what is said of it; and reading references."""
+"""Samples are placed on rows by labels, order or composition, with notes for the reader; references are read."""
 
 import json
 import math
@@ -24,18 +24,18 @@ ELEMENTS = ("Li", "Na", "K", "Rb", "Cs")
 
 
 def crystal(name: str, a: float = 4.0) -> Structure:
-    """XCl in a cell of edge a, or of two units (doubled) where the name ends in 2."""
+    """XCl in a cell of edge a; doubled if the name ends in 2."""
     symbol, units = name.rstrip("2"), 2 if name.endswith("2") else 1
     places = np.array([[0, 0, 0], [0.5, 0.5, 0.5]])
-    one = Structure(Lattice.cubic(a), [symbol, "Cl"], places)
-    return one.make_supercell([units, 1, 1], in_place=False)
+    unit_cell = Structure(Lattice.cubic(a), [symbol, "Cl"], places)
+    return unit_cell.make_supercell([units, 1, 1], in_place=False)
 
 
 def samples(names: Sequence[str | None], name: str = "x.jsonl", first: float = 4.0) -> SampleFile:
-    """A file without labels, whose structures are told apart by the cell edge b = first + row / 100."""
+    """A file without labels; its structures differ in the cell edge, first + row / 100."""
     rows = [
-        Candidate(row, 0, None, "exploded") if one is None else Candidate(row, 0, crystal(one, first + row / 100))
-        for row, one in enumerate(names)
+        Candidate(row, 0, None, "exploded") if salt is None else Candidate(row, 0, crystal(salt, first + row / 100))
+        for row, salt in enumerate(names)
     ]
     places = tuple(f"{name}:{row}" for row in range(len(rows)))
     return SampleFile(Path(name), tuple(rows), places, places, labelled=False)
@@ -48,7 +48,7 @@ def labelled(numbers: Sequence[tuple[int, int]], name: str = "x.jsonl", element:
 
 
 def reference(names: Sequence[str | None]) -> Reference:
-    structures = tuple(None if one is None else crystal(one) for one in names)
+    structures = tuple(None if salt is None else crystal(salt) for salt in names)
     blank = tuple("" for _ in names)
     return Reference("mine", structures, blank, blank, whole=False)
 
@@ -193,7 +193,7 @@ def test_reference_rows_are_placed(tmp_path: Path) -> None:
     assert found.formulas == ("LiCl", "NaCl", None)
     assert found.ids == ("mp-5", "1", "2")
     assert found.reasons == ("", "", "no cell")
-    assert [one is None for one in found.structures] == [False, False, True]
+    assert [structure is None for structure in found.structures] == [False, False, True]
     assert len(found.notes) == 1
     assert "1 of 3 rows of the reference" in found.notes[0]
     assert "the first is row 2: no cell" in found.notes[0]
@@ -215,7 +215,7 @@ def test_reference_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     found = read_reference("aflow_prototypes/test")
     store = Data(name="aflow_prototypes").load("test")
     assert (found.name, found.ids, len(found)) == ("aflow_prototypes/test", store.ids, len(store))
-    assert [len(one) if one else 0 for one in found.structures] == list(store.sizes)
+    assert [len(structure) if structure else 0 for structure in found.structures] == list(store.sizes)
     assert found.notes == ()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "aflow_prototypes").mkdir()

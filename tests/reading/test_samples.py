@@ -1,4 +1,4 @@
-"""Samples in every format: what comes in, what counts as one failed candidate, and what is a broken file."""
+"""Samples in every format: the candidates that are read, failed candidates, and broken files."""
 
 import gzip
 import json
@@ -43,7 +43,7 @@ def numbers(found: tuple[Candidate, ...]) -> list[tuple[int, int]]:
 
 
 def outcome(path: Path) -> tuple[Candidate, ...] | str:
-    """What comes of a file: candidates, or the sentence that refuses it."""
+    """The candidates of a file, or the message of the error."""
     try:
         return read_samples(path)
     except KldmError as error:
@@ -73,7 +73,7 @@ def test_jsonl_contract(tmp_path: Path) -> None:
     assert found.labelled
     assert numbers(found.candidates) == [(3, 1), (3, 0), (0, 0), (0, 1)]
     assert edges(found.candidates) == [3.5, 4.0, None, None]
-    assert [one.species for one in found.candidates] == [(), (), (11, 17), ()]
+    assert [candidate.species for candidate in found.candidates] == [(), (), (11, 17), ()]
     assert [structural_validity(c.structure) for c in found.candidates[:2]] == ["", "coordinates not finite"]
     assert [c.reason for c in found.candidates] == ["", "", "no cell", "exploded"]
     assert found.places[2] == f"{path}:3"
@@ -176,7 +176,7 @@ def test_csv(tmp_path: Path) -> None:
 
 
 def test_many_cifs_keep_their_order(tmp_path: Path) -> None:
-    """More texts than one chunk, which other processes parse where there are many of them."""
+    """More texts than fill a chunk; many of them are parsed by other processes."""
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         for number in range(70):
             archive.writestr(f"{number}.cif", cif(salt(3 + number / 100)) if number != 66 else "broken")

@@ -1,4 +1,4 @@
-"""The tensor files of CDVAE, DiffCSP and FlowMM: every layout, bad crystals, broken files, and no code is run."""
+"""The tensor files of CDVAE, DiffCSP and FlowMM: all layouts, bad crystals and broken files; no code is run."""
 
 import argparse
 import math
@@ -37,19 +37,19 @@ def batch(seed: int = 0) -> dict[str, Tensor]:
 
 
 def stacked(evaluations: int) -> dict[str, Tensor]:
-    each = [batch(seed) for seed in range(evaluations)]
-    return {name: torch.stack([one[name] for one in each]) for name in each[0]}
+    batches = [batch(seed) for seed in range(evaluations)]
+    return {name: torch.stack([content[name] for content in batches]) for name in batches[0]}
 
 
 def crystals(seed: int = 0, convert: Callable[[Tensor], Any] = lambda tensor: tensor) -> list[dict[str, Any]]:
-    """The same as a list of single crystals."""
-    one, ends = batch(seed), np.cumsum(SIZES)
+    """The crystals of ``batch`` as a list of single ones."""
+    content, ends = batch(seed), np.cumsum(SIZES)
     return [
         {
-            "frac_coords": convert(one["frac_coords"][end - size : end]),
-            "atom_types": convert(one["atom_types"][end - size : end]),
-            "lengths": convert(one["lengths"][row]),
-            "angles": convert(one["angles"][row]),
+            "frac_coords": convert(content["frac_coords"][end - size : end]),
+            "atom_types": convert(content["atom_types"][end - size : end]),
+            "lengths": convert(content["lengths"][row]),
+            "angles": convert(content["angles"][row]),
         }
         for row, (size, end) in enumerate(zip(SIZES, ends, strict=True))
     ]
@@ -251,7 +251,7 @@ def test_broken_files_are_one_sentence(tmp_path: Path) -> None:
 
 
 class Attack:
-    """Creates a file where a pickle of it is loaded without care."""
+    """Creates a file if a pickle of it is loaded without care."""
 
     def __init__(self, function: Callable[..., Any], *arguments: object) -> None:
         self.call = function, arguments
@@ -285,7 +285,7 @@ def test_no_code_is_run(tmp_path: Path, writer: str, how: str) -> None:
     assert "\n" not in str(caught.value)
     if writer == "torch":
         name = {"os.system": r"posix.system", "exec": "exec", "eval": "eval"}.get(how, "getattr")
-        assert f"{name}, which is not loaded, as that might run code" in str(caught.value)
+        assert f"{name}, which is not loaded because that might run code" in str(caught.value)
         assert "save the tensors alone" in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""Typed objects from trees: what fits, what is refused and where, and what is written back."""
+"""Typed objects from trees: values that fit, errors with their key, and the completed tree."""
 
 import enum
 import functools
@@ -234,7 +234,7 @@ NETWORK = {"@networks": "building_wide.v1"}
 
 
 @pytest.mark.parametrize(
-    ("sections", "told"),
+    ("sections", "message"),
     [
         ({"codec": {"@codecs": "building_plane.v1"}},
          "codec: @codecs holds no 'building_plane.v1'; did you mean 'building_plain.v1'?"),
@@ -275,10 +275,10 @@ NETWORK = {"@networks": "building_wide.v1"}
         ({"nam": "x"}, "nam: unknown key; did you mean 'name'?"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_at_their_key_with_the_nearest_right_answer(sections: dict[str, Any], told: str) -> None:
+def test_mistakes_are_told_at_their_key_with_the_nearest_right_answer(sections: dict[str, Any], message: str) -> None:
     with pytest.raises(KldmError) as caught:
         build(whole(**sections), Whole)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert caught.value.place
 
 

@@ -1,4 +1,4 @@
-"""Loose files of a user: their components register, their faults are told with file and line."""
+"""Python files of a user register their components; their errors are reported with file and line."""
 
 import sys
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_a_loose_file_never_hides_a_module(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "message"),
     [
         ("x = 1\n\n1 / 0\n", r"faulty\.py:3: ZeroDivisionError: division by zero"),
         ("def f():\n    raise KeyError('a')\n\nf()\n", r"faulty\.py:2: KeyError: 'a'"),
@@ -68,10 +68,10 @@ def test_a_loose_file_never_hides_a_module(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_faults_are_told_with_file_and_line(tmp_path: Path, code: str, told: str) -> None:
+def test_faults_are_told_with_file_and_line(tmp_path: Path, code: str, message: str) -> None:
     path = tmp_path / "faulty.py"
     path.write_text(code)
-    with pytest.raises(KldmError, match=told):
+    with pytest.raises(KldmError, match=message):
         load_code(path)
     assert "kldm_code_faulty" not in sys.modules
 

@@ -1,4 +1,4 @@
-"""Constraints hold by construction, for every process that diffuses, whatever the network says."""
+"""Constraints hold by construction, for every process that diffuses and for any prediction."""
 
 import attrs
 import pytest
@@ -69,7 +69,7 @@ def test_known_parts_come_back_to_the_last_digit(species: DiffusionProcess, samp
 
 
 def test_what_is_not_known_is_generated_as_before() -> None:
-    """A part of the crystal may be known, and an unconstrained modality is none of its business."""
+    """A part of the crystal may be known; modalities without constraint are not changed."""
     part = KnownPart((), lattice=torch.tensor([4.0, 4, 4, 1.5, 1.5, 1.5]))
     targets = de_novo([3] * 6, part)
     found = generate(

@@ -1,4 +1,4 @@
-"""Requests through a sampler: grouped by a budget, answered in order, failures kept."""
+"""Requests are grouped by a budget of pairs and answered in order; failures are kept."""
 
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -24,7 +24,7 @@ TARGETS = random_store(SIZES)
 
 @attrs.frozen
 class Echo:
-    """A 'sampler' whose answer shows which target was asked for; it spoils what ``spoil`` names."""
+    """A sampler whose crystals show their target; it spoils those that ``spoil`` names."""
 
     steps: int = 2
     spoil: tuple[int, ...] = ()
@@ -100,7 +100,7 @@ def test_a_real_sampler_keeps_every_composition_and_makes_candidates_differ() ->
 
 @attrs.frozen
 class Noted:
-    """Notes which process draws what."""
+    """Records which process draws which crystals."""
 
     sampler: EulerMaruyama
     done: list[tuple[int, tuple[int, ...]]] = attrs.field(factory=list)
@@ -130,13 +130,13 @@ def test_processes_of_a_run_share_the_batches_and_all_get_the_same_samples(max_p
     def sample(_: World) -> CrystalStore:
         return generate(model, sampler, TARGETS, wanted, seed=4, max_pairs=max_pairs)
 
-    one = sample(World())
+    alone = sample(World())
     batches_of_one = [sizes for _, sizes in sampler.done]
     sampler.done.clear()
     for found in together(2, sample):
-        assert (found.sizes, found.ids) == (one.sizes, one.ids)
+        assert (found.sizes, found.ids) == (alone.sizes, alone.ids)
         for name in ("fractional", "lattice", "species"):
-            assert torch.equal(getattr(found, name), getattr(one, name))
+            assert torch.equal(getattr(found, name), getattr(alone, name))
     assert sorted(sampler.done) == sorted((number % 2, sizes) for number, sizes in enumerate(batches_of_one))
 
 
@@ -144,12 +144,12 @@ def test_the_targets_coordinates_and_cells_are_not_looked_at() -> None:
     other = random_store(SIZES, seed=9)
     disguised = CrystalStore(other.fractional, TARGETS.species, other.lattice, SIZES, TARGETS.ids)
     wanted = requests(len(SIZES), 1)
-    one, two = (
+    first, second = (
         generate(small_model(), EulerMaruyama(steps=3), targets, wanted, seed=0, max_pairs=64_000)
         for targets in (TARGETS, disguised)
     )
-    assert torch.equal(one.fractional, two.fractional)
-    assert torch.equal(one.lattice, two.lattice)
+    assert torch.equal(first.fractional, second.fractional)
+    assert torch.equal(first.lattice, second.lattice)
 
 
 def test_a_structure_that_cannot_be_built_is_kept_with_its_reason() -> None:

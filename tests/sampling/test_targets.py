@@ -1,4 +1,4 @@
-"""What is to be generated: sizes from the training set, numbers and ranges; parts of crystals that are known."""
+"""Targets of generation: sizes from the training set, numbers and ranges; known parts of crystals."""
 
 from collections import Counter
 

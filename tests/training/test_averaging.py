@@ -36,7 +36,7 @@ def test_by_its_recursion() -> None:
 
 
 def test_a_warm_up_forgets_the_first_weights() -> None:
-    """Weights 0, 1, 1, ...: what is left of the first ones after each update, by hand."""
+    """Weights 0, 1, 1, ...: the share of the first ones after each update, by hand."""
     model = nn.Linear(1, 1, bias=False)
     average = MovingAverage(model, 0.35, warmup=True)
     left: list[float] = []

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back; what is broken, foreign or lost is told in a sentence."""
+"""Checkpoints: what is saved is loaded again; broken, foreign and missing files are reported in a sentence."""
 
 import errno
 import json
@@ -145,7 +145,7 @@ def _folder(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("harm", "message"),
     [
         (_truncated, "the file is broken"),
         (_header_cut, "the file is broken"),
@@ -160,12 +160,12 @@ def _folder(path: Path) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_what_is_no_checkpoint_is_told_in_a_sentence(file: Path, harm: Any, told: str) -> None:
+def test_what_is_no_checkpoint_is_told_in_a_sentence(file: Path, harm: Any, message: str) -> None:
     load(file)
     harm(file)
     with pytest.raises(KldmError) as caught:
         load(file)
-    assert str(caught.value).startswith(f"{file}: {told}")
+    assert str(caught.value).startswith(f"{file}: {message}")
     assert "\n" not in str(caught.value)
 
 

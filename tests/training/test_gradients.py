@@ -1,4 +1,4 @@
-"""Batches in pieces: the cuts, and that nothing of losses, gradients and training depends on them."""
+"""Batches in pieces: how they are cut, and that losses, gradients and training do not depend on it."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +20,7 @@ from kldm.processes import Given
 from kldm.runtime.distributed import Lost, World
 from kldm.runtime.pieces import pieces, shares
 from kldm.training import Training, fit
-from kldm.training.gradients import Gradients, _explained
+from kldm.training.gradients import Gradients, _explained_errors
 from tests.oracles import random_crystals
 from tests.small import losses, random_store, small_conditional_model, small_dng_model, small_model
 
@@ -46,7 +46,7 @@ def test_pieces_are_as_large_as_they_may_be(sizes: list[int], max_pairs: int, da
     first = data.draw(st.integers(0, len(sizes) - 1))
     last = data.draw(st.integers(first + 1, len(sizes)))
     found = pieces(sizes, (first, last), max_pairs)
-    assert [index for one in found for index in range(*one)] == list(range(first, last))
+    assert [index for piece in found for index in range(*piece)] == list(range(first, last))
     for number, (start, end) in enumerate(found):
         assert cost(sizes[start:end]) <= max_pairs or end == start + 1
         if number + 1 < len(found):
@@ -68,7 +68,7 @@ def gradient(model: JointModel) -> Tensor:
 @pytest.mark.parametrize("max_pairs", [1, 12, 30])
 @pytest.mark.parametrize("make", [small_model, small_dng_model, small_conditional_model])
 def test_pieces_add_up_to_the_whole(make: Callable[[], JointModel], max_pairs: int, sizes: tuple[int, ...]) -> None:
-    """Oracle: the losses of the whole batch, differentiated without any of this."""
+    """Oracle: the losses of the whole batch, differentiated at once."""
     model = make().double()
     whole = batch(model, sizes)
     expected = model(whole)
@@ -112,9 +112,9 @@ def test_training_in_pieces_is_training(tmp_path: Path) -> None:
     whole = Training(epochs=3, batch_size=4, ema_start=1, validate_every=0, checkpoint_every=10, precision="fp32")
     for name, settings in (("whole", whole), ("pieces", attrs.evolve(whole, max_pairs=10))):
         fit(small_model(), store, settings, tmp_path / name, {})
-    one, two = losses(tmp_path / "whole"), losses(tmp_path / "pieces")
-    assert one != two  # rounded in another way
-    for left, right in zip(one, two, strict=True):
+    at_once, in_pieces = losses(tmp_path / "whole"), losses(tmp_path / "pieces")
+    assert at_once != in_pieces  # rounded in another order
+    for left, right in zip(at_once, in_pieces, strict=True):
         assert right == pytest.approx(left, rel=1e-5)
 
 
@@ -135,17 +135,17 @@ class Odd(Given):
         return Noised(known.latent, {"odd": clean.lattice.new_zeros(7)}) if self.mode == "rows" else known
 
 
-@pytest.mark.parametrize(("mode", "told"), [("rows", r"shape \(7,\)"), ("both", "numbers of atoms and of crystals")])
-def test_what_cannot_be_divided_is_told(mode: Literal["rows", "both"], told: str) -> None:
+@pytest.mark.parametrize(("mode", "message"), [("rows", r"shape \(7,\)"), ("both", "numbers of atoms and of crystals")])
+def test_what_cannot_be_divided_is_told(mode: Literal["rows", "both"], message: str) -> None:
     model = small_dng_model(Odd(mode=mode)).double()
     whole = batch(model)
     divide = partial(whole.part, 0, 2) if mode == "rows" else partial(model.shares, Layout.of((3, 1)), whole.layout)
-    with pytest.raises(KldmError, match=rf"model\.species: .*{told}"):
+    with pytest.raises(KldmError, match=rf"model\.species: .*{message}"):
         divide()
 
 
 @pytest.mark.parametrize(
-    ("raised", "told"),
+    ("raised", "expected"),
     [
         (RuntimeError("[/src/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:9"), Lost),
         (torch.distributed.DistBackendError("NCCL error: remote process exited"), Lost),
@@ -156,8 +156,8 @@ def test_what_cannot_be_divided_is_told(mode: Literal["rows", "both"], told: str
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_what_torch_says_of_other_processes_is_understood_and_nothing_else(
-    raised: Exception, told: type[Exception]
+    raised: Exception, expected: type[Exception]
 ) -> None:
-    with pytest.raises(Exception) as found, _explained():  # noqa: PT011 (which one is the question)
+    with pytest.raises(Exception) as found, _explained_errors():  # noqa: PT011 (which one is the question)
         raise raised
-    assert type(found.value) is told
+    assert type(found.value) is expected

@@ -1,4 +1,4 @@
-"""The training loop: it learns, averages, validates, refuses nonsense, and resumes to the bit."""
+"""The training loop learns, averages, validates, refuses bad input, and resumes bitwise."""
 
 import math
 import os
@@ -95,10 +95,10 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def same_weights(one: Path, other: Path) -> bool:
+def same_weights(first: Path, second: Path) -> bool:
     names = ("last", "best")
     pairs = [
-        [checkpoints.load(place / "checkpoints" / f"{name}.safetensors") for place in (one, other)] for name in names
+        [checkpoints.load(place / "checkpoints" / f"{name}.safetensors") for place in (first, second)] for name in names
     ]
     return all(
         set(a.tensors) == set(b.tensors) and all(torch.equal(value, b.tensors[key]) for key, value in a.tensors.items())
@@ -173,7 +173,7 @@ def test_what_ends_one_process_of_two_leaves_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Threads, each with its own share of a gradient; the writer dies in the third epoch, the other one is lost."""
-    monkeypatch.setattr(Gradients, "_connected", lambda self, batch: self.model)
+    monkeypatch.setattr(Gradients, "_parallelized", lambda self, batch: self.model)
     models = [small_model(), small_model()]
 
     def die() -> None:
@@ -290,7 +290,7 @@ def test_without_average_the_weights_in_training_are_validated_and_kept(tmp_path
         return {"score": 0.0}
 
     model = trained(tmp_path, attrs.evolve(SETTINGS, ema_start=100), validate=remember)
-    assert all(one is model for one in seen)
+    assert all(validated is model for validated in seen)
     assert not checkpoints.load(tmp_path / "checkpoints" / "last.safetensors").part("average")
 
 
@@ -434,7 +434,7 @@ def rates(folder: Path) -> list[float]:
 
 
 def plateau_by_hand(watched: list[float], settings: Training) -> list[float]:
-    """The learning rate of every epoch, by the rule in words."""
+    """The learning rate of every epoch, by the documented rule."""
     assert settings.plateau is not None
     rate, best, bad, found = settings.learning_rate, math.inf, 0, []
     for loss in watched:
@@ -459,9 +459,9 @@ def test_training_follows_the_learning_rate_that_it_tells(tmp_path: Path) -> Non
     trained(tmp_path / "falling", FALLING)
     trained(tmp_path / "constant", attrs.evolve(FALLING, plateau=None))
     fallen = next(number for number, rate in enumerate(rates(tmp_path / "falling")) if rate < FALLING.learning_rate)
-    one, other = ([row["loss"] for row in rows(tmp_path / name)] for name in ("falling", "constant"))
-    assert one[:fallen] == other[:fallen]
-    assert all(left != right for left, right in zip(one[fallen:], other[fallen:], strict=True))
+    falling, constant = ([row["loss"] for row in rows(tmp_path / name)] for name in ("falling", "constant"))
+    assert falling[:fallen] == constant[:fallen]
+    assert all(left != right for left, right in zip(falling[fallen:], constant[fallen:], strict=True))
 
 
 def assert_resumes(folder: Path, settings: Training, call: int, signalled: signal.Signals) -> None:
@@ -476,7 +476,7 @@ def assert_resumes(folder: Path, settings: Training, call: int, signalled: signa
 
 @pytest.mark.parametrize("call", [2, *range(4, 8 * STEPS, STEPS)])
 def test_a_plateau_is_resumed_to_the_bit(tmp_path: Path, call: int) -> None:
-    """In every epoch: before anything was watched, while bad epochs are counted, and after the learning rate fell."""
+    """Interrupted in every epoch: the first, while bad epochs are counted, and after the learning rate fell."""
     trained(tmp_path / "whole", FALLING, validate=zero)
     assert len(set(rates(tmp_path / "whole"))) > 1
     assert_resumes(tmp_path, FALLING, call, signal.SIGINT)
@@ -518,7 +518,7 @@ def test_a_constant_schedule_changes_nothing_but_the_log(uninterrupted: Path, tm
 
 
 class Clock:
-    """A clock in the place of training's, which stands still but for ``seconds`` in each step of a process."""
+    """Replaces the clock of training by one that advances by ``seconds`` in each step of a process, and only then."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
         self.seconds, self.now = seconds, [0.0] * len(seconds)
@@ -574,7 +574,7 @@ def test_time_goes_on_in_a_resumed_run(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_epochs_bound_training_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The learning rate then decays with them."""
+    """The learning rate decays with the minutes."""
     Clock(monkeypatch, 1.0)
     trained(tmp_path, attrs.evolve(TIMED, epochs=2))
     assert [row["step"] for row in rows(tmp_path)] == [3, 6]
@@ -596,7 +596,7 @@ def test_more_time_goes_on_in_the_midst_of_an_epoch(tmp_path: Path, monkeypatch:
 
 def test_all_processes_go_by_the_writers_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which they hear of in the next step; the other one's would end training after two steps."""
-    monkeypatch.setattr(Gradients, "_connected", lambda self, batch: self.model)
+    monkeypatch.setattr(Gradients, "_parallelized", lambda self, batch: self.model)
     Clock(monkeypatch, 10.0, 25.0)
     models = [small_model(), small_model()]
     rates: list[list[float]] = [[], []]
@@ -664,7 +664,7 @@ def test_a_start_from_a_state_takes_all_of_it(trunk: Path, tmp_path: Path) -> No
 
 
 def test_a_branch_ends_near_its_start_where_the_learning_rate_is_gone(trunk: Path, tmp_path: Path) -> None:
-    """And is resumed to the bit when the trunk is gone."""
+    """The branch is also resumed bitwise after the trunk was deleted."""
     place = tmp_path / "trunk"
     shutil.copytree(trunk, place)
     decay = WarmupStableDecay(decay=1.0)
@@ -749,7 +749,7 @@ def test_without_a_plateau_no_learning_rate_is_logged(uninterrupted: Path) -> No
 
 @attrs.frozen
 class Nudge:
-    """Moves every crystal by a drawn step, and keeps what it was given and what it gave."""
+    """Moves every crystal by a random step, and keeps its arguments and results."""
 
     seen: list[tuple[Crystals, Crystals]] = attrs.field(factory=list)
 
@@ -771,7 +771,7 @@ def test_every_batch_is_augmented_anew_before_its_noise(tmp_path: Path) -> None:
     model.noised = watched  # type: ignore[method-assign]
     fit(model, STORE, attrs.evolve(SETTINGS, epochs=2, augmentation=nudge), tmp_path, {})
     assert len(noised) == 2 * STEPS
-    assert all(one is made for one, (_, made) in zip(noised, nudge.seen, strict=True))
+    assert all(clean is nudged for clean, (_, nudged) in zip(noised, nudge.seen, strict=True))
     steps = [(made.fractional - given.fractional)[0] % 1 for given, made in nudge.seen]
     assert len({tuple(step.tolist()) for step in steps}) == 2 * STEPS
 
@@ -880,7 +880,7 @@ def test_every_crystal_once_an_epoch_in_a_new_order_each_time(tmp_path: Path) ->
 
 
 def test_learns_one_crystal_and_samples_it(tmp_path: Path) -> None:
-    """CsCl, many times a batch: the loss falls, and what is sampled is CsCl again, which chance does not make."""
+    """With CsCl many times per batch the loss falls, and the samples are CsCl, which chance would not give."""
     from pymatgen.core.lattice import Lattice
     from pymatgen.core.structure import Structure
 

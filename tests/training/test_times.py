@@ -1,4 +1,4 @@
-"""Training times: where they may lie, how often, and that they cost no waiting."""
+"""Training times: their range, their density, and that drawing them never waits for a device."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def drawn(count: int, seed: int = 0, *, draw: Draw = "independent", density: Any
 
 
 def test_independent_times_are_those_of_old() -> None:
-    """Of runs before there was a choice."""
+    """The times of runs that were made when no others could be chosen."""
     old = 1.0 - (1.0 - 1e-3) * torch.rand(100, generator=seeded(CPU, 3))
     assert torch.equal(drawn(100, 3), old)
 
@@ -44,7 +44,7 @@ def test_no_time_outside(count: int, seed: int, density: list[float], draw: Draw
 
 @pytest.mark.parametrize("draw", DRAWS)
 def test_as_often_as_the_density_says(draw: Draw) -> None:
-    """And evenly within each bin."""
+    """Each half of a bin is drawn equally often."""
     density, count, s_min = torch.tensor([4.0, 1.0, 1.0, 2.0]), 40_000, 0.2
     s = drawn(count, draw=draw, density=density.tolist(), s_min=s_min)
     halves = ((s - s_min) / (1 - s_min) * 8).long().clamp(0, 7)
@@ -57,7 +57,7 @@ def test_a_density_of_one_height_is_none() -> None:
 
 
 def test_stratified_means_have_less_noise() -> None:
-    """Of s^2, whose mean over one batch of 16 is known to a hundredth."""
+    """The means of s^2 over batches of 16 vary less with stratified times."""
 
     def spread(draw: Draw) -> float:
         means = torch.stack([(drawn(16, seed, draw=draw, s_min=1e-6) ** 2).mean() for seed in range(200)])

@@ -16,7 +16,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from kldm.data.cache import folder, kept
+from kldm.data.cache import folder, load_or_make
 from kldm.data.formulas import reduced_counts
 from kldm.errors import KldmError
 from kldm.metrics.fingerprinting.voronoi import surely_found
@@ -170,7 +170,7 @@ def cached_fingerprints(
     if len(structures) < SMALLEST_CACHED:
         return make()
     path = folder() / "fingerprints" / f"{_key(structures, time_limit)}.safetensors"
-    return kept(path, "fingerprints", lambda path: _load(path, len(structures)), make, _save)
+    return load_or_make(path, "fingerprints", lambda path: _load(path, len(structures)), make, _save)
 
 
 def fingerprint_versions() -> dict[str, str]:
