@@ -276,19 +276,19 @@ def test_a_folder_of_samples_is_a_file_of_samples(tmp_path: Path, reference: Pat
         (["--metric", "match_rate.v2"], "--metric: @metrics holds no 'match_rate.v2'; did you mean 'match_rate.v1'?"),
         (["--metric.rule", '["full"]'], "--metric.rule: unknown key; did you mean 'rules'?"),
         (["--metric.stol", "-1"], "--metric.stol: must be above 0, got -1"),
-        (["--sampler.steps", "3"], "--sampler.steps: is not of the metric"),
+        (["--sampler.steps", "3"], "--sampler.steps: is no key of the metric"),
         (["--metric", "de_novo.v1", "--metric.cutoffs", "mp20"], "--metric.cutoffs: wants"),
         (["--metric", "de_novo.v1", "--metric.states", "icsd16"], "--metric.states: wants"),
         (["--metric", "stability.v1", "--metric.potential.@potentials", "emt.v2"], "did you mean 'emt.v1'?"),
         (["--workers", "0"], "--metric.workers: must be a number of processes, or -1 for all cores, got 0"),
         (["--time-limit", "0"], "--metric.time_limit: must be above 0"),
-        (["--metric", "validity.v1", "--workers", "2"], "--workers: says nothing with validity.v1"),
+        (["--metric", "validity.v1", "--workers", "2"], "--workers: does not apply to validity.v1"),
         (["--reference", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--reference", "mp_20"], "write it like mp_20/test"),
         (["--reference", "mp_21/test"], "reference mp_21/test: 'mp_21' is neither"),
         (["--metric", "de_novo.v1", "--metric.seed", "-1"], "--metric.seed: must be at least 0, got -1"),
-        (["--metric", "de_novo.v1", "--k", "2"], "--k: says nothing with de_novo.v1"),
-        (["--metric", "de_novo.v1", "--requested"], "--requested: says nothing with de_novo.v1"),
+        (["--metric", "de_novo.v1", "--k", "2"], "--k: does not apply to de_novo.v1"),
+        (["--metric", "de_novo.v1", "--requested"], "--requested: does not apply to de_novo.v1"),
     ],
     ids=str,
 )
@@ -308,5 +308,5 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(
         monkeypatch.setattr(kind, "measure", lambda *_: pytest.fail("there was work"))
     samples = lines(tmp_path / "samples.jsonl", [{"target": 0, "structure": REFERENCE[0].as_dict()}])
     told = refused("evaluate", samples, "--reference", reference, "--metric", metric, "--out", samples / "out")
-    assert f"{samples / 'out'}: no folder can be made here" in told
+    assert f"{samples / 'out'}: the folder cannot be created" in told
     assert "choose another folder with --out" in told

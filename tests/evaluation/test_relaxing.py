@@ -153,17 +153,17 @@ RELAX = ("relax", "SAMPLES", "--potential")
         ((*RELAX, "emt.v1", "--relaxation.fmx", "1"), "--relaxation.fmx: unknown key; did you mean 'fmax'?"),
         ((*RELAX, "emt.v1", "--relaxation.fmax", "-3"), "--relaxation.fmax: must be above 0, got -3.0"),
         ((*RELAX, "emt.v1", "--potential.weights", "x"), "--potential.weights: unknown key"),
-        ((*RELAX, "emt.v1", "--model.hidden", "3"), "--model.hidden: says nothing here"),
+        ((*RELAX, "emt.v1", "--model.hidden", "3"), "--model.hidden: is no key of the potential or the relaxation"),
         ((*RELAX, "emt.v1", "--workers", "0"), "workers: must be a number of processes, or -1"),
         ((*RELAX, "emt.v1", "--time-limit", "nan"), "time_limit: must be a positive number of seconds"),
         ((*RELAX, "emt.v1", "--time-limit", "1e300"), "time_limit: must be a positive number of seconds, got 1e+300"),
-        ((*BARE, "--relaxation.fmax", "1"), "--relaxation.fmax: is not of the metric"),
+        ((*BARE, "--relaxation.fmax", "1"), "--relaxation.fmax: is no key of the metric"),
         ((*RELAX, "emt.v1", "--fmax", "1"), "--fmax: there is no such option"),
         (("relax", "absent", "--potential", "emt.v1"), "reference absent: neither a file nor DATASET/SPLIT"),
         ((*RELAX, "mattersim.v1", "--potential.weights", "absent.pth"), "mattersim.v1: "),
         ((*BARE, "--metric.hull", "HULL"), "--metric.hull: a hull is of no use without energies"),
         ((*JUDGE, "--metric.hull", "HULL"), "--metric.hull: unknown key"),
-        ((*JUDGE, "--potential.device", "cpu"), "--potential.device: is not of the metric"),
+        ((*JUDGE, "--potential.device", "cpu"), "--potential.device: is no key of the metric"),
         ((*STABILITY, "--metric.hull", "SAMPLES"), "samples.jsonl, entry 0: is no entry with a composition"),
         ((*STABILITY, "--metric.hull", "REFERENCE"), "elements.json, entry 0: is no entry with a composition"),
         ((*STABILITY, "--metric.hull", '["absent.json"]'), "absent.json: cannot be read (No such file or directory)"),
@@ -212,7 +212,7 @@ def test_a_folder_that_cannot_be_made_is_told_before_the_work(place: Path, tmp_p
         arguments = (*command, place / "samples.jsonl", "--out", tmp_path / "file" / "out")
         done = kldm(*arguments)
         assert done.exit_code == 1
-        assert "no folder can be made here" in done.output
+        assert "the folder cannot be created" in done.output
 
 
 RECIPE = """

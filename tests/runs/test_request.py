@@ -131,7 +131,7 @@ def test_structure_prediction_in_a_known_cell(finished: Path, tmp_path: Path, ho
         (["--contains", "LiX2"], "not a chemical formula"),
         (["--contains", "Li2", "--elements", "O"], "atoms of atomic number 3 are kept"),
         (["--template", "nowhere.cif"], "nowhere.cif: no such file"),
-        (["--keep-atoms", "1"], "--keep-atoms wants --template"),
+        (["--keep-atoms", "1"], "--keep-atoms needs --template"),
         (["--count", "2", "--select", "consensus"], "--select: selects among the structures of one composition"),
     ],
     ids=str,
@@ -166,7 +166,7 @@ def test_chemical_systems_are_read_as_they_are_written() -> None:
 
 
 def test_a_request_in_python_is_checked_too() -> None:
-    with pytest.raises(KldmError, match="--z wants --formula"):
+    with pytest.raises(KldmError, match="--z needs --formula"):
         SamplingRequest(units="4")
     with pytest.raises(KldmError, match="count: must be at least 1, got 0"):
         SamplingRequest(count=0)
