@@ -1,7 +1,8 @@
 """The processes that torchrun starts for one run, and the communication between them.
 
 Training and generation are shared among the processes. One of them, the writer, does all other work while the others
-wait. Without torchrun there is a single process, no group is created, and nothing here costs time.
+wait. Only this module imports ``torch.distributed``. Without torchrun there is a single process,
+no group is created, and nothing here costs time.
 """
 
 import itertools
