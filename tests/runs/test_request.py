@@ -44,7 +44,7 @@ def structures(found: tuple[Candidate, ...]) -> list[Structure]:
 def test_a_chemical_system(finished_dng: Path, tmp_path: Path) -> None:
     found, report = sampled(finished_dng, tmp_path, "--elements", "Li, O,Mn", "--atoms", "4-6", "--count", "30")
     assert len(found) == 30
-    assert [(one.target, one.candidate) for one in found] == [(number, 0) for number in range(30)]
+    assert [(candidate.target, candidate.candidate) for candidate in found] == [(number, 0) for number in range(30)]
     for structure in structures(found):
         assert {element.symbol for element in structure.composition} <= {"Li", "O", "Mn"}
         assert 4 <= len(structure) <= 6
@@ -79,7 +79,7 @@ def test_atoms_that_must_be_there(finished_dng: Path, tmp_path: Path) -> None:
 def test_a_whole_formula_with_a_model_that_generates_species(finished_dng: Path, tmp_path: Path) -> None:
     found, report = sampled(finished_dng, tmp_path, "--formula", "LiFePO4", "--count", "3")
     assert {structure.composition.formula for structure in structures(found)} <= {"Li1 Fe1 P1 O4"}
-    assert [(one.target, one.candidate) for one in found] == [(0, 0), (0, 1), (0, 2)]
+    assert [(candidate.target, candidate.candidate) for candidate in found] == [(0, 0), (0, 1), (0, 2)]
     assert report["violations"] == {"species": 0}
 
 
