@@ -1,7 +1,6 @@
 """The experiment that a recipe describes: its settings, and how it is assembled from the recipe's tree."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import attrs
 import torch
@@ -14,7 +13,7 @@ from kldm.errors import KldmError
 from kldm.execution import Execution
 from kldm.interfaces import Metric, Prepares, Sampler
 from kldm.model import JointModel, statistics
-from kldm.recipe import Tree, build
+from kldm.recipe import Tree, build, overridden
 from kldm.sampling.targets import EMPIRICAL, atom_range, histogram
 from kldm.training import Training
 from kldm.validators import at_least, each, one_of
@@ -150,10 +149,10 @@ def fitted(
                 raise KldmError(problem, place=f"model.{place}", remedy=remedy)
         measured = earlier
     for place, values in measured.items():
-        tree = _merge(tree, _nested(("model", *place.split(".")), values))
+        tree = overridden(tree, {f"model.{place}": values})
     if not takes_compositions(model):
         counts = histogram(train)
-        tree = _merge(tree, {"evaluation": {"histogram": counts}})
+        tree = overridden(tree, {"evaluation.histogram": counts})
         experiment = attrs.evolve(experiment, evaluation=attrs.evolve(experiment.evaluation, histogram=counts))
     replaced = start is None and model.replace(processes)
     return (experiment, tree) if replaced else assemble(tree)
@@ -174,18 +173,3 @@ def prepare(experiment: Experiment) -> None:
     for metric in (*experiment.metrics.values(), *validation.values()):
         if isinstance(metric, Prepares):
             metric.prepare()
-
-
-def _nested(sections: Sequence[str], values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The values in nested sections, the outermost first."""
-    for section in reversed(sections):
-        values = {section: values}
-    return values
-
-
-def _merge(tree: Tree, update: Mapping[str, Any]) -> Tree:
-    merged = dict(tree)
-    for key, value in update.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
-    return merged
