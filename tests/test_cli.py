@@ -294,7 +294,7 @@ def test_mistakes_are_told_in_a_sentence(
     ("arguments", "message"),
     [
         (["--formula", "NaCl", "--split", "test"], "--formula and --split exclude each other"),
-        (["--z", "2"], "--z wants --formula"),
+        (["--z", "2"], "--z needs --formula"),
         (["--formula", "NaCl", "--z", "two"], "--z two: wants N or N-M"),
         (["--formula", "Nacl2x"], "--formula Nacl2x: not a chemical formula"),
         (["--split", "tset"], "no split is called 'tset'"),

@@ -1,1 +1,1 @@
-"""Evaluation: samples judged, what came of it on disk, and reports side by side."""
+"""Evaluation: judging samples, writing results, and comparing reports."""

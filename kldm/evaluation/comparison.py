@@ -1,4 +1,4 @@
-"""Several reports side by side, beside the published figures whose definitions agree with theirs."""
+"""Compares reports with each other, and with the published figures of the same definition."""
 
 import json
 import re
@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 import attrs
 
 from kldm.errors import KldmError
-from kldm.evaluation.published import Figure, beside, published
+from kldm.evaluation.published import Figure, comparable, published
 from kldm.evaluation.report import Finding, Judgement, Report
 from kldm.evaluation.results import write_json, write_table
 from kldm.evaluation.tables import number, parts, text_table
 from kldm.interfaces import Terms
 
 METRIC_LIBRARIES = ("pymatgen", "smact", "matminer")
-"""Those whose versions can change a metric."""
+"""Libraries whose version can change the value of a metric."""
 
 T = TypeVar("T", bound="Column | Entry")
 
@@ -30,18 +30,18 @@ RULES = {
 }
 
 HEADINGS = ("metric", "value")
-"""Of the written table; no column may have them for a name."""
+"""Headings of the written table, which no column may have as its name."""
 
 
 @attrs.frozen
 class Column:
-    """What one report says of one set of samples.
+    """One set of samples in one report.
 
     Attributes:
-        name: of the report, with the label of the samples where it has several.
-        path: of the report.
-        judgement: of the set of samples.
-        libraries: versions, those of the report and those that the metrics state.
+        name: name of the report, followed by the label of the samples where the report has several sets.
+        path: the file of the report.
+        judgement: the judgement of the set of samples.
+        libraries: versions of libraries, as the report and its metrics state them.
     """
 
     name: str
@@ -55,18 +55,18 @@ class Entry:
     """What one metric found in one set of samples.
 
     Attributes:
-        name: of the column, with the section where several sections of the report are of this metric.
+        name: name of the column, followed by the section where several sections of the report use this metric.
         column: the set of samples.
-        found: by the metric.
+        finding: what the metric found.
     """
 
     name: str
     column: Column
-    found: Finding
+    finding: Finding
 
     @property
     def values(self) -> Mapping[str, float | None]:
-        return self.found.values
+        return self.finding.values
 
 
 @attrs.frozen
@@ -74,10 +74,10 @@ class Comparison:
     """Reports side by side.
 
     Attributes:
-        columns: the reports.
-        published: figures with those of their values that agree in definition with one of the reports.
-        reasons: sentences on why there is no published figure beside a report or a value.
-        warnings: sentences on how the reports' definitions differ.
+        columns: the sets of samples.
+        published: published figures, each with the values whose definition agrees with a report.
+        reasons: sentences that say why a report or a value has no published figure.
+        warnings: sentences that say how the definitions of the reports differ.
     """
 
     columns: tuple[Column, ...]
@@ -86,12 +86,12 @@ class Comparison:
     warnings: tuple[str, ...]
 
     def text(self) -> str:
-        """Tables for the terminal: one per metric, then the published figures, then what a reader must know."""
+        """Tables for the terminal: one per metric, then the published figures, then notes and warnings."""
         entries = _by_metric(self.columns)
-        tables = [_reported(metric, group) for metric, group in entries.items()]
+        tables = [_values_table(metric, group) for metric, group in entries.items()]
         for metric, dataset in dict.fromkeys((figure.metric, figure.dataset) for figure in self.published):
             figures = [f for f in self.published if (f.metric, f.dataset) == (metric, dataset)]
-            tables.append(_beside(figures, _terms(entries[metric]).shares))
+            tables.append(_published_table(figures, _terms(entries[metric]).shares))
         remarks = [f"note: {column.name}: {note}" for column in self.columns for note in column.judgement.notes]
         remarks += [f"warning: {warning}" for warning in self.warnings]
         remarks += [f"not compared with published figures: {reason}" for reason in self.reasons]
@@ -99,7 +99,7 @@ class Comparison:
 
     def write(self, folder: Path) -> None:
         """Write ``comparison.json`` (everything), ``comparison.csv`` (a row per value, a column per report) and
-        ``published.csv`` (a row per published value). Numbers are unrounded, shares in [0, 1].
+        ``published.csv`` (a row per published value). Numbers are not rounded, and shares lie in [0, 1].
 
         Raises:
             KldmError: a file cannot be written.
@@ -114,24 +114,24 @@ class Comparison:
             for name in _names(entries)
         ]
         write_table(folder / "comparison.csv", rows)
-        write_table(folder / "published.csv", [row for figure in self.published for row in _long(figure)])
+        write_table(folder / "published.csv", [row for figure in self.published for row in _figure_rows(figure)])
 
 
 def compare(paths: Sequence[Path]) -> Comparison:
-    """Read reports of ``kldm evaluate`` and ``kldm run`` and see which published figures agree with them.
+    """Read reports of ``kldm evaluate`` and ``kldm run`` and find the published figures that agree with them.
 
     Args:
-        paths: of reports, or of folders with a ``report.json``.
+        paths: reports, or folders with a ``report.json``.
 
     Raises:
-        KldmError: no path, one given twice, or what is there is not a report with values.
+        KldmError: no path is given, a path is given twice, or a file is not a report with values.
     """
     columns = report_columns(paths)
     agreed: dict[Figure, dict[str, None]] = {}
     reasons: dict[str, None] = {}
     for entries in _by_metric(columns).values():
         for entry in entries:
-            pairs, sentences = beside(entry.found, entry.column.judgement.reference)
+            pairs, sentences = comparable(entry.finding, entry.column.judgement.reference)
             for figure, name in pairs:
                 agreed.setdefault(figure, {})[name] = None
             reasons.update(dict.fromkeys(f"{entry.name}: {sentence}" for sentence in sentences))
@@ -148,10 +148,10 @@ def compare(paths: Sequence[Path]) -> Comparison:
 
 
 def report_columns(paths: Sequence[Path]) -> tuple[Column, ...]:
-    """The columns of all reports; names that would be equal are replaced by paths.
+    """The columns of all reports. Names that would be equal are replaced by paths.
 
     Raises:
-        KldmError: no path, one given twice, or what is there is not a report with values.
+        KldmError: no path is given, a path is given twice, or a file is not a report with values.
     """
     if not paths:
         raise KldmError("there is nothing to compare", remedy="name at least one report or run folder")
@@ -162,7 +162,7 @@ def report_columns(paths: Sequence[Path]) -> tuple[Column, ...]:
     columns = [column for file in files for column in _columns(file)]
     taken = Counter(column.name for column in columns)
     return tuple(
-        attrs.evolve(column, name=column.name.replace(_stem(column.path), str(column.path), 1))
+        attrs.evolve(column, name=column.name.replace(_report_name(column.path), str(column.path), 1))
         if taken[column.name] > 1 or column.name in HEADINGS
         else column
         for column in columns
@@ -170,19 +170,21 @@ def report_columns(paths: Sequence[Path]) -> tuple[Column, ...]:
 
 
 def _columns(file: Path) -> Iterable[Column]:
-    """The columns of one report: one for every set of samples."""
+    """One column for each set of samples in a report."""
     report = Report.read(file)
     if not report.evaluation:
         raise KldmError("the run is not evaluated", place=str(file), remedy=f"run kldm evaluate {file.parent}")
     for label, judgement in report.evaluation.items():
         libraries = dict(report.libraries)
-        for found in judgement.metrics.values():  # of the day when the values were found
-            libraries |= {name: str(version) for name, version in found.versions.items()}
-        yield Column(_stem(file) + (f"/{label}" if len(report.evaluation) > 1 else ""), file, judgement, libraries)
+        for finding in judgement.metrics.values():  # these versions date from the day of measuring
+            libraries |= {name: str(version) for name, version in finding.versions.items()}
+        yield Column(
+            _report_name(file) + (f"/{label}" if len(report.evaluation) > 1 else ""), file, judgement, libraries
+        )
 
 
-def _stem(file: Path) -> str:
-    """What a report is called: as its folder, unless it has a name of its own."""
+def _report_name(file: Path) -> str:
+    """The name of its folder, or of the file where that is not called ``report.json``."""
     return file.resolve().parent.name if file.name == "report.json" else file.stem
 
 
@@ -190,23 +192,23 @@ def _by_metric(columns: Sequence[Column]) -> dict[str, list[Entry]]:
     groups: dict[str, list[Entry]] = {}
     for column in columns:
         metrics = column.judgement.metrics
-        times = Counter(found.metric for found in metrics.values())
-        for section, found in metrics.items():
-            name = column.name if times[found.metric] == 1 else f"{column.name} ({section})"
-            groups.setdefault(found.metric, []).append(Entry(name, column, found))
+        times = Counter(finding.metric for finding in metrics.values())
+        for section, finding in metrics.items():
+            name = column.name if times[finding.metric] == 1 else f"{column.name} ({section})"
+            groups.setdefault(finding.metric, []).append(Entry(name, column, finding))
     return groups
 
 
 def _terms(entries: Sequence[Entry]) -> Terms:
-    """The terms of a metric: those of all reports together, should they differ."""
-    terms = [entry.found.terms for entry in entries]
-    agree = {what: keys for one in reversed(terms) for what, keys in one.agree.items()}
-    shares = tuple(dict.fromkeys(name for one in terms for name in one.shares))
+    """The terms of a metric; where those of the reports differ, all of them together."""
+    terms = [entry.finding.terms for entry in entries]
+    agree = {part: keys for stated in reversed(terms) for part, keys in stated.agree.items()}
+    shares = tuple(dict.fromkeys(name for stated in terms for name in stated.shares))
     return attrs.evolve(terms[0], agree=agree, shares=shares)
 
 
 def _warnings(columns: Sequence[Column]) -> Iterable[str]:
-    """A sentence for every part of the definitions in which the reports differ."""
+    """One sentence for each part of the definitions in which the reports differ."""
     for metric, group in _by_metric(columns).items():
         terms = _terms(group)
         yield from _differing(f"{metric}: the references", group, _reference)
@@ -214,33 +216,36 @@ def _warnings(columns: Sequence[Column]) -> Iterable[str]:
             yield from _differing(f"{metric}: the numbers of candidates", group, _candidates)
         else:
             yield from _differing(f"{metric}: the numbers of structures", group, _requests)
-        for what, keys in terms.agree.items():
-            wanted = [key.removesuffix("?") for key in keys if key.endswith("?")]
-            stating = [entry for entry in group if all(key in entry.found.stated for key in wanted)]
-            plain = [key.removesuffix("?") for key in keys]
-            yield from _differing(f"{metric}: the {what}", stating, _stated(plain))
+        for part, keys in terms.agree.items():
+            optional = [key.removesuffix("?") for key in keys if key.endswith("?")]
+            stating = [entry for entry in group if all(key in entry.finding.stated for key in optional)]
+            yield from _differing(f"{metric}: the {part}", stating, _stated([key.removesuffix("?") for key in keys]))
     for library in METRIC_LIBRARIES:
         known = [column for column in columns if library in column.libraries]
         yield from _differing(f"the versions of {library}", known, _version(library))
 
 
-def _differing(what: str, ones: Sequence[T], of: Callable[[T], str]) -> Iterable[str]:
+def _differing(subject: str, items: Sequence[T], text: Callable[[T], str]) -> Iterable[str]:
+    """A sentence that lists the texts of the items, if there is more than one text."""
     groups: dict[str, list[str]] = {}
-    for one in ones:
-        groups.setdefault(of(one), []).append(one.name)
+    for item in items:
+        groups.setdefault(text(item), []).append(item.name)
     if len(groups) > 1:
-        told = "; ".join(f"{value} ({', '.join(names)})" for value, names in groups.items())
-        yield f"{what} differ: {told}"
+        yield f"{subject} differ: " + "; ".join(f"{value} ({', '.join(names)})" for value, names in groups.items())
 
 
 def _stated(keys: Sequence[str]) -> Callable[[Entry], str]:
+    """What a definition states under some keys; a key with a final dot stands for a whole section."""
+
     def text(entry: Entry) -> str:
-        definition = entry.found.stated
-        named: list[str] = []
+        definition = entry.finding.stated
+        names: list[str] = []
         for key in keys:
-            below = sorted(name for name in definition if key.endswith(".") and name.startswith(key))
-            named += below or [key.removesuffix(".")]
-        return ", ".join(f"{key} {_plain(definition[key]) if key in definition else 'not stated'}" for key in named)
+            inside = sorted(name for name in definition if key.endswith(".") and name.startswith(key))
+            names += inside or [key.removesuffix(".")]
+        return ", ".join(
+            f"{name} {_value_text(definition[name]) if name in definition else 'not stated'}" for name in names
+        )
 
     return text
 
@@ -249,8 +254,8 @@ def _version(library: str) -> Callable[[Column], str]:
     return lambda column: column.libraries[library]
 
 
-def _plain(value: Any) -> str:
-    """Equal values as equal texts: 10 is 10.0."""
+def _value_text(value: Any) -> str:
+    """The same text for equal values: 10 and 10.0 both become ``10``."""
     return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else json.dumps(value)
 
 
@@ -267,19 +272,19 @@ def _requests(entry: Entry) -> str:
 
 
 def _candidates(entry: Entry) -> str:
-    found = {int(at[1]) for name in entry.values if (at := re.search(r"@(\d+)$", name))}
-    return "k = " + ", ".join(map(str, sorted(found)))
+    numbers = {int(match[1]) for name in entry.values if (match := re.search(r"@(\d+)$", name))}
+    return "k = " + ", ".join(map(str, sorted(numbers)))
 
 
 def _names(entries: Sequence[Entry]) -> list[str]:
-    """The values of any entry, those of one rule together."""
+    """The names of the values of all entries; those of one rule stand together."""
     names = list(dict.fromkeys(name for entry in entries for name in entry.values))
     rules = list(dict.fromkeys(tuple(parts(name)[:-1]) for name in names))
     return sorted(names, key=lambda name: rules.index(tuple(parts(name)[:-1])))
 
 
-def _reported(metric: str, entries: Sequence[Entry]) -> str:
-    """The values of one metric, one row each; a standard deviation stands beside its mean."""
+def _values_table(metric: str, entries: Sequence[Entry]) -> str:
+    """One row for each value of a metric; a standard deviation is printed beside its mean."""
     judgements = [entry.column.judgement for entry in entries]
     lines = [
         [metric, *(entry.name for entry in entries)],
@@ -300,7 +305,7 @@ def _reported(metric: str, entries: Sequence[Entry]) -> str:
 
 
 def _mean_of(std: str, names: Sequence[str]) -> str:
-    """The value whose standard deviation another one is."""
+    """The name of the value whose standard deviation is called ``std``."""
     stem = std.removesuffix("_std")
     return f"{stem}_mean" if f"{stem}_mean" in names else stem
 
@@ -310,7 +315,7 @@ def _count(value: int | None) -> str:
 
 
 def _cell(values: Mapping[str, float | None], name: str, std: float | None, share: bool) -> str:
-    """A share in percent with one decimal, any other number with four."""
+    """A share in percent with one decimal, any other number with four decimals."""
     if name not in values:
         return "-"
     value = values[name]
@@ -321,8 +326,8 @@ def _cell(values: Mapping[str, float | None], name: str, std: float | None, shar
     return number(name, value) if std is None else f"{value:.4f} ± {std:.4f}"
 
 
-def _beside(figures: Sequence[Figure], shares: tuple[str, ...]) -> str:
-    """Published figures of one metric and data set: a row per system, grouped by rule; sources and notes below."""
+def _published_table(figures: Sequence[Figure], shares: tuple[str, ...]) -> str:
+    """Published figures of one metric and data set: one row per system, grouped by rule, then the sources."""
     names = sorted(dict.fromkeys(name for figure in figures for name in figure.values), key=_candidates_of)
     lines = [[f"published: {figures[0].metric}, {figures[0].dataset}/{figures[0].split}", *names, "source"]]
     sources: dict[str, None] = {}
@@ -343,16 +348,16 @@ def _beside(figures: Sequence[Figure], shares: tuple[str, ...]) -> str:
 
 
 def _candidates_of(name: str) -> tuple[bool, int]:
-    """Values at fewer candidates first, those of no number of candidates last."""
-    at = re.search(r"@(\d+)$", name)
-    return at is None, int(at[1]) if at else 0
+    """Sorts values by their number of candidates; those without a number come last."""
+    match = re.search(r"@(\d+)$", name)
+    return match is None, int(match[1]) if match else 0
 
 
 def _source(figure: Figure) -> str:
     return figure.source + (f" ({figure.note})" if figure.note else "")
 
 
-def _long(figure: Figure) -> Iterable[dict[str, Any]]:
+def _figure_rows(figure: Figure) -> Iterable[dict[str, Any]]:
     rest = attrs.asdict(figure, filter=lambda attribute, _: attribute.name not in ("values", "std", "k"))
     for name, value in figure.values.items():
         yield {"system": figure.system, "value": name, "number": value, "std": figure.std.get(name)} | rest

@@ -1,4 +1,4 @@
-"""Files of samples judged by any registered metric, whichever program made them."""
+"""Judges files of samples, written by any program, by any registered metric."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from kldm.recipe.signatures import parameters
 from kldm.version import __version__
 
 METRIC = "match_rate.v1"
-"""What judges files where nobody says."""
+"""The metric that judges files by default."""
 
 
 @attrs.frozen(kw_only=True)
@@ -28,20 +28,20 @@ class _Judging:
 
 
 def metric_called(name: str, keys: Mapping[str, Json], conveniences: Mapping[str, Json] = {}) -> Judge:
-    """A registered metric with keys of its own, ``metric.k``, checked as those of a recipe are.
+    """A registered metric with the given keys, which are checked like those of a recipe.
 
     Args:
-        name: its registered name.
-        keys: by dotted key, as from ``parse_overrides``.
-        conveniences: keys that go by options of the command, such as ``workers``.
+        name: registered name of the metric.
+        keys: values by dotted key, such as ``metric.cutoff``, as ``parse_overrides`` returns them.
+        conveniences: keys of the metric that are options of the command, such as ``workers``.
 
     Raises:
-        KldmError: at the option as the command line spells it.
+        KldmError: the name or a key is wrong; the place is the option as the command line spells it.
     """
     for key in keys:
         if not key.startswith("metric."):
             remedy = "options with a dot are those of the metric: --metric.key value"
-            raise KldmError("is not of the metric", place=f"--{key}", remedy=remedy)
+            raise KldmError("is no key of the metric", place=f"--{key}", remedy=remedy)
     try:
         known = parameters(registry.metrics.get(name))
     except KldmError as error:
@@ -49,7 +49,7 @@ def metric_called(name: str, keys: Mapping[str, Json], conveniences: Mapping[str
     for key in conveniences:
         if key not in known:
             place = f"--{key.replace('_', '-')}"
-            raise KldmError(f"says nothing with {name}, which has no {key}", place=place, remedy="leave it out")
+            raise KldmError(f"does not apply to {name}, which has no key {key}", place=place, remedy="leave it out")
     given = {f"metric.{key}": value for key, value in conveniences.items()} | dict(keys)
     try:
         built, complete = build(overridden({"metric": {"@metrics": name}}, given), _Judging)
@@ -72,38 +72,36 @@ def judge_files(
     """Judge samples and write ``report.json``, ``results.csv`` and ``results.jsonl`` to ``out``.
 
     Args:
-        paths: files in any format of ``kldm.reading``. Several are several candidates of every row of the reference
-            where the metric judges answers (``Terms.answers``), else several sets.
-        by: what judges; its values stand in the report under its registered name.
-        out: folder.
-        reference: ``DATASET/SPLIT`` or a file; not needed where the metric looks at none.
-        k: of answers, at most so many candidates of each target.
-        train: the training set, ``DATASET/SPLIT`` or a file, to see whether the reference overlaps with it.
-        requested: of answers, judge the rows of the reference alone that the samples carry as their targets, failed
-            ones included, instead of counting all others as failures.
+        paths: files in any format of ``kldm.reading``. Several files are several candidates of each target if the
+            metric judges answers to a reference (``Terms.answers``), and several sets of samples otherwise.
+        by: the metric; its values stand in the report under its registered name.
+        out: the folder to write to.
+        reference: ``DATASET/SPLIT`` or a file; not needed if the metric uses no reference.
+        k: at most this many candidates of each target are judged; for metrics that judge answers.
+        train: the training set, ``DATASET/SPLIT`` or a file. Its overlap with the reference is reported.
+        requested: judge only the rows of the reference that the samples name as their targets, failed samples
+            included, instead of counting all other rows as failures; for metrics that judge answers.
 
     Raises:
-        KldmError: a file or the reference cannot be read, they do not belong together, or the samples do not carry
-            their targets although only these are to be judged.
+        KldmError: a file or the reference cannot be read, they do not fit together, or the samples do not name their
+            targets although ``requested`` needs them.
     """
     started = time.monotonic()
     _check(paths, by, reference, k, train, requested)
     if isinstance(by.metric, Prepares):
         by.metric.prepare()
     files = [read_file(record_of(path)) for path in paths]
-    known = None if reference is None else read_reference(reference)
-    notes = list(known.notes) if known else []
-    if known and train:
-        notes += overlap_note(of_structures(known.structures), of_structures(read_reference(train).structures), train)
-    if known and terms_of(by.metric).answers:
-        judgement = _answers(files, known, by, out, k, requested, notes)
+    rows = None if reference is None else read_reference(reference)
+    notes = list(rows.notes) if rows else []
+    if rows and train:
+        notes += overlap_note(of_structures(rows.structures), of_structures(read_reference(train).structures), train)
+    if rows and terms_of(by.metric).answers:
+        judgement = _judge_answers(files, rows, by, out, k, requested, notes)
     else:
-        structures = known.structures if known else ()
-        sets = [
-            Samples(_numbered(file, seed), structures, known.name if known else "") for seed, file in enumerate(files)
-        ]
+        structures, name = (rows.structures, rows.name) if rows else ((), "")
+        sets = [Samples(_numbered(file, seed), structures, name) for seed, file in enumerate(files)]
         names = [file.names for file in files]
-        judgement = judge({by.name: by}, sets, known, table=out / "results.csv", names=names, notes=notes)
+        judgement = judge({by.name: by}, sets, rows, table=out / "results.csv", names=names, notes=notes)
     about: dict[str, Json] = {
         "kldm": __version__,
         "files": [str(path) for path in paths],
@@ -116,7 +114,7 @@ def judge_files(
 
 
 def _check(paths: Sequence[Path], by: Judge, reference: str | None, k: int | None, train: str, requested: bool) -> None:
-    """Raises ``KldmError`` where what is asked for does not belong together."""
+    """Raises ``KldmError`` where the options do not fit together or the metric."""
     terms = terms_of(by.metric)
     for path in paths:
         if paths.count(path) > 1:
@@ -124,15 +122,17 @@ def _check(paths: Sequence[Path], by: Judge, reference: str | None, k: int | Non
     if reference is None and terms.needs_reference:
         raise KldmError(f"{by.name} needs a reference", place=str(paths[0]), remedy="add --reference mp_20/test")
     if reference is None and train:
-        raise KldmError("says nothing without a reference", place="--train", remedy="add --reference, or leave it out")
+        raise KldmError(
+            "has no meaning without a reference", place="--train", remedy="add --reference, or leave it out"
+        )
     if not terms.answers:
         for option, given in {"--k": k is not None, "--requested": requested}.items():
             if given:
-                problem = f"says nothing with {by.name}, whose candidates answer no rows of a reference"
+                problem = f"does not apply to {by.name}, whose candidates answer no rows of a reference"
                 raise KldmError(problem, place=option, remedy="leave it out")
 
 
-def _answers(
+def _judge_answers(
     files: Sequence[SampleFile],
     reference: Reference,
     by: Judge,
@@ -141,26 +141,29 @@ def _answers(
     requested: bool,
     notes: Sequence[str],
 ) -> Judgement:
-    """Every sample at the row of the reference that it answers."""
+    """Judge every sample against the row of the reference that it answers."""
     rows = _requested(files) if requested else range(len(reference))
-    placed = align(files, reference, len(rows))
-    kept = tuple(one for one in placed.candidates if k is None or one.candidate < k)
-    left_out = len(placed.candidates) - len(kept)
-    added = list(placed.notes)
+    alignment = align(files, reference, len(rows))
+    judged = tuple(candidate for candidate in alignment.candidates if k is None or candidate.candidate < k)
+    left_out = len(alignment.candidates) - len(judged)
+    added = list(alignment.notes)
     if len(rows) < len(reference):
         added.append(f"{len(rows)} of {len(reference)} rows of the reference are judged, those that were asked for.")
     if left_out:
         added.append(f"{left_out} samples beyond the first {k} of their target are left out.")
-    if left_out and any(one.selected for one in placed.candidates):
-        kept = tuple(attrs.evolve(one, selected=False) for one in kept)
+    if left_out and any(candidate.selected for candidate in alignment.candidates):
+        judged = tuple(attrs.evolve(candidate, selected=False) for candidate in judged)
         added.append("What the samples mark as selected was chosen among more candidates, and is not judged apart.")
-    place = {row: number for number, row in enumerate(rows)}
+    positions = {row: position for position, row in enumerate(rows)}
     samples = Samples(
-        tuple(attrs.evolve(one, target=place[one.target]) for one in kept),
+        tuple(attrs.evolve(candidate, target=positions[candidate.target]) for candidate in judged),
         tuple(reference.structures[row] for row in rows),
         reference.name,
     )
-    lost = [{"target": None, "candidate": one.candidate, "name": "", "reason": one.reason} for one in placed.unplaced]
+    unplaced = [
+        {"target": None, "candidate": candidate.candidate, "name": "", "reason": candidate.reason}
+        for candidate in alignment.unplaced
+    ]
     judgement = judge(
         {by.name: by},
         [samples],
@@ -168,23 +171,23 @@ def _answers(
         table=out / "results.csv",
         names=[reference.ids],
         rows=rows,
-        unplaced=lost,
+        unplaced=unplaced,
         notes=[*notes, *added],
     )
-    return attrs.evolve(judgement, alignment=placed.rule, unplaced=len(lost))
+    return attrs.evolve(judgement, alignment=alignment.rule, unplaced=len(unplaced))
 
 
 def _requested(files: Sequence[SampleFile]) -> list[int]:
-    """The targets that the samples carry, in order."""
+    """The rows of the reference that the samples name as their targets, in order."""
     for file in files:
         if not file.labelled:
             problem = "the file does not say which rows of the reference its samples answer"
             raise KldmError(problem, place=str(file.path), remedy="give every row a 'target', or leave --requested out")
-    return sorted({one.target for file in files for one in file.candidates})
+    return sorted({candidate.target for file in files for candidate in file.candidates})
 
 
 def _numbered(file: SampleFile, seed: int) -> tuple[Candidate, ...]:
-    """The samples of a file, numbered by their position; the file is the candidate's number."""
+    """The samples of a file: the target is the position in the file, the candidate the number of the file."""
     return tuple(
         attrs.evolve(candidate, target=position, candidate=seed) for position, candidate in enumerate(file.candidates)
     )

@@ -1,4 +1,4 @@
-"""The one road from samples to a judgement: of a run's own samples as of files of any origin."""
+"""Judges sets of samples by metrics, whether they are samples of a run or files of any program."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from kldm.errors import KldmError
-from kldm.evaluation.report import Against, Finding, Judgement, terms_of
+from kldm.evaluation.report import Finding, JudgedReference, Judgement, terms_of
 from kldm.evaluation.results import write_lines, write_table
 from kldm.interfaces import Measurement, Metric, Samples
 from kldm.reading import Reference
@@ -34,69 +34,74 @@ def judge(
     unplaced: Sequence[Mapping[str, Any]] = (),
     notes: Sequence[str] = (),
 ) -> Judgement:
-    """Measure sets of samples, write the per-structure table, and say what was found.
+    """Measure sets of samples, write the table of all structures, and return the judgement.
 
     Args:
-        judges: by the names of their sections in the report.
-        sets: of one set the values are reported; of several their means and, as ``<name>_std``, their population
-            standard deviations (ddof = 0), with the values of each beside them.
-        reference: what the samples are judged against, for the report; the structures are in the samples.
-        table: the CSV file with one row per candidate and the columns of all metrics side by side; the same as JSON
-            lines stands beside it.
-        names: of the targets of each set, for the table.
-        rows: the rows of the reference that are judged, where these are not all; the targets of the samples are
-            positions among them.
-        unplaced: rows for the table, of samples that answer nothing.
+        judges: the metrics, by the names of their sections in the report.
+        sets: sets of samples. For one set its values are reported. For several sets the means are reported and, as
+            ``<name>_std``, the population standard deviations (ddof = 0), together with the values of each set.
+        reference: the reference, for the report; the samples already hold its structures.
+        table: the CSV file to write, with one row per candidate and the columns of all metrics. The same rows are
+            written beside it as JSON lines.
+        names: names of the targets of each set, for the table.
+        rows: the rows of the reference that are judged, if not all are; the targets of the samples are then positions
+            in ``rows``.
+        unplaced: further rows of the table, for samples that answer no row of the reference.
         notes: sentences that come before those of the metrics.
     """
-    make_writable(table.parent)  # before the work of hours
+    make_writable(table.parent)  # fails now rather than after hours of measuring
     measured = {section: [_measured(judge, samples) for samples in sets] for section, judge in judges.items()}
     _write_rows(table, measured, sets, names, rows, unplaced)
-    candidates = [one for samples in sets for one in samples.candidates]
-    found = (note for parts in measured.values() for part in parts for note in part.notes)
+    candidates = [candidate for samples in sets for candidate in samples.candidates]
+    found = (note for measurements in measured.values() for part in measurements for note in part.notes)
     return Judgement(
-        reference=None if reference is None else _against(reference, rows),
+        reference=None if reference is None else _judged_reference(reference, rows),
         requests=len(candidates),
-        not_built=sum(one.structure is None for one in candidates),
-        metrics={section: _finding(judges[section], parts) for section, parts in measured.items()},
+        not_built=sum(candidate.structure is None for candidate in candidates),
+        metrics={section: _finding(judges[section], measurements) for section, measurements in measured.items()},
         notes=tuple(dict.fromkeys([*notes, *found])),
     )
 
 
 def _measured(judge: Judge, samples: Samples) -> Measurement:
-    found = judge.metric.measure(samples)
-    if found.rows and len(found.rows) != len(samples.candidates):
-        problem = f"it returned {len(found.rows)} rows for {len(samples.candidates)} candidates"
+    measurement = judge.metric.measure(samples)
+    if measurement.rows and len(measurement.rows) != len(samples.candidates):
+        problem = f"it returned {len(measurement.rows)} rows for {len(samples.candidates)} candidates"
         raise KldmError(
             problem, place=judge.name, remedy="return one for each candidate, failed ones included, or none"
         )
-    return found
+    return measurement
 
 
-def _against(reference: Reference, rows: Sequence[int] | None) -> Against:
+def _judged_reference(reference: Reference, rows: Sequence[int] | None) -> JudgedReference:
     judged = range(len(reference)) if rows is None else rows
     failed = sum(reference.structures[row] is None for row in judged)
     whole = reference.whole and len(judged) == len(reference)
-    return Against(name=reference.name, rows=len(judged), failed=failed, whole=whole)
+    return JudgedReference(name=reference.name, rows=len(judged), failed=failed, whole=whole)
 
 
-def _finding(judge: Judge, parts: Sequence[Measurement]) -> Finding:
-    """Of several sets, the definition is what theirs have in common, beside each whole."""
-    values, definition = parts[0].values, dict(parts[0].definition)
-    if several := len(parts) > 1:
-        values = _over_seeds([part.values for part in parts])
-        common = {key: one for key, one in definition.items() if all(p.definition.get(key) == one for p in parts)}
-        definition = {**common, "seeds": [part.definition for part in parts]}
+def _finding(judge: Judge, measurements: Sequence[Measurement]) -> Finding:
+    """For several sets, the definition holds what all of theirs agree on, and each of them whole under ``seeds``."""
+    values, definition = measurements[0].values, dict(measurements[0].definition)
+    if several := len(measurements) > 1:
+        values = _over_seeds([part.values for part in measurements])
+        definition = {
+            key: value
+            for key, value in definition.items()
+            if all(part.definition.get(key) == value for part in measurements)
+        }
+        definition["seeds"] = [part.definition for part in measurements]
     return Finding(
         metric=judge.name,
         terms=terms_of(judge.metric),
         values=values,
         definition=definition,
-        seeds=tuple(part.values for part in parts) if several else (),
+        seeds=tuple(part.values for part in measurements) if several else (),
     )
 
 
 def _over_seeds(seeds: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Means and standard deviations over the seeds that have the value."""
     values: dict[str, float | None] = {}
     for name in dict.fromkeys(name for seed in seeds for name in seed):
         known = [value for seed in seeds if (value := seed.get(name)) is not None]
@@ -114,14 +119,14 @@ def _write_rows(
     unplaced: Sequence[Mapping[str, Any]],
 ) -> None:
     rows: list[Mapping[str, Any]] = []
-    for number, (samples, known) in enumerate(zip(sets, names, strict=True)):
+    for number, (samples, target_names) in enumerate(zip(sets, names, strict=True)):
         for index, candidate in enumerate(samples.candidates):
             target = candidate.target if judged is None else judged[candidate.target]
-            name = known[target] if target < len(known) else ""
+            name = target_names[target] if target < len(target_names) else ""
             row: dict[str, Any] = {"target": target, "candidate": candidate.candidate, "name": name}
-            for parts in measured.values():
-                if parts[number].rows:
-                    row |= {**parts[number].rows[index], "target": target}
+            for measurements in measured.values():
+                if measurements[number].rows:
+                    row |= {**measurements[number].rows[index], "target": target}
             rows.append(row)
     rows += unplaced
     write_table(path, rows)

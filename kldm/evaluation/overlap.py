@@ -1,4 +1,4 @@
-"""Whether the structures that samples are judged against were trained on."""
+"""Finds structures of a reference that are in the training set too."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
 LENGTH, ANGLE = 0.01, 0.1
-"""Angstrom and degrees within which two reduced cells count as one."""
+"""Two reduced cells are equal if their lengths and angles differ by at most this much (angstrom, degrees)."""
 
 CellParameters = tuple[float, ...]
 
-Twin = tuple[tuple[int, ...], Callable[[], CellParameters]]
-"""The atomic numbers of a crystal, in order, and its reduced cell, made only when it is asked for."""
+CellContent = tuple[tuple[int, ...], Callable[[], CellParameters]]
+"""The sorted atomic numbers of a crystal, and a function that returns its reduced cell, called only when needed."""
 
 
-def overlap(reference: Iterable[Twin], train: Iterable[Twin]) -> int:
-    """How many reference crystals have the atoms and the reduced cell of one in the training set.
+def overlap(reference: Iterable[CellContent], train: Iterable[CellContent]) -> int:
+    """The number of reference crystals that have the atoms and the reduced cell of a training crystal.
 
-    Positions are not compared, and a copy whose cell was relaxed by more than ``LENGTH`` or ``ANGLE`` is not found.
+    Positions are not compared. A copy whose cell was relaxed by more than ``LENGTH`` or ``ANGLE`` is not found.
     """
     seen: dict[tuple[int, ...], list[Callable[[], CellParameters]]] = {}
     for content, cell in train:
@@ -39,15 +39,15 @@ def overlap(reference: Iterable[Twin], train: Iterable[Twin]) -> int:
     return count
 
 
-def of_structures(structures: "Sequence[Structure | None]") -> Iterable[Twin]:
-    """Structures in any cell, Niggli-reduced for the comparison."""
-    for one in structures:
-        if one is not None:
-            yield tuple(sorted(one.atomic_numbers)), partial(_reduced, one)
+def of_structures(structures: "Sequence[Structure | None]") -> Iterable[CellContent]:
+    """The content of structures in any cell, which is Niggli-reduced for the comparison."""
+    for structure in structures:
+        if structure is not None:
+            yield tuple(sorted(structure.atomic_numbers)), partial(_reduced, structure)
 
 
-def of_store(store: CrystalStore) -> Iterable[Twin]:
-    """The crystals of a data set, whose cells are reduced already."""
+def of_store(store: CrystalStore) -> Iterable[CellContent]:
+    """The content of the crystals of a data set, whose cells are reduced already."""
     lattice = store.lattice.cpu().double()
     parameters = torch.cat([lattice[:, :3], torch.rad2deg(lattice[:, 3:])], 1).tolist()
     species: list[int] = store.species.tolist()
@@ -57,8 +57,8 @@ def of_store(store: CrystalStore) -> Iterable[Twin]:
         first += size
 
 
-def overlap_note(reference: Iterable[Twin], train: Iterable[Twin], name: str) -> tuple[str, ...]:
-    """A sentence for the report where the two overlap, or nothing."""
+def overlap_note(reference: Iterable[CellContent], train: Iterable[CellContent], name: str) -> tuple[str, ...]:
+    """A sentence for the report if the two overlap, otherwise nothing."""
     count = overlap(reference, train)
     if not count:
         return ()
@@ -71,11 +71,11 @@ def overlap_note(reference: Iterable[Twin], train: Iterable[Twin], name: str) ->
 def _reduced(structure: "Structure") -> CellParameters:
     try:
         return tuple(structure.lattice.get_niggli_reduced_lattice().parameters)
-    except Exception:  # a hopeless cell is like no other
+    except Exception:  # a cell that cannot be reduced equals no other
         return (float("nan"),) * 6
 
 
-def _same(one: CellParameters, other: CellParameters) -> bool:
+def _same(own: CellParameters, other: CellParameters) -> bool:
     return all(
-        abs(a - b) <= (LENGTH if axis < 3 else ANGLE) for axis, (a, b) in enumerate(zip(one, other, strict=True))
+        abs(a - b) <= (LENGTH if axis < 3 else ANGLE) for axis, (a, b) in enumerate(zip(own, other, strict=True))
     )

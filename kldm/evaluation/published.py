@@ -1,4 +1,4 @@
-"""The figures that papers report, their definitions and sources, and which of them may stand beside a result."""
+"""Published figures with their definitions and sources, and which of them a result may be compared with."""
 
 import json
 import re
@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import attrs
 
-from kldm.evaluation.report import Against, Finding
+from kldm.evaluation.report import Finding, JudgedReference
 from kldm.recipe import build
 
 FigureRule = Literal["structural", "full", "cdvae", "unstated", "mattergen"]
-"""What a figure's definition is: a validity rule of crystal structure prediction (``structural``, ``full``); the
-definitions of CDVAE (``cdvae``) for de-novo generation; MatterGen's pipeline (``mattergen``) for stability;
+"""The definition behind a figure: a validity rule of crystal structure prediction (``structural``, ``full``), the
+definitions of CDVAE for de-novo generation (``cdvae``), MatterGen's pipeline for stability (``mattergen``), or
 ``unstated`` where the source does not say."""
 
 
@@ -23,16 +23,16 @@ class Figure:
     """The published values of one system under one definition.
 
     Attributes:
-        system: as its paper calls it.
-        source: the paper, and the one that quotes it, with the table.
-        metric: registered name of the metric that measures the like.
-        dataset: as ``kldm.data`` names it; of stability, what was trained on.
-        split: of the data set.
+        system: name of the system in its paper.
+        source: the paper and its table, and the paper that quotes it, if any.
+        metric: registered name of the metric that measures the same.
+        dataset: name of the data set in ``kldm.data``; for stability, the data set of the training.
+        split: split of the data set.
         rule: see ``FigureRule``.
-        values: by the names that reports have, without their rule: ``match_rate@1``. Shares lie in [0, 1].
-        std: standard deviations over sampling seeds, by the same names, where they were published.
-        k: candidates per target, where there may be several.
-        note: what else a reader must know.
+        values: values by their names in reports, without the rule: ``match_rate@1``. Shares lie in [0, 1].
+        std: published standard deviations over sampling seeds, by the same names.
+        k: number of candidates per target, where a target may have several.
+        note: anything else that a reader must know.
     """
 
     system: str
@@ -49,69 +49,74 @@ class Figure:
 
 @cache
 def published() -> tuple[Figure, ...]:
-    """All published figures, those of a metric and data set in the order of their papers."""
+    """All published figures. Those of one metric and data set are in the order of their papers."""
     return tuple(_figure(record) for record in _content()["figures"])
 
 
 @cache
 def whole_splits() -> Mapping[str, int]:
-    """Number of rows of the test split of every data set with published figures."""
+    """Number of rows in the test split of each data set that has published figures."""
     return dict(_content()["test_rows"])
 
 
 def definitions(metric: str) -> Mapping[str, Mapping[str, Any]]:
-    """By the beginning of a value's name, empty for all values: the keys that a report's definition must have to stand
-    beside published figures, each with all that it may be, or ``at_least`` a number."""
-    found: Mapping[str, Mapping[str, Any]] = _content()["definitions"].get(metric, {})
-    return found
-
-
-def beside(found: Finding, reference: Against | None) -> tuple[list[tuple[Figure, str]], list[str]]:
-    """What may stand beside the values of one metric, and why other figures may not.
-
-    A published value agrees where data set, split (the whole of it), rule, k, and ``definitions``
-    are the report's. A value whose rule is unstated is given beside those of any rule. Metrics of ``any_reference`` in
-    the file are compared whatever the data.
+    """What the definition of a report must say so that its values can be compared with published figures.
 
     Returns:
-        Pairs of a figure and the name of a value in it; and sentences that go after the name of a report.
+        For each beginning of a value's name (the empty one stands for all values), the keys of the definition with the
+        list of allowed values, or with the least number as ``at_least``.
     """
-    figures = [figure for figure in published() if figure.metric == found.metric]
+    required: Mapping[str, Mapping[str, Any]] = _content()["definitions"].get(metric, {})
+    return required
+
+
+def comparable(finding: Finding, reference: JudgedReference | None) -> tuple[list[tuple[Figure, str]], list[str]]:
+    """The published values that may be compared with the values of one metric, and why others may not.
+
+    A published value agrees if the report has the same data set, the whole of the same split, the same rule, the same k
+    and the same ``definitions``. A value of unstated rule agrees with every rule. Metrics listed under
+    ``any_reference`` in the file are compared whatever the reference is.
+
+    Returns:
+        Pairs of a figure and the name of a value in it; and sentences that continue the name of a report.
+    """
+    figures = [figure for figure in published() if figure.metric == finding.metric]
     if not figures:
         return [], []
-    if found.metric not in _content()["any_reference"]:
+    if finding.metric not in _content()["any_reference"]:
         name = (reference and reference.name) or "an unnamed reference"
         figures = [figure for figure in figures if figure.dataset == name.partition("/")[0]]
         if not figures:
-            return [], [f"there are no published figures for {found.metric} on {name}"]
+            return [], [f"there are no published figures for {finding.metric} on {name}"]
         if reference and (reason := _other_reference(reference, name)):
             return [], [reason]
-    if others := _others(found, "", ""):
-        return [], [f"published figures of {found.metric} are by another definition ({others})"]
+    if differing := _differing_keys(finding, "", ""):
+        return [], [f"published figures of {finding.metric} are by another definition ({differing})"]
     agreed: list[tuple[Figure, str]] = []
-    lost: dict[str, None] = {}
+    reasons: dict[str, None] = {}
     for figure in figures:
         for name in figure.values:
-            if not _has(found, figure, name):
+            if not _has_value(finding, figure, name):
                 continue
-            if others := _others(found, name, figure.dataset):
-                lost[f"published values of {name} are by another definition ({others})"] = None
+            if differing := _differing_keys(finding, name, figure.dataset):
+                reasons[f"published values of {name} are by another definition ({differing})"] = None
             else:
                 agreed.append((figure, name))
     known = {figure.k for figure in figures if figure.k is not None}
-    for k in sorted({int(at[1]) for name in found.values if (at := re.search(r"@(\d+)", name))} - known):
-        lost[f"there are no published figures for k = {k}"] = None
-    return agreed, list(lost)
+    for k in sorted({int(match[1]) for name in finding.values if (match := re.search(r"@(\d+)", name))} - known):
+        reasons[f"there are no published figures for k = {k}"] = None
+    return agreed, list(reasons)
 
 
-def _has(found: Finding, figure: Figure, name: str) -> bool:
+def _has_value(finding: Finding, figure: Figure, name: str) -> bool:
     """Whether the report has this value under the rule of the figure."""
     if figure.rule == "unstated":
-        return any(value == name or value.endswith(f".{name}") for value in found.values)
-    return name in found.values or f"{figure.rule}.{name}" in found.values
+        return any(value == name or value.endswith(f".{name}") for value in finding.values)
+    return name in finding.values or f"{figure.rule}.{name}" in finding.values
 
 
-def _other_reference(reference: Against, name: str) -> str:
+def _other_reference(reference: JudgedReference, name: str) -> str:
+    """Why the reference is not that of published figures; empty if it is."""
     dataset, _, split = name.partition("/")
     if split != "test":
         return f"it is judged against {name}, and published figures against the test split"
@@ -123,15 +128,15 @@ def _other_reference(reference: Against, name: str) -> str:
     return ""
 
 
-def _others(found: Finding, name: str, dataset: str) -> str:
-    """The keys of the report's definition that are not as published, as these have them; empty where all agree.
+def _differing_keys(finding: Finding, name: str, dataset: str) -> str:
+    """The keys of the report's definition that differ, with their published values; empty where all agree.
 
     Args:
-        name: of a value; empty for what concerns all values.
-        dataset: what the file writes ``<dataset>`` for.
+        name: name of a value; empty for the keys that concern all values.
+        dataset: the data set that ``<dataset>`` in the file stands for.
     """
-    stated, differing = found.stated, []
-    for beginning, keys in definitions(found.metric).items():
+    stated, differing = finding.stated, []
+    for beginning, keys in definitions(finding.metric).items():
         if bool(beginning) != bool(name) or not name.startswith(beginning):
             continue
         for key, allowed in keys.items():
@@ -141,9 +146,9 @@ def _others(found: Finding, name: str, dataset: str) -> str:
                 if not (isinstance(value, int | float) and value >= least):
                     differing.append(f"{key} of at least {least}")
                 continue
-            wanted = [dataset if one == "<dataset>" else one for one in allowed]
-            if value not in wanted:
-                differing.append(f"{key} {json.dumps(wanted[0])}")
+            values = [dataset if choice == "<dataset>" else choice for choice in allowed]
+            if value not in values:
+                differing.append(f"{key} {json.dumps(values[0])}")
     return ", ".join(differing)
 
 

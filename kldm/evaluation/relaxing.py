@@ -1,4 +1,4 @@
-"""Files of structures relaxed by a potential: structures, energies and entries of a convex hull on disk."""
+"""Relaxes files of structures by a potential, and writes structures, energies and entries of a convex hull."""
 
 import gzip
 import json
@@ -23,23 +23,26 @@ from kldm.version import __version__
 
 @attrs.frozen(kw_only=True)
 class Relaxing:
-    """A potential, and how it relaxes."""
+    """A potential and the settings of the relaxation."""
 
     potential: Potential
     relaxation: Relaxation = attrs.field(factory=Relaxation)
 
 
 def relaxing_with(name: str, keys: Mapping[str, Json]) -> Relaxing:
-    """A registered potential, and keys by dotted name, ``potential.weights`` and ``relaxation.fmax``, checked as those
-    of a recipe are.
+    """A registered potential with the given keys, which are checked like those of a recipe.
+
+    Args:
+        name: registered name of the potential.
+        keys: values by dotted key, such as ``potential.weights`` and ``relaxation.fmax``.
 
     Raises:
-        KldmError: at the option as the command line spells it.
+        KldmError: the name or a key is wrong; the place is the option as the command line spells it.
     """
     for key in keys:
         if key.partition(".")[0] not in ("potential", "relaxation"):
             remedy = "options with a dot are those of the potential and of the relaxation: --relaxation.fmax 0.05"
-            raise KldmError("says nothing here", place=f"--{key}", remedy=remedy)
+            raise KldmError("is no key of the potential or the relaxation", place=f"--{key}", remedy=remedy)
     try:
         return build(overridden({"potential": {"@potentials": name}}, keys), Relaxing)[0]
     except KldmError as error:
@@ -58,16 +61,17 @@ def relax_file(
 ) -> dict[str, Any]:
     """Relax structures and write to ``out``:
 
-    - ``samples.jsonl``, ``samples.extxyz``, ``structures.zip``: the relaxed structures (``write_samples``), numbered as
-      those that were given; the second with ``energy`` in eV;
-    - ``relaxation.csv``: energies, steps and reasons, a row for each;
-    - ``entries.json.gz``: pymatgen's computed entries with their structures, the hull of a ``stability.v1`` with the
-      same potential;
-    - ``relaxation.json``: the potential, counts, failures by reason, versions. An evaluation may write beside it.
+    - ``samples.jsonl``, ``samples.extxyz``, ``structures.zip``: the relaxed structures (``write_samples``), numbered
+      like the given ones; ``samples.extxyz`` has their ``energy`` in eV;
+    - ``relaxation.csv``: energies, steps and reasons, one row per structure;
+    - ``entries.json.gz``: pymatgen's computed entries with their structures, which ``stability.v1`` with the same
+      potential takes as its hull;
+    - ``relaxation.json``: the potential, counts, failures by reason, and versions. It is not called ``report.json``,
+      because an evaluation may write that to the same folder.
 
     Args:
         source: a file in any format of ``kldm.reading``, a folder of samples, or ``DATASET/SPLIT``.
-        limit: only the first so many.
+        limit: relax only this many structures, the first ones.
 
     Raises:
         KldmError: the structures cannot be read, the potential cannot be used, or a file cannot be written.
@@ -79,28 +83,28 @@ def relax_file(
     given, names = _given(source)
     given = given[:limit]
     make_writable(out)
-    structures = [one.structure for one in given]
-    done = relaxed(structures, by.potential, by.relaxation, workers=workers, time_limit=time_limit)
-    made = [
-        attrs.evolve(candidate, structure=one.structure, reason=candidate.reason or one.reason)
-        for candidate, one in zip(given, done, strict=True)
+    structures = [candidate.structure for candidate in given]
+    results = relaxed(structures, by.potential, by.relaxation, workers=workers, time_limit=time_limit)
+    candidates = [
+        attrs.evolve(candidate, structure=result.structure, reason=candidate.reason or result.reason)
+        for candidate, result in zip(given, results, strict=True)
     ]
-    rows = [_row(*pair, names) for pair in zip(made, done, strict=True)]
+    rows = [_row(candidate, result, names) for candidate, result in zip(candidates, results, strict=True)]
     report: dict[str, Any] = {
         "kldm": __version__,
         "source": source,
         "potential": {"label": by.potential.label, **by.potential.identity},
         "relaxation": attrs.asdict(by.relaxation),
-        "requests": len(made),
-        "relaxed": sum(one.structure is not None for one in done),
-        "unconverged": sum(one.structure is not None and not one.converged for one in done),
-        "failures": dict(Counter(one.reason for one in made if one.structure is None)),
+        "requests": len(candidates),
+        "relaxed": sum(result.structure is not None for result in results),
+        "unconverged": sum(result.structure is not None and not result.converged for result in results),
+        "failures": dict(Counter(candidate.reason for candidate in candidates if candidate.structure is None)),
         "libraries": library_versions() | relaxation_versions(),
         "seconds": round(time.monotonic() - started, 1),
     }
-    write_samples(out, made, names, [row["energy"] for row in rows])
+    write_samples(out, candidates, names, [row["energy"] for row in rows])
     write_table(out / "relaxation.csv", rows)
-    _write_entries(out / "entries.json.gz", made, done, by, names)
+    _write_entries(out / "entries.json.gz", candidates, results, by, names)
     write_json(out / "relaxation.json", report)
     return report
 
@@ -110,44 +114,43 @@ def _given(source: str) -> tuple[Sequence[Candidate], Mapping[int, str]]:
     path = Path(source).expanduser()
     if path.exists():
         file = read_file(record_of(path))
-        return file.candidates, {
-            one.target: name for one, name in zip(file.candidates, file.names, strict=True) if name
-        }
+        named = zip(file.candidates, file.names, strict=True)
+        return file.candidates, {candidate.target: name for candidate, name in named if name}
     reference = read_reference(source)
     rows = enumerate(zip(reference.structures, reference.reasons, strict=True))
     candidates = [Candidate(row, 0, structure, reason) for row, (structure, reason) in rows]
     return candidates, dict(enumerate(reference.ids))
 
 
-def _row(candidate: Candidate, one: Relaxed, names: Mapping[int, str]) -> dict[str, Any]:
+def _row(candidate: Candidate, result: Relaxed, names: Mapping[int, str]) -> dict[str, Any]:
     from kldm.metrics.validity import formula
 
-    there = one.structure is not None
+    succeeded = result.structure is not None
     return {
         "target": candidate.target,
         "candidate": candidate.candidate,
         "name": names.get(candidate.target, ""),
         "formula": formula(candidate),
-        "energy": one.energy if there else None,
-        "energy_before": one.before if there else None,
-        "atoms": len(one.structure) if one.structure is not None else None,
-        "steps": one.steps if there else None,
-        "converged": one.converged if there else None,
+        "energy": result.energy if succeeded else None,
+        "energy_before": result.before if succeeded else None,
+        "atoms": len(result.structure) if result.structure is not None else None,
+        "steps": result.steps if succeeded else None,
+        "converged": result.converged if succeeded else None,
         "reason": candidate.reason,
     }
 
 
 def _write_entries(
-    path: Path, made: Sequence[Candidate], done: Sequence[Relaxed], by: Relaxing, names: Mapping[int, str]
+    path: Path, candidates: Sequence[Candidate], results: Sequence[Relaxed], by: Relaxing, names: Mapping[int, str]
 ) -> None:
     from pymatgen.entries.computed_entries import ComputedStructureEntry
 
     parameters = {"potential": dict(by.potential.identity), "relaxation": attrs.asdict(by.relaxation)}
     entries = []
-    for candidate, one in zip(made, done, strict=True):
-        if one.structure is not None:
+    for candidate, result in zip(candidates, results, strict=True):
+        if result.structure is not None:
             name = names.get(candidate.target) or f"{candidate.target}_{candidate.candidate}"
-            entry = ComputedStructureEntry(one.structure, one.energy, parameters=parameters, entry_id=name)
+            entry = ComputedStructureEntry(result.structure, result.energy, parameters=parameters, entry_id=name)
             entries.append(entry.as_dict())
     with atomic_write(path) as temporary, temporary.open("wb") as file, gzip.GzipFile("", "wb", 6, file, 0) as packed:
         packed.write(json.dumps(entries).encode())

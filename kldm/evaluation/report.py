@@ -1,4 +1,4 @@
-"""What metrics found in sets of samples, as ``report.json`` keeps it: written by every command, read back once."""
+"""The report of an evaluation: what metrics found in sets of samples, written to and read from ``report.json``."""
 
 import json
 import math
@@ -14,12 +14,12 @@ from kldm.evaluation.results import strict, write_json
 from kldm.interfaces import Json, Metric, StatesTerms, Terms
 from kldm.recipe import Tree, build
 
-SECTIONS_BEFORE = {"csp": "match_rate.v1", "dng": "de_novo.v1", "stability": "stability.v1"}
-"""Reports of kldm 0.1.0 do not name the metrics; these sections of theirs are always of these metrics."""
+METRICS_OF_SECTIONS = {"csp": "match_rate.v1", "dng": "de_novo.v1", "stability": "stability.v1"}
+"""The metrics of these sections in reports of kldm 0.1.0, which do not name them."""
 
 
 def _numbers(values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Plain numbers; None for one that is not finite, which JSON lacks."""
+    """Python numbers; None for a value that is not finite, which JSON cannot hold."""
     return {
         name: None if value is None or not math.isfinite(value) else value if isinstance(value, int) else float(value)
         for name, value in values.items()
@@ -27,14 +27,14 @@ def _numbers(values: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 @attrs.frozen(kw_only=True)
-class Against:
-    """What samples were judged against; None where a report does not say.
+class JudgedReference:
+    """The reference that samples were judged against; a value is None where a report does not state it.
 
     Attributes:
         name: ``DATASET/SPLIT`` or a file.
-        rows: of the reference, that were judged.
-        failed: how many of them are no structures.
-        whole: whether they are the whole split of a data set.
+        rows: number of rows that were judged.
+        failed: how many of these have no structure.
+        whole: whether the rows are the whole split of a data set.
     """
 
     name: str | None = None
@@ -48,11 +48,11 @@ class Finding:
     """What one metric found in one set of samples.
 
     Attributes:
-        metric: its registered name.
+        metric: registered name of the metric.
         terms: what the values may be compared with.
-        values: by dotted name, ``structural.match_rate@1``; None where undefined.
-        definition: the rules, tolerances and counts behind them.
-        seeds: the values of every file where several were judged and ``values`` are their means.
+        values: values by dotted name, such as ``structural.match_rate@1``; None where undefined.
+        definition: rules, tolerances and counts behind the values.
+        seeds: the values of each set, if several were judged and ``values`` holds their means.
     """
 
     metric: str
@@ -69,26 +69,26 @@ class Finding:
 
     @property
     def stated(self) -> dict[str, Any]:
-        """The definition by dotted key."""
+        """The values of the definition by dotted key."""
         return flat(self.definition)
 
 
 @attrs.frozen(kw_only=True)
 class Judgement:
-    """What is known of one set of samples.
+    """How one set of samples was judged.
 
     Attributes:
-        reference: what it was judged against, if anything.
-        requests: number of structures asked for; None where a report does not say.
-        not_built: how many of them there were not.
-        metrics: what each found, by the name of its section.
+        reference: what the samples were judged against, if anything.
+        requests: number of structures asked for; None where a report does not state it.
+        not_built: number of requests without a structure.
+        metrics: what each metric found, by the name of its section.
         notes: sentences that a reader of the values must see.
-        alignment: a sentence that says how the samples of files were placed on the rows of the reference.
-        unplaced: samples of files that answer no row.
-        seconds: that sampling and judging took.
+        alignment: a sentence that says how the samples of files were assigned to the rows of the reference.
+        unplaced: number of samples in files that answer no row.
+        seconds: time that sampling and judging took.
     """
 
-    reference: Against | None = None
+    reference: JudgedReference | None = None
     requests: int | None = None
     not_built: int | None = None
     metrics: Mapping[str, Finding]
@@ -103,9 +103,9 @@ class Report:
     """The content of ``report.json``.
 
     Attributes:
-        about: what was done, by whom and how: of a run its recipe, device and training, of files their names.
-        libraries: versions behind the values.
-        evaluation: the judgements of all sets of samples, by label.
+        about: what was judged, and how it came about: recipe, device and training of a run, or the names of files.
+        libraries: versions of libraries behind the values.
+        evaluation: the judgement of each set of samples, by label.
     """
 
     about: Mapping[str, Any] = attrs.field(factory=dict)
@@ -113,49 +113,49 @@ class Report:
     evaluation: Mapping[str, Judgement]
 
     def as_json(self) -> dict[str, Any]:
-        """The content of the file; ``about`` lies beside the rest."""
-        said: dict[str, Any] = attrs.asdict(self, filter=_is_said)
-        content: dict[str, Any] = strict({**said.pop("about"), **said})
+        """The content of the file, in which the keys of ``about`` stand beside the others."""
+        fields: dict[str, Any] = attrs.asdict(self, filter=_is_stated)
+        content: dict[str, Any] = strict({**fields.pop("about"), **fields})
         return content
 
     def write(self, folder: Path) -> None:
-        """Write ``report.json``. Raises ``KldmError`` where it cannot be written."""
+        """Write ``report.json``. Raises ``KldmError`` if it cannot be written."""
         write_json(folder / "report.json", self.as_json())
 
     @classmethod
     def read(cls, file: Path) -> "Report":
-        """Read a report, also one of kldm 0.1.0.
+        """Read a report, including those that kldm 0.1.0 wrote.
 
         Raises:
-            KldmError: there is no file, or what it holds is not a report of ``kldm evaluate`` or ``kldm run``.
+            KldmError: the file is missing, or is not a report of ``kldm evaluate`` or ``kldm run``.
         """
-        content = _json(file)
+        content = _read_json(file)
         try:
-            return build(_arranged(content), cls)[0]
+            return build(_as_fields(content), cls)[0]
         except KldmError as error:
             problem = f"not a report of kldm evaluate or kldm run ({error})"
             raise KldmError(problem, place=str(file)) from error
 
 
 def terms_of(metric: Metric) -> Terms:
-    """What a metric states, or the defaults."""
+    """The terms that a metric states, or the defaults."""
     return metric.terms if isinstance(metric, StatesTerms) else Terms()
 
 
 def flat(tree: Mapping[str, Any], place: str = "") -> dict[str, Any]:
     """The values of nested sections by dotted name."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in tree.items():
-        found |= flat(value, f"{place}{name}.") if isinstance(value, Mapping) else {place + name: value}
-    return found
+        values |= flat(value, f"{place}{name}.") if isinstance(value, Mapping) else {place + name: value}
+    return values
 
 
-def _is_said(attribute: "attrs.Attribute[Any]", value: Any) -> bool:
-    """What a report need not say where there is nothing to say."""
+def _is_stated(attribute: "attrs.Attribute[Any]", value: Any) -> bool:
+    """Whether the report has the field; these are left out where they are empty."""
     return not (attribute.name in ("alignment", "unplaced", "seconds", "seeds", "failed") and value in (None, ()))
 
 
-def _json(file: Path) -> Any:
+def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -167,20 +167,22 @@ def _json(file: Path) -> Any:
         raise KldmError(f"the report is not JSON ({error})", place=str(file)) from error
 
 
-def _arranged(content: Any) -> Tree:
-    """The content of a report as the fields of ``Report``, what kldm 0.1.0 wrote included."""
+def _as_fields(content: Any) -> Tree:
+    """The content of a report, today's or that of kldm 0.1.0, as the fields of ``Report``."""
     if not isinstance(content, Mapping):
         raise KldmError("it is not an object")
-    if "evaluation" not in content:  # files were judged, and theirs was the only judgement
+    if "evaluation" not in content:  # kldm 0.1.0 wrote the judgement of files at the top
         return {"libraries": content.get("libraries", {}), "evaluation": {"samples": _judgement(content)}}
     sets = content["evaluation"]
-    judgements = {label: _judgement(one) for label, one in sets.items()} if isinstance(sets, Mapping) else sets
+    judgements = (
+        {label: _judgement(judgement) for label, judgement in sets.items()} if isinstance(sets, Mapping) else sets
+    )
     about = {name: value for name, value in content.items() if name not in ("libraries", "evaluation")}
     return {"about": about, "libraries": content.get("libraries", {}), "evaluation": judgements}
 
 
 def _judgement(content: Any) -> Any:
-    """Where no metric is named, every section of values has its definition among those of all."""
+    """The fields of a ``Judgement``. In kldm 0.1.0 each section of values had its definition under ``definitions``."""
     if not isinstance(content, Mapping) or "metrics" in content:
         return content
     definitions = content.get("definitions", {})
@@ -188,20 +190,20 @@ def _judgement(content: Any) -> Any:
         raise KldmError("definitions is not a section")
     findings = {
         name: {
-            "metric": SECTIONS_BEFORE.get(name, name),
-            "terms": attrs.asdict(_terms_before(name)),
+            "metric": METRICS_OF_SECTIONS.get(name, name),
+            "terms": attrs.asdict(_terms_of_section(name)),
             "values": flat(content[name]) if isinstance(content[name], Mapping) else content[name],
             "definition": definitions.get(name, {}),
         }
-        for name in dict.fromkeys([*SECTIONS_BEFORE, *definitions])
+        for name in dict.fromkeys([*METRICS_OF_SECTIONS, *definitions])
         if name in content
     }
     if not findings:
-        raise KldmError("there are no values of a metric")
-    kept = {field.name for field in attrs.fields(Judgement)} - {"metrics"}
-    return {name: value for name, value in content.items() if name in kept} | {"metrics": findings}
+        raise KldmError("it holds no values of any metric")
+    others = {field.name for field in attrs.fields(Judgement)} - {"metrics"}
+    return {name: value for name, value in content.items() if name in others} | {"metrics": findings}
 
 
-def _terms_before(section: str) -> Terms:
-    name = SECTIONS_BEFORE.get(section)
+def _terms_of_section(section: str) -> Terms:
+    name = METRICS_OF_SECTIONS.get(section)
     return Terms() if name is None else terms_of(registry.metrics.get(name)())

@@ -1,4 +1,4 @@
-"""What a run leaves behind: structures in formats that other programs read, tables and reports."""
+"""Writes the files of a run: structures in formats that other programs read, tables, and JSON."""
 
 import csv
 import json
@@ -28,19 +28,19 @@ def write_samples(
 ) -> None:
     """Write all candidates to ``folder``, each file whole or not at all.
 
-    - ``samples.jsonl``, the full record: rows ``{"target", "candidate", "structure", "reason"}``, where structure is
-      a pymatgen dict (NaN is written as ``NaN``), or null for a candidate that failed; then ``species`` has the
-      atomic numbers of its atoms where they are known, and ``"selected": true`` of a selected one.
-    - ``samples.extxyz``: extended xyz with ``target``, ``candidate``, ``formula`` (and ``name``, ``selected``) of each
-      structure.
-    - ``structures.zip``: one CIF per structure, ``<target>_<candidate>_<formula>.cif``; equal structures make equal
-      bytes.
+    - ``samples.jsonl`` is the full record. Its rows are ``{"target", "candidate", "structure", "reason"}``, where
+      ``structure`` is a pymatgen dict (NaN is written as ``NaN``), or null for a candidate that failed. A failed
+      candidate has its atomic numbers as ``species`` if they are known; a selected one has ``"selected": true``.
+    - ``samples.extxyz`` is extended xyz with ``target``, ``candidate``, ``formula`` (and ``name``, ``selected``) of
+      each structure.
+    - ``structures.zip`` holds one CIF per structure, ``<target>_<candidate>_<formula>.cif``. Equal structures make
+      equal bytes.
 
-    The last two hold the structures whose numbers are all finite; others would break the programs that read them.
+    The last two hold only structures whose numbers are all finite, because others break the programs that read them.
 
     Args:
-        names: of targets, such as their material ids.
-        energies: eV, of each candidate, for the second file.
+        names: names of targets, such as their material ids.
+        energies: energy of each candidate in eV, for ``samples.extxyz``.
 
     Raises:
         KldmError: a file cannot be written.
@@ -48,10 +48,9 @@ def write_samples(
     with atomic_write(folder / "samples.jsonl") as path, path.open("w", encoding="utf-8") as file:
         for candidate in candidates:
             file.write(json.dumps(_row(candidate)) + "\n")
-    of_each = [None] * len(candidates) if energies is None else energies
     finite = [
         (candidate, candidate.structure, energy)
-        for candidate, energy in zip(candidates, of_each, strict=True)
+        for candidate, energy in zip(candidates, energies or [None] * len(candidates), strict=True)
         if candidate.structure is not None and _finite(candidate.structure)
     ]
     _write_extxyz(folder / "samples.extxyz", finite, names)
@@ -59,7 +58,7 @@ def write_samples(
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as CSV; the columns are the keys in the order in which they first come, None is an empty cell."""
+    """Write rows as CSV. The columns are the keys in the order of their first use; None becomes an empty cell."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -82,19 +81,18 @@ def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries behind the results; those not installed are left out."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the libraries behind the results; libraries that are not installed are left out."""
+    versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def plain(value: object) -> Any:
-    """What a metric may have put among its results although JSON does not know it: arrays become lists of numbers, and
-    all else its text."""
+    """A value of a type that JSON lacks: arrays become lists of numbers, everything else becomes its text."""
     import numpy as np
 
     return strict(value.tolist()) if isinstance(value, np.ndarray | np.generic) else str(value)
@@ -113,7 +111,7 @@ def _row(candidate: Candidate) -> dict[str, Any]:
 
 
 def strict(value: Json) -> Any:
-    """As strict JSON has it: NaN and infinities, which it lacks, become null, and every sequence a list."""
+    """The value for strict JSON: NaN and infinities become null, and every sequence becomes a list."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Values as text for the terminal."""
+"""Values as tables of text for the terminal."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,12 +7,12 @@ from kldm.evaluation.report import Judgement
 
 
 def parts(name: str) -> list[str]:
-    """The parts of a dotted name: ``full``, ``share_below_0.1@1``. A dot before a digit is that of a number."""
+    """The parts of a dotted name: ``full``, ``share_below_0.1@1``. A dot before a digit belongs to a number."""
     return re.split(r"\.(?!\d)", name)
 
 
 def number(name: str, value: float | None) -> str:
-    """A value as text: a count (``n_failed``) without decimals, any other with four."""
+    """A value as text: a count (``n_failed``) without decimals, any other value with four decimals."""
     if value is None:
         return "none"
     count = parts(name)[-1].startswith("n_") and value == int(value)
@@ -20,7 +20,7 @@ def number(name: str, value: float | None) -> str:
 
 
 def text_table(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells in columns, the first line as heading; the first column is aligned to the left."""
+    """Lines of cells as a table. The first line is the heading, and the first column is aligned to the left."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = [
         "  ".join(
@@ -37,18 +37,18 @@ def judgements_table(judgements: Mapping[str, Judgement]) -> str:
     sets = judgements.values()
     lines = [
         ["", *judgements],
-        ["reference", *("none" if one.reference is None else str(one.reference.rows) for one in sets)],
-        ["requests", *(str(one.requests) for one in sets)],
-        ["not built", *(str(one.not_built) for one in sets)],
+        ["reference", *("none" if judged.reference is None else str(judged.reference.rows) for judged in sets)],
+        ["requests", *(str(judged.requests) for judged in sets)],
+        ["not built", *(str(judged.not_built) for judged in sets)],
     ]
     names = dict.fromkeys(
-        (section, name) for one in sets for section, found in one.metrics.items() for name in found.values
+        (section, name) for judged in sets for section, finding in judged.metrics.items() for name in finding.values
     )
     for section, name in names:
+        findings = (judged.metrics.get(section) for judged in sets)
         cells = [
-            number(name, found.values[name]) if (found := one.metrics.get(section)) and name in found.values else "-"
-            for one in sets
+            number(name, finding.values[name]) if finding and name in finding.values else "-" for finding in findings
         ]
         lines.append([f"{section}.{name}", *cells])
-    notes = dict.fromkeys(note for one in sets for note in one.notes)
+    notes = dict.fromkeys(note for judged in sets for note in judged.notes)
     return "\n".join([text_table(lines), *(f"note: {note}" for note in notes)])

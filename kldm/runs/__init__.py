@@ -1,1 +1,1 @@
-"""Runs: what a recipe is, and a run and its folder."""
+"""Runs: the experiment that a recipe describes, and the folder in which it is trained, sampled and judged."""

@@ -1,7 +1,6 @@
-"""What a recipe is: the settings of an experiment, and how one is assembled from a recipe's tree."""
+"""The experiment that a recipe describes: its settings, and how it is assembled from the recipe's tree."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import attrs
 import torch
@@ -14,7 +13,7 @@ from kldm.errors import KldmError
 from kldm.execution import Execution
 from kldm.interfaces import Metric, Prepares, Sampler
 from kldm.model import JointModel, statistics
-from kldm.recipe import Tree, build
+from kldm.recipe import Tree, build, overridden
 from kldm.sampling.targets import EMPIRICAL, atom_range, histogram
 from kldm.training import Training
 from kldm.validators import at_least, each, one_of
@@ -26,14 +25,14 @@ class Evaluation:
 
     Args:
         splits: splits of the data set to judge against, in this order. A model that takes its species from the
-            composition is asked for those of the split; one that generates them, for crystals of its own.
-        limit: at most so many crystals of each split (drawn once, by the seed); all by default.
+            composition is asked for the compositions of the split; one that generates species, for new crystals.
+        limit: largest number of crystals of each split, drawn once by the seed; all by default.
         candidates: structures per composition.
         count: structures to generate where species are generated; by default as many as the split has crystals.
-        atoms: numbers of atoms of these: ``empirical`` (as often as in the training set), a number, or a range
-            such as ``4-20``.
-        histogram: crystals of the training set by number of atoms; measured when a run starts.
-        seed: of the draw and of sampling.
+        atoms: numbers of atoms of generated crystals: ``empirical`` (as often as in the training set), a number, or
+            a range such as ``4-20``.
+        histogram: number of crystals of the training set by number of atoms; measured when a run starts.
+        seed: seed of the drawn crystals and of sampling.
         max_pairs: largest number of ordered pairs of atoms in a batch; memory grows with it. By default 64,000, or
             fewer where half of the free memory does not suffice.
         untrained: whether the untrained network is sampled and judged too, on the first split, as a baseline.
@@ -59,13 +58,13 @@ class Validation:
     """What is sampled and judged during training to choose the best checkpoint.
 
     Args:
-        sampler: usually a cheaper one than the final.
-        size: crystals of the validation split (drawn once, by the seed), and as many samples.
-        split: where they come from.
-        score: the metric's value that decides, the higher the better; with a minus before its name, as in
-            ``-structural.crmse@1``, the lower the better.
-        seed: of the draw and of sampling.
-        metrics: what is measured, by name; the experiment's where there are none.
+        sampler: usually a cheaper sampler than the final one.
+        size: number of crystals of the split, drawn once by the seed, and of samples.
+        split: the split that the crystals come from.
+        score: name of the value that decides: the higher, the better; with a minus before the name, as in
+            ``-structural.crmse@1``, the lower, the better.
+        seed: seed of the drawn crystals and of sampling.
+        metrics: metrics to measure, by name; by default those of the experiment.
     """
 
     sampler: Sampler
@@ -83,12 +82,12 @@ class Experiment:
     Args:
         data: the data set; it also loads the columns that the model's conditions need.
         model: processes and network.
-        sampler: for evaluation and for ``kldm sample``.
+        sampler: the sampler of the evaluation and of ``kldm sample``.
         training: settings of ``fit``.
         evaluation: what is judged at the end.
-        validation: what is judged during training; without it the last weights are the best.
-        execution: how it is computed.
-        metrics: by the name that they have in the report.
+        validation: what is judged during training; without it the last weights are kept as the best.
+        execution: how the network is computed.
+        metrics: metrics by their names in the report.
     """
 
     data: Data
@@ -111,9 +110,10 @@ class Experiment:
 def assemble(tree: Tree) -> tuple[Experiment, Tree]:
     """Build the experiment of a recipe's tree, with the network's weights drawn from ``training.seed``.
 
-    Returns the experiment and the complete tree, every default written out.
+    Returns the experiment and the complete tree, in which every default is written out.
     """
-    seed = tree.get("training", {}).get("seed", 0) if isinstance(tree.get("training", {}), dict) else 0
+    training = tree.get("training")
+    seed = training.get("seed", 0) if isinstance(training, dict) else 0
     # Weights are drawn on the host. Without a list of devices torch would open every GPU of the machine.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed if isinstance(seed, int) else 0)
@@ -123,49 +123,49 @@ def assemble(tree: Tree) -> tuple[Experiment, Tree]:
 def fitted(
     experiment: Experiment, tree: Tree, train: CrystalStore, start: Experiment | None = None
 ) -> tuple[Experiment, Tree]:
-    """The experiment with the statistics of the training split, which are measured and written into its tree.
+    """Measure the statistics of the training split, and return the experiment and its tree with them.
 
-    The model is fitted in place, and its network keeps its weights. It is built again only where a process has other
-    channels once it is fitted, or takes the statistics of ``start``.
+    The processes of the model are replaced in place, and its network keeps its weights. The experiment is built again
+    only if a fitted process has other channels, or if the statistics of ``start`` are taken over.
 
     Args:
-        experiment, tree: of ``assemble``.
+        experiment, tree: the result of ``assemble``.
         train: the training split.
-        start: what training starts from, whose model keeps its own statistics: its weights know no others.
+        start: the experiment whose weights training starts from. Its statistics are taken over, because its weights
+            were trained with them.
 
     Raises:
         KldmError: the model has other statistics than that of ``start``.
     """
     model = experiment.model
     processes = model.fitted(train)
-    held = statistics(processes)
+    measured = statistics(processes)
     if start is not None:
-        kept = statistics(start.model.processes)
-        for place in {*held, *kept}:
-            if held.get(place, {}).keys() != kept.get(place, {}).keys():
+        earlier = statistics(start.model.processes)
+        for place in {*measured, *earlier}:
+            if measured.get(place, {}).keys() != earlier.get(place, {}).keys():
                 problem = "it takes other statistics of the training split than in the model of training.start_from"
-                raise KldmError(
-                    problem, place=f"model.{place}", remedy="give it the process and the codec of that model"
-                )
-        held = kept
-    for place, found in held.items():
-        tree = _merge(tree, _nested(("model", *place.split(".")), found))
+                remedy = "give it the process and the codec of that model"
+                raise KldmError(problem, place=f"model.{place}", remedy=remedy)
+        measured = earlier
+    for place, values in measured.items():
+        tree = overridden(tree, {f"model.{place}": values})
     if not takes_compositions(model):
         counts = histogram(train)
-        tree = _merge(tree, {"evaluation": {"histogram": counts}})
+        tree = overridden(tree, {"evaluation.histogram": counts})
         experiment = attrs.evolve(experiment, evaluation=attrs.evolve(experiment.evaluation, histogram=counts))
-    built_as_it_is = start is None and model.replace(processes)
-    return (experiment, tree) if built_as_it_is else assemble(tree)
+    replaced = start is None and model.replace(processes)
+    return (experiment, tree) if replaced else assemble(tree)
 
 
 def takes_compositions(model: JointModel) -> bool:
-    """Whether the species of the model's samples come from a given composition, as nothing predicts them."""
+    """Whether the species of samples come from a given composition, because the model does not predict them."""
     return not model.processes["species"].predicts
 
 
 def prepare(experiment: Experiment) -> None:
-    """See that its metrics have what they need beside samples, and that the splits to be judged have the columns of
-    the model, before hours of work. Raises ``KldmError``."""
+    """Check before training that the metrics have the files and packages that they need, and that the splits to be
+    judged have the columns of the model. Raises ``KldmError``."""
     if experiment.data.columns:
         for split in experiment.evaluation.splits:
             experiment.data.load(split)
@@ -173,18 +173,3 @@ def prepare(experiment: Experiment) -> None:
     for metric in (*experiment.metrics.values(), *validation.values()):
         if isinstance(metric, Prepares):
             metric.prepare()
-
-
-def _nested(sections: Sequence[str], values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Values in a section of a section."""
-    for section in reversed(sections):
-        values = {section: values}
-    return values
-
-
-def _merge(tree: Tree, update: Mapping[str, Any]) -> Tree:
-    merged = dict(tree)
-    for key, value in update.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
-    return merged

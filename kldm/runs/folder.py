@@ -1,4 +1,4 @@
-"""Which recipe a run folder is bound to."""
+"""Binds a run folder to its recipe."""
 
 import math
 from pathlib import Path
@@ -8,23 +8,23 @@ from kldm.errors import KldmError
 from kldm.recipe import Tree, read_recipe, write_recipe
 from kldm.runs.experiment import assemble
 
-# Keys that may differ when a run folder is used again: they change what is done with the model, not the model (but for
-# the score of validation).
+# Sections that may differ when a run folder is used again: they change what is done with the model, not the model. Only
+# the score of validation must stay, because it has chosen the best checkpoint.
 _FREE = ("sampler", "evaluation", "execution", "metrics", "validation")
 
 
 def claim(folder: Path, tree: Tree) -> None:
-    """Take the folder for a complete recipe: a new or empty one, or one that holds the same run.
+    """Reserve the folder for a complete recipe. It may be new, empty, or hold a run of the same recipe.
 
     Raises:
-        KldmError: it holds a run of another recipe, or something else, or cannot be made.
+        KldmError: the folder holds a run of another recipe or other files, or it cannot be created.
     """
     path = folder / "recipe.cfg"
     if path.exists():
-        there = read_recipe(path)
-        difference = _difference(_bound(there), _bound(tree))
-        if difference:  # or it is but of defaults that are newer than the run
-            difference = _difference(_bound(_complete(there)), _bound(tree))
+        earlier = read_recipe(path)
+        difference = _difference(_bound(earlier), _bound(tree))
+        if difference:  # perhaps only in defaults that are newer than the run
+            difference = _difference(_bound(_complete(earlier)), _bound(tree))
         if difference:
             raise KldmError(
                 f"the folder holds a run of another recipe ({difference} differs)",
@@ -38,7 +38,7 @@ def claim(folder: Path, tree: Tree) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise KldmError(
-            f"cannot be made ({error.strerror})", place=str(folder), remedy="choose another --out"
+            f"cannot be created ({error.strerror})", place=str(folder), remedy="choose another --out"
         ) from error
     write_recipe(tree, path)
 
@@ -47,33 +47,31 @@ def _complete(tree: Tree) -> Tree:
     """The recipe of a run with the defaults of keys that are newer than the run."""
     try:
         return assemble(tree)[1]
-    except KldmError:  # of parts that are gone: another recipe than any that can be run now
+    except KldmError:  # it uses components that no longer exist, so no recipe of today equals it
         return tree
 
 
 def _bound(tree: Tree) -> Tree:
-    """The part of a recipe that a run folder is bound to; training may be prolonged, and cut into other pieces. The
-    best is that of one score."""
-    kept = {name: value for name, value in tree.items() if name not in _FREE}
-    kept["validation"] = {"score": (tree.get("validation") or {}).get("score")}
+    """The part of a recipe that a run folder is bound to. Training may be prolonged, and its batches cut otherwise."""
+    bound = {name: value for name, value in tree.items() if name not in _FREE}
+    bound["validation"] = {"score": (tree.get("validation") or {}).get("score")}
     free = ("epochs", "minutes", "max_pairs")
     training = {name: value for name, value in tree.get("training", {}).items() if name not in free}
-    return {**kept, "training": training}
+    return {**bound, "training": training}
 
 
 def _difference(old: Any, new: Any, place: str = "") -> str:
-    """The dotted key of the first difference of two trees, or nothing."""
+    """The dotted key of the first difference between two trees; empty if there is none."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
-            found = _difference(old.get(key), new.get(key), f"{place}.{key}".lstrip("."))
-            if found:
-                return found
+            if difference := _difference(old.get(key), new.get(key), f"{place}.{key}".lstrip(".")):
+                return difference
         return ""
     return "" if _same(old, new) else place
 
 
 def _same(old: Any, new: Any) -> bool:
-    """Equal but for the last digits, in which fitted statistics may differ from one machine to another."""
+    """Equal up to the last digits, in which fitted statistics may differ between machines."""
     if isinstance(old, list) and isinstance(new, list):
         return len(old) == len(new) and all(map(_same, old, new))
     if isinstance(old, float) and isinstance(new, float):

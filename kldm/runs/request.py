@@ -1,4 +1,4 @@
-"""What is asked of ``kldm sample``, made into targets for a model."""
+"""What ``kldm sample`` is asked for, and the targets that a model gets for it."""
 
 import re
 import warnings
@@ -38,19 +38,21 @@ class SamplingRequest:
     """Which crystals are wanted.
 
     Attributes:
-        formulas: each the content of one cell; ``units`` of formula units (``N`` or ``N-M``) where given.
-        split: the compositions of a split of the model's data set; at most ``limit`` of them.
-        elements: chemical system, element symbols separated by commas: no other element may appear.
-        contains: a formula whose atoms are in the cell, beside others that are generated.
-        template: file of a crystal of which the parts named in ``keep`` are kept.
+        formulas: formulas, each the exact content of one cell; with ``units`` they are reduced first.
+        units: number of formula units per cell, ``N`` or ``N-M``.
+        split: a split of the model's data set, whose compositions are wanted.
+        limit: largest number of compositions taken from the split.
+        elements: chemical system: element symbols separated by commas; no other element may appear.
+        contains: a formula whose atoms are in every cell; the other atoms are generated.
+        template: file of a crystal, of which the parts named in ``keep`` are kept.
         keep: any of ``cell``, ``positions``, ``species``.
-        keep_atoms: which atoms of the template, from 1, such as ``1-4,7``; all by default.
-        atoms: number of atoms in a cell, ``empirical``, ``8`` or ``4-20``.
-        count: structures per composition, or in all.
-        seed: of all draws.
-        properties: values that the crystals are to have, by the names of the columns that the model conditions on.
-        select: which of the structures of a composition is selected, see ``kldm.metrics.matching.selection``;
-            none by default.
+        keep_atoms: atoms of the template to keep, counted from 1, such as ``1-4,7``; all by default.
+        atoms: number of atoms in a cell: ``empirical``, ``8`` or ``4-20``.
+        count: structures per composition, or in all where no compositions are given.
+        seed: seed of all draws.
+        properties: values that the crystals shall have, by the names of the columns that the model conditions on.
+        select: how one of the structures of a composition is selected, see ``kldm.metrics.matching.selection``; none
+            is by default.
     """
 
     formulas: tuple[str, ...] = ()
@@ -78,10 +80,10 @@ class SamplingRequest:
         named = [name for name, given in sources if given]
         if len(named) > 1:
             raise KldmError(f"{' and '.join(named)} exclude each other")
-        wants = {"--z": (self.units, "--formula"), "--keep-atoms": (self.keep_atoms, "--template")}
-        for option, (value, other) in wants.items():
+        needs = {"--z": (self.units, "--formula"), "--keep-atoms": (self.keep_atoms, "--template")}
+        for option, (value, other) in needs.items():
             if value and other not in named:
-                raise KldmError(f"{option} wants {other}")
+                raise KldmError(f"{option} needs {other}")
         if self.select and self.count < 2:
             remedy = "ask for more, e.g. --candidates 10"
             raise KldmError("there is one structure per composition to select from", place="--select", remedy=remedy)
@@ -89,15 +91,15 @@ class SamplingRequest:
             raise KldmError("--atoms has no meaning where compositions are given", remedy="leave it out")
 
     def as_json(self) -> dict[str, Any]:
-        """What was asked for, for a report; what was not stays out."""
-        asked = {name: value for name, value in attrs.asdict(self).items() if value not in (None, (), {})}
-        return {name: str(value) if isinstance(value, Path) else value for name, value in asked.items()}
+        """The request for a report; what was not asked for is left out."""
+        given = {name: value for name, value in attrs.asdict(self).items() if value not in (None, (), {})}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
 
     def targets(self, experiment: Experiment) -> tuple[Targets, int]:
-        """The targets, and how many candidates each of them wants.
+        """The targets, and the number of candidates for each.
 
         Raises:
-            KldmError: the request is not clear, contradicts itself, or is beyond the model.
+            KldmError: the request is unclear or contradicts itself, or the model cannot fulfil it.
         """
         known = experiment.model.columns
         for name in self.properties:
@@ -108,7 +110,7 @@ class SamplingRequest:
         return attrs.evolve(targets, store=with_properties(targets.store, self.properties)), count
 
     def _crystals(self, experiment: Experiment) -> tuple[Targets, int]:
-        """The targets without the properties that are wished for, and the number of candidates."""
+        """The targets without the requested properties, and the number of candidates for each."""
         compositional = takes_compositions(experiment.model)
         elements = None if self.elements is None else element_numbers(self.elements)
         if self.formulas:
@@ -127,8 +129,8 @@ class SamplingRequest:
         if self.select:
             remedy = "name compositions with --formula or --split, or leave it out"
             raise KldmError("selects among the structures of one composition", place="--select", remedy=remedy)
-        part, usual = self._part()
-        atoms = self.atoms or usual or experiment.evaluation.atoms
+        part, template_atoms = self._part()
+        atoms = self.atoms or template_atoms or experiment.evaluation.atoms
         least = max(1, len(part.species)) if part else 1
         sizes = drawn_sizes(atoms, experiment.evaluation.histogram, self.count, self.seed, least)
         targets = de_novo(sizes, part, elements)
@@ -141,7 +143,7 @@ class SamplingRequest:
         return targets, 1
 
     def _part(self) -> tuple[KnownPart | None, int | None]:
-        """What is known of every crystal, and the number of atoms that goes with it unless another is asked for."""
+        """The known part of every crystal, and the number of atoms of the template, if there is one."""
         if self.contains:
             (cell,) = cells([self.contains])
             return KnownPart(cell.numbers), None
@@ -165,9 +167,9 @@ def property_values(texts: Sequence[str]) -> dict[str, float]:
     """Numbers by name from texts ``NAME=VALUE``.
 
     Raises:
-        KldmError: a text is not of that form, or a name is given twice.
+        KldmError: a text does not have that form, or a name is given twice.
     """
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for text in texts:
         name, _, value = text.rpartition("=")
         try:
@@ -177,17 +179,17 @@ def property_values(texts: Sequence[str]) -> dict[str, float]:
         if not name or not isfinite(number):
             remedy = "write it like formation_energy_per_atom=-1.5"
             raise KldmError(f"wants NAME=VALUE with a number, got {text!r}", place="--property", remedy=remedy)
-        if name in found:
-            raise KldmError(f"{name} is given twice", place="--property")
-        found[name] = number
-    return found
+        if name in values:
+            raise KldmError(f"{name} is given twice", place="--property", remedy="give every property once")
+        values[name] = number
+    return values
 
 
 def element_numbers(symbols: str) -> tuple[int, ...]:
-    """Atomic numbers of element symbols separated by commas, in order, each once.
+    """The sorted atomic numbers of element symbols separated by commas, each once.
 
     Raises:
-        KldmError: no element, or one beyond atomic number 100.
+        KldmError: no element is named, or a symbol is unknown or beyond atomic number 100.
     """
     from pymatgen.core.periodic_table import Element
 
@@ -228,9 +230,9 @@ def _structure(path: Path) -> "Structure":
         raise KldmError("no such file", place=str(path))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what matters of a broken file is in the error
+            warnings.simplefilter("ignore")  # the error says what matters about a broken file
             return Structure.from_file(path)
-    except Exception as error:  # the parsers raise all sorts
+    except Exception as error:  # the parsers raise errors of many types
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise KldmError(
             f"not a structure that can be read ({reason})", place=str(path), remedy="give a CIF or POSCAR file"

@@ -1,7 +1,7 @@
-"""A run and its folder: fit, sample, evaluate, report, each skipped where its results are there already.
+"""A run: fit, sample, evaluate and report; each part is skipped if the folder holds its results already.
 
-The folder holds ``recipe.cfg`` (complete), ``checkpoints/``, ``train.jsonl``, ``tensorboard/``,
-``samples/<split>/`` and ``report.json``; the same command resumes whatever was interrupted.
+The folder holds the complete ``recipe.cfg``, ``checkpoints/``, ``train.jsonl``, ``tensorboard/``, ``samples/<split>/``
+and ``report.json``. The same command resumes an interrupted run.
 """
 
 import copy
@@ -35,13 +35,13 @@ def run(
     device: torch.device | None = None,
     evaluate: bool = True,
 ) -> Report:
-    """Train, sample, evaluate and report, resuming what ``folder`` holds already.
+    """Train, sample, evaluate and report; a run that ``folder`` holds already is resumed.
 
-    The processes of a run train and sample together; the writer alone judges and writes, while the others wait.
+    The processes of a run train and sample together. Only the writer judges and writes, while the others wait.
     """
     started = time.monotonic()
     here, device = world(), device or default_device()
-    with here.writer_first():  # it alone tells a mistake, and what it leaves on the disk is there for the others
+    with here.writer_first():  # so that it alone reports an error, and the others find the files that it has written
         experiment, tree = assemble(read_recipe(recipe, overrides or {}))
         if here.is_writer:
             prepare(experiment)
@@ -58,7 +58,7 @@ def run(
     with replaying(experiment.execution.graphs):
         fit(model, train, experiment.training, folder, tree, validate)
         if here.is_writer:
-            write_recipe(tree, folder / "recipe.cfg")  # of a run that was prolonged or is sampled in another way
+            write_recipe(tree, folder / "recipe.cfg")  # it differs if the run is prolonged or sampled in another way
         judgements = evaluate_splits(experiment, tree, folder, device, untrained) if evaluate else None
 
     def finish() -> Report:
@@ -73,9 +73,10 @@ def run(
             "seeds": {"training": experiment.training.seed, "evaluation": experiment.evaluation.seed},
             "seconds": round(time.monotonic() - started, 1),
         }
-        kept = earlier.evaluation if earlier and earlier.about.get("training") == training else {}
-        found = kept if judgements is None else judgements
-        report = Report(about=about, libraries=library_versions(), evaluation=found)
+        # Without an evaluation, earlier judgements stay if they are of the same training.
+        earlier_judgements = earlier.evaluation if earlier and earlier.about.get("training") == training else {}
+        evaluation = earlier_judgements if judgements is None else judgements
+        report = Report(about=about, libraries=library_versions(), evaluation=evaluation)
         report.write(folder)
         return report
 
@@ -91,9 +92,9 @@ def evaluate_run(folder: Path, out: Path | None = None) -> Report:
             place = folder / "samples" / label
             if not (place / "samples.jsonl").exists():
                 continue
-            rows = (out / f"{label}.csv") if out else place / "results.csv"
-            found = read_samples(place / "samples.jsonl")
-            results[label] = EvaluationSplit.of(experiment, split).judged(experiment, tree, found, rows)
+            table = (out / f"{label}.csv") if out else place / "results.csv"
+            samples = read_samples(place / "samples.jsonl")
+            results[label] = EvaluationSplit.of(experiment, split).judged(experiment, tree, samples, table)
     if not results:
         raise KldmError("the run has no samples yet", place=str(folder), remedy="finish it with kldm run")
     earlier = _report(folder)
@@ -103,7 +104,7 @@ def evaluate_run(folder: Path, out: Path | None = None) -> Report:
 
 
 def _report(folder: Path) -> Report | None:
-    """The report that the folder holds; None where there is none that can be read."""
+    """The report in the folder; None if there is none that can be read."""
     try:
         return Report.read(folder / "report.json")
     except KldmError:
@@ -111,7 +112,8 @@ def _report(folder: Path) -> Report | None:
 
 
 def _start(experiment: Experiment, folder: Path) -> Experiment | None:
-    """What training starts from, if not from nothing: of a run that has begun, its own recipe says enough."""
+    """The experiment that training starts from, if any; for a run that has begun, its own recipe, which has the same
+    statistics."""
     training, own = experiment.training, folder / "recipe.cfg"
     if training.start_from is None:
         return None

@@ -1,4 +1,4 @@
-"""Sampling and judging a model: the same for validation and for the end of a run."""
+"""Samples and judges a model, for validation and at the end of a run."""
 
 import hashlib
 import json
@@ -31,8 +31,11 @@ from kldm.training import set_precision
 
 
 class ModelValidation:
-    """Samples a fixed part of the validation split and returns the deciding score first, the higher the better: a value
-    of a metric, or minus one, by the name that ``validation.score`` has for it; then all values."""
+    """Samples and judges a fixed part of the validation split.
+
+    A call returns the deciding score first, under the name in ``validation.score``, and then all values of the metrics.
+    The higher the score, the better: a name with a minus stands for the negative of a value.
+    """
 
     def __init__(self, experiment: Experiment, device: torch.device) -> None:
         assert experiment.validation is not None
@@ -41,9 +44,9 @@ class ModelValidation:
         store = world().by_writer(lambda: draw(experiment.data.load(split), size, seed))
         self.reference = Reference.of_store(f"{experiment.data.name}/{split}", store, whole=False)
         self.targets = requested(experiment, store, len(store), self.settings.seed).to(device)
-        # Once, so that all validations of a run draw the same batches.
+        # Chosen once, so that all validations of a run draw the same batches.
         self.max_pairs = sampling_pairs(experiment.evaluation.max_pairs, experiment.model.network, device)
-        # A score that no metric gives is found before training rather than at the first validation.
+        # Without samples: an unknown score is refused before training rather than at the first validation.
         world().by_writer(lambda: self._values(()))
 
     def __call__(self, model: JointModel) -> dict[str, float]:
@@ -61,16 +64,16 @@ class ModelValidation:
         score = values[settings.score.removeprefix("-")]
         if score is None:
             raise KldmError("has no value for these samples", place=f"validation.score = {settings.score}")
-        best_high = -score if settings.score.startswith("-") else score
-        return {settings.score: best_high, **{key: value for key, value in values.items() if value is not None}}
+        signed = -score if settings.score.startswith("-") else score
+        return {settings.score: signed, **{name: value for name, value in values.items() if value is not None}}
 
-    def _values(self, made: tuple[Candidate, ...]) -> dict[str, float | None]:
+    def _values(self, sampled: tuple[Candidate, ...]) -> dict[str, float | None]:
         score = self.settings.score.removeprefix("-")
-        samples = Samples(made, self.reference.structures, self.reference.name)
+        samples = Samples(sampled, self.reference.structures, self.reference.name)
         metrics = self.settings.metrics or self.experiment.metrics
-        values = {key: value for one in metrics.values() for key, value in one.measure(samples).values.items()}
+        values = {key: value for metric in metrics.values() for key, value in metric.measure(samples).values.items()}
         if score not in values:
-            known = ", ".join(sorted(values)) or "none, for want of [metrics]"
+            known = ", ".join(sorted(values)) or "none, because the recipe has no [metrics]"
             raise KldmError(f"no metric gives {score!r}", place="validation.score", remedy=f"known are {known}")
         return values
 
@@ -78,8 +81,8 @@ class ModelValidation:
 def evaluate_splits(
     experiment: Experiment, tree: Tree, folder: Path, device: torch.device, untrained: JointModel | None = None
 ) -> dict[str, Judgement]:
-    """Sample and judge every split of ``[evaluation]`` with the model of ``experiment`` (on its device), and the first
-    with the ``untrained`` one too, where there is one."""
+    """Sample and judge every split of ``[evaluation]`` with the model of ``experiment``, which is on ``device``. The
+    first split is judged with the ``untrained`` model too, if there is one."""
     settings = experiment.evaluation
     results: dict[str, Judgement] = {}
     if untrained is not None:
@@ -87,23 +90,23 @@ def evaluate_splits(
         set_precision(untrained, experiment.training.precision)
         set_execution(untrained.network, experiment.execution)
     for number, split in enumerate(settings.splits):
-        against = world().by_writer(partial(EvaluationSplit.of, experiment, split))
+        evaluated = world().by_writer(partial(EvaluationSplit.of, experiment, split))
         for name, model in (("trained", experiment.model), ("untrained", untrained)):
             if model is None or (name == "untrained" and number):
                 continue
             label = split if name == "trained" else f"{split}_untrained"
-            results[label] = _evaluate(experiment, tree, model, against, folder, label, device)
+            results[label] = _evaluate(experiment, tree, model, evaluated, folder, label, device)
     return results
 
 
 @attrs.frozen(eq=False)
 class EvaluationSplit:
-    """The part of a split that a run samples and is judged against.
+    """The part of a split that a run is judged against.
 
     Attributes:
         store: its crystals.
-        reference: the same as structures.
-        notes: what a reader of results must know of it.
+        reference: the same crystals as structures.
+        notes: sentences that a reader of the results must see.
     """
 
     store: CrystalStore
@@ -112,48 +115,47 @@ class EvaluationSplit:
 
     @classmethod
     def of(cls, experiment: Experiment, split: str) -> "EvaluationSplit":
-        """What an experiment's evaluation takes of a split."""
+        """The part of a split that the evaluation of an experiment takes."""
         full, settings = experiment.data.load(split), experiment.evaluation
         store = draw(full, settings.limit, settings.seed)
         whole = len(store) == len(full) and experiment.data.max_atoms is None
         notes = overlap_note(of_store(store), of_store(experiment.data.load("train")), "the training set")
         return cls(store, Reference.of_store(f"{experiment.data.name}/{split}", store, whole), notes)
 
-    def judged(self, experiment: Experiment, tree: Tree, found: tuple[Candidate, ...], table: Path) -> Judgement:
-        """The judgement of samples by the experiment's metrics, whose per-structure table is written to ``table``.
+    def judged(self, experiment: Experiment, tree: Tree, sampled: tuple[Candidate, ...], table: Path) -> Judgement:
+        """Judge samples by the metrics of the experiment, and write the table of all structures to ``table``.
 
         Args:
             tree: the complete recipe, which names the metrics.
         """
-        judges = {name: Judge(tree["metrics"][name]["@metrics"], one) for name, one in experiment.metrics.items()}
-        samples = Samples(found, self.reference.structures, self.reference.name)
+        judges = {name: Judge(tree["metrics"][name]["@metrics"], metric) for name, metric in experiment.metrics.items()}
+        samples = Samples(sampled, self.reference.structures, self.reference.name)
         names = requested(experiment, self.store, experiment.evaluation.count, experiment.evaluation.seed).ids
         return judge(judges, [samples], self.reference, table=table, names=[names], notes=self.notes)
 
 
 def requested(experiment: Experiment, reference: CrystalStore, count: int | None, seed: int) -> CrystalStore:
-    """What the model is asked for beside a reference: its compositions, or crystals with drawn numbers of atoms. The
-    properties that the model conditions on are those of the reference, row by row and from the first row again."""
+    """The crystals that the model is asked for: the compositions of the reference, or crystals with drawn numbers of
+    atoms. Properties that the model conditions on are taken from the rows of the reference in order, cyclically."""
     if takes_compositions(experiment.model):
         return reference
     settings = experiment.evaluation
     targets = de_novo(drawn_sizes(settings.atoms, settings.histogram, count or len(reference), seed)).store
     rows = torch.arange(len(targets)) % len(reference)
-    given = {name: values[rows] for name, values in reference.per_crystal.items()}
-    return attrs.evolve(targets, per_crystal=given)
+    return attrs.evolve(targets, per_crystal={name: values[rows] for name, values in reference.per_crystal.items()})
 
 
 def _evaluate(
     experiment: Experiment,
     tree: Tree,
     model: JointModel,
-    against: EvaluationSplit,
+    evaluated: EvaluationSplit,
     folder: Path,
     label: str,
     device: torch.device,
 ) -> Judgement:
     started, settings, place = time.monotonic(), experiment.evaluation, folder / "samples" / label
-    targets = requested(experiment, against.store, settings.count, settings.seed)
+    targets = requested(experiment, evaluated.store, settings.count, settings.seed)
     wanted = requests(len(targets), settings.candidates if takes_compositions(experiment.model) else 1)
     max_pairs = sampling_pairs(settings.max_pairs, model.network, device)
     origin = {
@@ -167,8 +169,8 @@ def _evaluate(
         "max_pairs": max_pairs,
     }
     here = world()
-    found = here.by_writer(lambda: _stored(place, origin, any_max_pairs=settings.max_pairs is None))
-    if found is None:
+    sampled = here.by_writer(lambda: _stored(place, origin, any_max_pairs=settings.max_pairs is None))
+    if sampled is None:
         generated = generate(
             model,
             experiment.sampler,
@@ -178,21 +180,22 @@ def _evaluate(
             max_pairs=max_pairs,
             description=f"sample {label}",
         )
-        found = candidates(generated, wanted)
+        sampled = candidates(generated, wanted)
         if here.is_writer:
-            write_samples(place, found, dict(enumerate(targets.ids)))
+            write_samples(place, sampled, dict(enumerate(targets.ids)))
             write_json(place / "origin.json", origin)
-    judged = here.by_writer(lambda: against.judged(experiment, tree, found, place / "results.csv"))
+    judged = here.by_writer(lambda: evaluated.judged(experiment, tree, sampled, place / "results.csv"))
     return attrs.evolve(judged, seconds=round(time.monotonic() - started, 1))
 
 
 def draw(store: CrystalStore, limit: int | None, seed: int) -> CrystalStore:
     """At most ``limit`` crystals, drawn by the seed, in the order of the store."""
-    return store if limit is None or limit >= len(store) else store.subset(drawn_rows(len(store), limit, seed))
+    rows = drawn_rows(len(store), limit, seed)
+    return store.subset(rows) if len(rows) < len(store) else store
 
 
 def drawn_rows(count: int, limit: int | None, seed: int) -> list[int]:
-    """The rows, in order, that ``draw`` takes of ``count``."""
+    """The rows of a store of ``count`` crystals that ``draw`` takes, in order."""
     if limit is None or limit >= count:
         return list(range(count))
     rows = torch.randperm(count, generator=seeded(torch.device("cpu"), seed, "draw"))[:limit]
@@ -200,8 +203,10 @@ def drawn_rows(count: int, limit: int | None, seed: int) -> list[int]:
 
 
 def _stored(place: Path, origin: Mapping[str, Any], *, any_max_pairs: bool) -> tuple[Candidate, ...] | None:
-    """The samples of an earlier, equal request, so that a repeated command does not sample again; with
-    ``any_max_pairs`` however little memory there was then."""
+    """The samples of an earlier, equal request, so that a repeated command does not sample again.
+
+    With ``any_max_pairs`` they may have been drawn in batches of another size.
+    """
     try:
         earlier = json.loads((place / "origin.json").read_text())
         if any_max_pairs:

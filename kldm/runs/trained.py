@@ -1,4 +1,4 @@
-"""Trained models: loaded with their weights, exported to be shared, and sampled on request."""
+"""Loads trained models with their weights, exports them to be shared, and samples them."""
 
 import time
 from collections import Counter
@@ -28,10 +28,14 @@ from kldm.training.checkpoint import Checkpoint, Rounding
 
 
 def load_run(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[Experiment, Checkpoint, Path]:
-    """The experiment of a run folder, of a folder of weights, or of one checkpoint file, with its trained weights.
+    """The experiment of a run folder, a folder of weights or a checkpoint file, with its trained weights.
 
     Args:
-        overrides: of keys of its recipe that say how it is sampled, by dotted key; see ``_resampled``.
+        overrides: new values by dotted key, for keys of the recipe that say how the model is sampled: those of the
+            sampler and of execution, ``training.precision``, and options of processes that concern sampling.
+
+    Returns:
+        the experiment, the checkpoint, and the file that it was read from.
     """
     file = checkpoints.locate(path)
     record = checkpoints.load(file)
@@ -43,11 +47,11 @@ def load_run(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[Ex
 
 
 def _resampled(record: Checkpoint, overrides: Mapping[str, Any]) -> tuple[Experiment, Tree]:
-    """The experiment and the complete recipe of trained weights that are sampled in another way.
+    """The experiment and the complete recipe of a trained model that is sampled in another way.
 
     Raises:
-        KldmError: a key is not the sampler's, of [execution], training.precision, or an option of a process that is
-            marked as one of sampling (``OF_SAMPLING``).
+        KldmError: a key belongs neither to the sampler nor to execution, and is neither ``training.precision`` nor an
+            option of a process that is marked as one of sampling (``OF_SAMPLING``).
     """
     experiment, tree = assemble(overridden(record.recipe, overrides))
     for key in overrides:
@@ -63,13 +67,13 @@ def _resampled(record: Checkpoint, overrides: Mapping[str, Any]) -> tuple[Experi
 
 
 def export(path: Path, out: Path, rounding: Rounding = "fp16", overrides: Mapping[str, Any] | None = None) -> None:
-    """Write the weights that a run folder or checkpoint samples with, and the recipe, to one file to be shared.
+    """Write the weights that a run folder or checkpoint samples with, and its recipe, to one file to be shared.
 
     Args:
-        overrides: another way of sampling for the recipe of the file; see ``_resampled``.
+        overrides: see ``load_run``; they become part of the recipe in the file.
     """
     if out.exists():
-        raise KldmError("there is such a file already", place=str(out), remedy="remove it, or choose another --out")
+        raise KldmError("the file exists already", place=str(out), remedy="remove it, or choose another --out")
     record = checkpoints.load(checkpoints.locate(path))
     if overrides:
         record = attrs.evolve(record, recipe=_resampled(record, overrides)[1])
@@ -88,29 +92,29 @@ def sample_run(
     workers: int = 1,
     time_limit: float | None = 60.0,
 ) -> tuple[dict[str, Any], Path]:
-    """Generate what is asked for with the model of a run folder or checkpoint.
+    """Generate the requested crystals with the model of a run folder or checkpoint.
 
-    Writes the samples and ``report.json`` (what they depend on, how many could not be built and why, and by how many
-    structures each constraint is violated) to ``out``, by default a new folder beside the model. With
+    Writes the samples and ``report.json`` to ``out``, by default a new folder beside the model. The report has what the
+    samples depend on, how many could not be built and why, and how many structures violate each constraint. With
     ``request.select`` the samples mark the selected candidate of each target.
 
-    The processes of a run generate together; the writer alone selects, verifies and writes.
+    The processes of a run generate together. Only the writer selects, verifies and writes.
 
     Args:
         path: see ``load_run``.
         request: which crystals.
         out: a folder that holds no samples yet.
         overrides: see ``load_run``.
-        device: the first GPU where there is one by default.
+        device: by default the first GPU, or the CPU if there is none.
         max_pairs: see ``Evaluation``.
         graphs: see ``Execution``; by default as the model's recipe says.
-        workers, time_limit: of the selection, see ``kldm.metrics.matching.selection``.
+        workers, time_limit: settings of the selection, see ``kldm.metrics.matching.selection``.
 
     Returns:
         the report, and the folder.
     """
     here, device = world(), device or default_device()
-    with here.writer_first():  # it alone tells a mistake, and the data that it reads are there for the others
+    with here.writer_first():  # so that it alone reports an error, and the others find the data that it has cached
         if request.select:
             check_work(workers, time_limit)
         experiment, _, file = load_run(path, overrides)
@@ -136,12 +140,13 @@ def sample_run(
 
     def finish() -> tuple[dict[str, Any], Path]:
         assert out is not None
-        made = candidates(generated, wanted)
+        sampled = candidates(generated, wanted)
         started = time.monotonic()
         if request.select:
-            made = consensus(made, workers=workers, time_limit=time_limit)
+            sampled = consensus(sampled, workers=workers, time_limit=time_limit)
         selection = {"rule": f"consensus: {CONSENSUS}", "of": count, "seconds": round(time.monotonic() - started, 1)}
-        numbered = [attrs.evolve(one, target=targets.number(one.target)) for one in made]
+        rows = [candidate.target for candidate in wanted]
+        numbered = [attrs.evolve(candidate, target=targets.number(candidate.target)) for candidate in sampled]
         write_samples(out, numbered, {targets.number(row): name for row, name in enumerate(targets.store.ids)})
         report: dict[str, Any] = {
             "checkpoint": str(file),
@@ -152,8 +157,8 @@ def sample_run(
             "precision": used_precision(experiment.model.precision, device),
             "libraries": library_versions(),
             "requests": len(wanted),
-            "not_built": dict(Counter(one.reason for one in made if one.structure is None)),
-            "violations": violations(made, [one.target for one in wanted], targets.store, targets.constraints),
+            "not_built": dict(Counter(candidate.reason for candidate in sampled if candidate.structure is None)),
+            "violations": violations(sampled, rows, targets.store, targets.constraints),
             **({"selection": selection} if request.select else {}),
         }
         write_json(out / "report.json", report)

@@ -1,1 +1,1 @@
-"""What the rest stands on: processes, files, random streams, memory and rows; knows nothing of crystals."""
+"""Tools for processes, files, random streams, memory and rows, which know nothing of crystals."""

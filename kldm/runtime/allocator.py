@@ -1,4 +1,4 @@
-"""Keeping glibc's allocator from giving memory back to the system, to fetch it anew at the next step."""
+"""Keeps glibc's allocator from returning memory to the system, only to request it again in the next step."""
 
 import ctypes
 import os
@@ -6,27 +6,27 @@ import sys
 from functools import cache
 
 SWITCH = "KLDM_MALLOC"
-"""Environment variable; 0 leaves the allocator as it is."""
+"""Environment variable; with the value 0 the allocator is left as it is."""
 
-# Parameters of mallopt, from glibc's malloc.h, and what they are set to.
+# Parameters of mallopt, from glibc's malloc.h, and their new values.
 _SETTINGS = {
-    -4: 0,  # M_MMAP_MAX: nothing is mapped on its own, to be unmapped when it is freed
-    -1: -1,  # M_TRIM_THRESHOLD: the end of the heap stays when it is free
-    -2: 256 * 2**20,  # M_TOP_PAD: the heap grows by so many bytes at least; pages are taken when they are written
+    -4: 0,  # M_MMAP_MAX: no array gets a mapping of its own, which would be unmapped when it is freed
+    -1: -1,  # M_TRIM_THRESHOLD: the end of the heap is kept when it is free
+    -2: 256 * 2**20,  # M_TOP_PAD: the heap grows by at least this many bytes; pages are taken when they are written
 }
 
 
 @cache
 def keep_memory() -> bool:
-    """Let the allocator keep what a step frees for the next one; done once. Returns whether it does.
+    """Let the allocator keep the memory that a step frees for the next step. Returns whether it does.
 
-    By default glibc maps every array above 32 MB anew, unmaps it when it is freed, and gives back a free end of the
-    heap; the next step takes a page fault, and zeros to be written, for every 4 kB of the same memory. What is kept
-    counts as this process's memory as long as it lives: about the most that it ever had in use.
+    By default glibc maps every array above 32 MB anew, unmaps it when it is freed, and returns the free end of the
+    heap. The next step then causes a page fault, and a page of zeros, for every 4 kB of the same memory. The memory
+    that is kept counts as memory of this process until it ends: about the most that it ever used.
 
-    The allocator is left alone where ``KLDM_MALLOC=0`` says so, where glibc's own settings are in the environment
-    (``MALLOC_..._``, ``GLIBC_TUNABLES``), and where malloc is not glibc's: another system, or another allocator that
-    was preloaded.
+    The settings are made once. The allocator is left alone if ``KLDM_MALLOC=0`` is set, if the environment has settings
+    of glibc itself (``MALLOC_..._``, ``GLIBC_TUNABLES``), and if malloc is not that of glibc: on another system, or
+    where another allocator was preloaded.
     """
     if os.environ.get(SWITCH) == "0" or not sys.platform.startswith("linux"):
         return False
@@ -41,7 +41,7 @@ def keep_memory() -> bool:
 
 
 def give_back() -> None:
-    """Return free memory to the system after all, before it is asked how much there is."""
+    """Return free memory to the system, so that it counts as available."""
     if keep_memory.cache_info().currsize and keep_memory() and (library := _glibc()) is not None:
         library.malloc_trim(0)
 
@@ -58,15 +58,15 @@ class _Symbol(ctypes.Structure):
 
 
 def _glibc() -> ctypes.CDLL | None:
-    """The C library of this process, if it is glibc and malloc is its own."""
+    """The C library of this process, if it is glibc and malloc comes from it."""
     try:
         library = ctypes.CDLL(None)
-        homes = []
+        bases = []
         for name in ("malloc", "free", "gnu_get_libc_version"):
             symbol = _Symbol()
             if not library.dladdr(ctypes.cast(getattr(library, name), ctypes.c_void_p), ctypes.byref(symbol)):
                 return None
-            homes.append(symbol.base)
+            bases.append(symbol.base)
     except (OSError, AttributeError):
         return None
-    return library if len(set(homes)) == 1 else None
+    return library if len(set(bases)) == 1 else None

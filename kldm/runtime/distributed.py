@@ -1,8 +1,8 @@
-"""The processes that torchrun starts for one run: who they are, and what they tell each other.
+"""The processes that torchrun starts for one run, and the communication between them.
 
-Training and generation share their work among them. All else is the work of one, the writer, for whom the others wait.
-Nothing else imports ``torch.distributed``. Without torchrun there is one process, no group is made, and everything
-here costs nothing.
+Training and generation are shared among the processes. One of them, the writer, does all other work while the others
+wait. Only this module imports ``torch.distributed``. Without torchrun there is a single process,
+no group is created, and nothing here costs time.
 """
 
 import itertools
@@ -26,16 +26,16 @@ from kldm.errors import KldmError
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=30)
-"""How long a process waits for the others: the writer may evaluate for hours. One that is gone is noticed at once."""
+"""How long a process waits for the others: the writer may evaluate for hours. A lost process is noticed at once."""
 
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun tells a process that it starts."""
+"""Variables that torchrun sets for each process that it starts."""
 
 _joins = itertools.count()
 
 
 class Lost(KldmError):
-    """Another process of the run is gone, so that nothing can be done together any more."""
+    """Another process of the run has ended, so that the processes can no longer work together."""
 
     def __init__(self) -> None:
         super().__init__("a process of the run was lost", remedy="run the same command again to resume")
@@ -43,15 +43,14 @@ class Lost(KldmError):
 
 @attrs.frozen(eq=False)
 class World:
-    """The processes of a run, seen from one of them; the default is a process on its own.
+    """The processes of a run, seen from one of them; the default is a single process.
 
-    Every method is for all processes together: each must come to it, in the same order. They raise ``Lost`` where
-    another process is gone.
+    All processes must call every method, in the same order. The methods raise ``Lost`` if another process has ended.
 
     Attributes:
-        rank: its number, from 0.
-        size: how many there are.
-        neighbours: how many of them are on this machine.
+        rank: number of this process, from 0.
+        size: number of processes.
+        neighbours: number of processes on this machine, this one included.
     """
 
     rank: int = 0
@@ -60,27 +59,28 @@ class World:
 
     @property
     def is_writer(self) -> bool:
-        """Whether this is the process that evaluates, writes files and talks to the user."""
+        """Whether this is the process that evaluates, writes files and prints."""
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
-        """Everyone's value, by rank; values are pickled."""
+        """The values of all processes, by rank; they are pickled."""
         if self.size == 1:
             return [value]
-        found: list[T | None] = [None] * self.size
+        values: list[T | None] = [None] * self.size
         with lost_peers():
-            dist.all_gather_object(found, value)
-        return found  # type: ignore[return-value]  # filled
+            dist.all_gather_object(values, value)
+        return values  # type: ignore[return-value]  # filled
 
     def by_writer(self, work: Callable[[], T]) -> T:
-        """The result of what the writer alone does, for everyone; the others wait, however long it takes.
+        """Let the writer alone do some work, and return its result in all processes; the others wait for it.
 
-        If the work raises, the writer raises, and the others are ``Lost`` as soon as its process has ended.
+        If the work raises, the writer raises its error, and the others raise ``Lost`` once the writer's process has
+        ended.
         """
         return self.gather(work() if self.is_writer else None)[0]  # type: ignore[return-value]  # the writer's
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes, in the place of the values; the same to the last bit for everyone."""
+        """Replace the values by their sum over all processes, which is bitwise the same in each, and return it."""
         if self.size > 1:
             with lost_peers():
                 dist.all_reduce(values)
@@ -88,7 +88,7 @@ class World:
 
     @contextmanager
     def writer_first(self) -> Iterator[None]:
-        """For what all do, and what leaves a file or finds a mistake: the others begin when the writer is done."""
+        """Run the block in the writer, then in the others; for work that writes files or finds errors of the user."""
         if not self.is_writer:
             self.gather(None)
         yield
@@ -100,17 +100,17 @@ _WORLD: ContextVar[World] = ContextVar("world", default=World())  # noqa: B039 (
 
 
 def world() -> World:
-    """The processes that this one works with now."""
+    """The processes that this one works with at present."""
     return _WORLD.get()
 
 
 @contextmanager
 def lost_peers() -> Iterator[None]:
-    """What torch raises where another process is gone, as ``Lost``."""
+    """Raises ``Lost`` in place of the errors that torch raises if another process has ended."""
     try:
         yield
     except RuntimeError as error:
-        # Gloo's errors have no type of their own, but begin with the path of a file of gloo's.
+        # Errors of gloo have no type of their own, but they name one of its source files.
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise Lost from error
         raise
@@ -118,16 +118,16 @@ def lost_peers() -> Iterator[None]:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[torch.device]:
-    """The processes that torchrun started as the ``world``, as long as this lasts.
+    """Connect the processes that torchrun started, which are the ``world`` within this block, and yield the device.
 
-    Each gets a device of its own: of ``cuda`` the GPU of its LOCAL_RANK. Where one of them fails, it says why; of the
-    others, which are ``Lost`` then, the writer alone says so.
+    With ``cuda`` each process gets the GPU of its LOCAL_RANK. A process that fails reports its error; of the others,
+    which then raise ``Lost``, only the writer reports that.
 
     Args:
-        device: what the user asks for.
+        device: the device that the user asks for.
 
     Raises:
-        KldmError: the GPUs are too few or a single one was asked for; or the processes cannot be connected.
+        KldmError: there are too few GPUs, or a single one was asked for, or the processes cannot be connected.
     """
     if not all(name in os.environ for name in _ENVIRONMENT):
         yield device
@@ -137,18 +137,18 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     if own.type == "cuda":
         torch.cuda.set_device(own)
     with _connecting():
-        # A prefix of its own for each group that this process is ever part of: keys stay in the store.
+        # Keys stay in the store, so each group that this process joins gets a prefix of its own.
         store = PrefixStore(f"kldm-{next(_joins)}", next(rendezvous("env://", rank, size))[0])
         store.set_timeout(PATIENCE)
         backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     here = World(rank, size, neighbours)
     if not here.is_writer:
-        logging.getLogger("kldm").setLevel(logging.ERROR)  # one process says it
+        logging.getLogger("kldm").setLevel(logging.ERROR)  # only the writer logs
     token = _WORLD.set(here)
     try:
         yield own
-        with suppress(RuntimeError):  # where others, done as well, have gone already
+        with suppress(RuntimeError):  # the others may have ended already
             dist.destroy_process_group()
     except Lost as error:
         if here.is_writer:
@@ -160,18 +160,18 @@ def joined(device: torch.device) -> Iterator[torch.device]:
 
 @contextmanager
 def _connecting() -> Iterator[None]:
-    """What torch raises where the processes do not find each other, or a backend is not there, as ``KldmError``."""
+    """Raises ``KldmError`` in place of the errors that torch raises if the processes cannot be connected."""
     try:
         yield
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         problem = f"the processes that torchrun started cannot be connected ({reason})"
-        remedy = "if it is for the network, name its interface in GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+        remedy = "if the network is the reason, name its interface in GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
         raise KldmError(problem, remedy=remedy) from error
 
 
 def _own(device: torch.device, local: int, neighbours: int) -> torch.device:
-    """The device of the process ``local`` of those on this machine."""
+    """The device of process number ``local`` on this machine."""
     if device.type != "cuda":
         return device
     if str(device) != "cuda":

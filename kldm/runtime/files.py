@@ -1,4 +1,4 @@
-"""Files that are either the old one or the whole new one, never half of it."""
+"""Writes files atomically: a file is either the old one or the complete new one."""
 
 import hashlib
 import os
@@ -17,22 +17,22 @@ def digest(path: Path) -> str:
 
 
 def make_writable(folder: Path) -> None:
-    """The folder, before the work of hours that shall be written to it.
+    """Create the folder and check that it can be written to, before hours of work whose results go there.
 
     Raises:
-        KldmError: it cannot be made, or not be written to.
+        KldmError: the folder cannot be created or is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        problem = f"no folder can be made here: {error.strerror or error}"
+        problem = f"the folder cannot be created: {error.strerror or error}"
         raise KldmError(problem, place=str(folder), remedy="choose another folder with --out") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise KldmError("the folder is not writable", place=str(folder), remedy="choose another folder with --out")
 
 
 def fresh_folder(parent: Path, stem: str) -> Path:
-    """A folder name that is not taken: stem-1, stem-2, ..."""
+    """The first of ``stem-1``, ``stem-2``, ... that does not exist in ``parent``."""
     number = 1
     while (parent / f"{stem}-{number}").exists():
         number += 1
@@ -41,14 +41,14 @@ def fresh_folder(parent: Path, stem: str) -> Path:
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; it replaces ``path`` once the block has ended well.
+    """Yields a temporary path to write to, which replaces ``path`` when the block ends without an error.
 
-    If the block raises, or the disk is full, the file that was there before stays as it was and the temporary
-    one is removed. Missing folders are made. The temporary name ends in the name of ``path``, so that writers
-    that look at the suffix do the same thing as they would with ``path``.
+    If the block raises, or the disk is full, an earlier file stays as it was, and the temporary file is removed.
+    Missing folders are created. The temporary file lies beside ``path`` and its name ends in that of ``path``, so that
+    writers that look at the suffix behave as they would with ``path``.
 
     Raises:
-        KldmError: the file cannot be written, with the path and the system's reason.
+        KldmError: the file cannot be written; the error has the path and the system's reason.
     """
     path = Path(path)
     temporary = path.with_name(f".tmp-{secrets.token_hex(6)}-{path.name}")
@@ -60,11 +60,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         if error.filename is not None and not _concerns(Path(os.fsdecode(error.filename)), temporary):
-            raise  # the block stumbled over another file: not ours to explain
+            raise  # the error concerns another file, which the block knows better
         problem = f"cannot write the file: {error.strerror or error}"
         raise KldmError(problem, place=str(path), remedy="free some space or choose another folder") from error
     finally:
-        with suppress(OSError):  # nothing was written where even the folder cannot be reached
+        with suppress(OSError):  # if the folder cannot be reached, there is no temporary file either
             temporary.unlink(missing_ok=True)
 
 

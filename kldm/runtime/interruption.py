@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question that a loop asks, so that it can leave in order."""
+"""Turns Ctrl-C and SIGTERM into a flag that a loop reads, so that it can end cleanly."""
 
 import signal
 import threading
@@ -6,14 +6,14 @@ from types import FrameType, TracebackType
 
 
 class Interruption:
-    """While entered, the first SIGINT or SIGTERM only sets ``asked``; a second one acts as it always does."""
+    """While entered, the first SIGINT or SIGTERM only sets ``asked``; a second one has its usual effect."""
 
     def __init__(self) -> None:
         self.asked = False
         self._previous: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> "Interruption":
-        # Handlers can be set from the main thread alone; elsewhere interruption stays Python's own.
+        # Only the main thread can set handlers; in other threads Python handles interruptions as usual.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._ask)

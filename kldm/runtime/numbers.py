@@ -1,4 +1,4 @@
-"""Types of arrays of numpy."""
+"""Types of numpy arrays."""
 
 import numpy as np
 import numpy.typing as npt

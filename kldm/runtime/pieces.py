@@ -1,18 +1,18 @@
-"""A batch cut into consecutive ranges of crystals, by their numbers of ordered pairs of atoms."""
+"""Cuts batches into consecutive ranges of crystals, by their numbers of ordered pairs of atoms."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
 
 Range = tuple[int, int]
-"""Crystals of a batch: the first, and one past the last."""
+"""Consecutive crystals of a batch: the index of the first, and one past the last."""
 
 
 def shares(sizes: Sequence[int], count: int) -> list[Range]:
-    """A batch cut into ``count`` consecutive ranges of crystals with about as many ordered pairs K (K - 1) each.
+    """Cut a batch into ``count`` consecutive ranges of crystals with about equal numbers of ordered pairs K (K - 1).
 
-    Each border is the one nearest to where it should be, so that no range is off by more than the largest crystal; a
-    range may be empty.
+    Each border lies between the two crystals nearest to an equal share, so that a range is off by no more than the
+    largest crystal. A range may be empty.
     """
     if count == 1:
         return [(0, len(sizes))]
@@ -26,17 +26,17 @@ def shares(sizes: Sequence[int], count: int) -> list[Range]:
 
 
 def pieces(sizes: Sequence[int], within: Range, max_pairs: int | None) -> list[Range]:
-    """A range cut into consecutive ones of at most ``max_pairs`` ordered pairs; of a larger crystal, it alone."""
+    """Cut a range into ranges of at most ``max_pairs`` ordered pairs; a larger crystal gets a range of its own."""
     first, last = within
     if max_pairs is None or first == last:
         return [within]
-    found, room = [], max_pairs - _cost(sizes[first])
+    ranges, room = [], max_pairs - _cost(sizes[first])
     for index in range(first + 1, last):
         room -= _cost(sizes[index])
         if room < 0:
-            found.append((first, index))
+            ranges.append((first, index))
             first, room = index, max_pairs - _cost(sizes[index])
-    return [*found, (first, last)]
+    return [*ranges, (first, last)]
 
 
 def _cost(size: int) -> int:

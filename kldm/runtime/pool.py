@@ -1,4 +1,4 @@
-"""One function on many structures: in processes or on a cluster, in order, within a time limit, losing nothing."""
+"""Applies a function to many structures, in processes or on a cluster, in order and within a time limit."""
 
 import ctypes
 import pickle
@@ -14,21 +14,21 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 LARGEST_CHUNK = 16
-"""Items of one task: enough to amortise its dispatch (a millisecond), few enough to see progress."""
+"""Largest number of items in a task: enough to amortise its dispatch (a millisecond), few enough to see progress."""
 
 AGAIN = 1.0
-"""Seconds after which a function that swallowed the end of its time is told again."""
+"""Seconds after which a function that has caught the exception of the time limit gets it again."""
 
 
 @attrs.frozen
 class Failure:
-    """An item without a result, and why: the time limit or the type of an exception, so that reasons can be counted."""
+    """An item without a result. The reason is the time limit or the type of an exception, so that it can be counted."""
 
     reason: str
 
 
 def check_work(workers: int, time_limit: float | None) -> None:
-    """Raises ``KldmError`` for numbers that ``each`` can do nothing with."""
+    """Raises ``KldmError`` for values that ``parallel_map`` cannot use."""
     if workers < 1 and workers != -1:
         raise KldmError(f"must be a number of processes, or -1 for all cores, got {workers}", place="workers")
     if time_limit is not None and not 0 < time_limit <= threading.TIMEOUT_MAX:
@@ -44,20 +44,20 @@ def parallel_map(
     description: str,
     unit: str = "structure",
 ) -> Iterator[R | Failure]:
-    """``function(item)`` of every item, in their order, whatever the number of workers.
+    """``function(item)`` for every item, in the order of the items, whatever the number of workers.
 
-    An item that raises, runs longer than ``time_limit``, or whose value cannot be sent between processes is a
-    ``Failure``; the others are not touched by it. One worker means this very process. Several are joblib's (loky
-    processes with one BLAS thread each), unless a surrounding ``joblib.parallel_config`` names a backend, such as
-    dask: then that one does the work, also for one worker.
+    The result is a ``Failure`` if the function raises, runs longer than ``time_limit``, or returns a value that cannot
+    be sent between processes; other items are not affected. One worker is the calling process. Several workers are
+    processes of joblib (loky, with one BLAS thread each). If a surrounding ``joblib.parallel_config`` names a backend,
+    such as dask, that backend does the work, even for one worker.
 
     Args:
-        function: of a module, so that other processes can import it; without side effects.
-        workers: processes; -1: as many as there are CPU cores.
+        function: a function without side effects that other processes can import from its module.
+        workers: number of processes; -1 means one for each CPU core.
         time_limit: seconds of wall time per item. It interrupts Python code; a single call into compiled code is
-            interrupted when it returns.
-        description: of the progress bar, which appears after two seconds.
-        unit: what an item is called there.
+            interrupted only when it returns.
+        description: text of the progress bar, which appears after two seconds.
+        unit: name of an item in the progress bar.
     """
     from tqdm import tqdm
 
@@ -71,15 +71,15 @@ def parallel_map(
 
 
 def _jobs(workers: int, items: int) -> int:
-    """How many joblib workers share the items; 0: none, the work is done here."""
+    """Number of joblib workers; 0 if this process does the work itself."""
     from joblib import effective_n_jobs
 
-    jobs = int(effective_n_jobs(None if workers == 1 else workers))  # None: what the surrounding context says
+    jobs = int(effective_n_jobs(None if workers == 1 else workers))  # None: as the surrounding context says
     return 0 if jobs == 1 and not _configured() else min(jobs, items)
 
 
 def _configured() -> bool:
-    """Whether a surrounding ``joblib.parallel_config`` names a backend; else joblib makes a new one each time."""
+    """Whether a surrounding ``joblib.parallel_config`` names a backend; otherwise joblib creates one for each call."""
     from joblib.parallel import get_active_backend
 
     return get_active_backend()[0] is get_active_backend()[0]
@@ -111,7 +111,7 @@ def _parallel(
 def _chunk(
     function: Callable[[Any], Any], items: Sequence[bytes | Failure], time_limit: float | None
 ) -> list[bytes | Failure]:
-    """One task of the pool. Items and values travel packed one by one, so that a bad one spoils no other."""
+    """One task of the pool. Items and values are pickled separately, so that a bad one does not affect the others."""
     return [_packed(_outcome(function, _unpacked(packed), time_limit)) for packed in items]
 
 
@@ -120,7 +120,7 @@ def _packed(value: object) -> bytes | Failure:
         return value
     try:
         return pickle.dumps(value)
-    except Exception as error:  # objects refuse to be pickled in many ways
+    except Exception as error:  # pickling can raise errors of any type
         return Failure(type(error).__name__)
 
 
@@ -129,7 +129,7 @@ def _unpacked(packed: bytes | Failure) -> Any:
         return packed
     try:
         return pickle.loads(packed)
-    except Exception as error:  # or to come back
+    except Exception as error:  # and so can unpickling
         return Failure(type(error).__name__)
 
 
@@ -140,7 +140,7 @@ def _outcome(function: Callable[[T], R], item: T, time_limit: float | None) -> R
         return function(item) if time_limit is None else _within(time_limit, function, item)
     except _OutOfTimeError:
         return Failure(f"time limit of {time_limit:g} s")
-    except Exception as error:  # whatever one item raises concerns that item alone
+    except Exception as error:  # whatever an item raises is the failure of that item only
         return Failure(type(error).__name__)
 
 
@@ -149,7 +149,7 @@ class _OutOfTimeError(BaseException):
 
 
 def _within(seconds: float, function: Callable[[T], R], item: T) -> R:
-    """``function(item)``, or ``_OutOfTimeError`` in this thread, be it the main one or a worker's of dask."""
+    """``function(item)``, or ``_OutOfTimeError`` in this thread, which may be a worker thread of dask."""
     alarm = _Alarm()
     try:
         try:
@@ -158,7 +158,7 @@ def _within(seconds: float, function: Callable[[T], R], item: T) -> R:
         finally:
             alarm.off()
     except _OutOfTimeError:
-        alarm.off()  # again, as it may have come just before the alarm was off
+        alarm.off()  # again, because the error may have been raised just before the first call
         raise
 
 

@@ -1,8 +1,8 @@
-"""Rows taken and summed by index, forward and backward, so that a compiler gets their order right.
+"""Takes and sums rows by index, forward and backward, in a form that torch.compile orders correctly.
 
-Between a sum into rows and its use, the compiler of torch 2.13 may put the use first (it forgets, when it fuses, that
-the sum writes into memory that is there already): gradients then lack what was summed, without an error. For a compiler
-the sums here are calls into which it does not look; otherwise they are torch's own.
+The compiler of torch 2.13 may move the use of a sum before the sum itself: when it fuses operations, it overlooks that
+the sum writes into existing memory. Gradients are then incomplete, without an error. While compiling, the sums here are
+therefore opaque custom operators; otherwise they are those of torch.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ def take_rows(values: Tensor, index: Tensor) -> Tensor:
 
 
 def add_rows(values: Tensor, index: Tensor, rows: int) -> Tensor:
-    """[N, ...] and int64 [N] in 0..rows - 1 to [rows, ...]: the sum of the values that have the row's index."""
+    """[N, ...] and int64 [N] in 0..rows - 1 to [rows, ...]: for each row the sum of the values with its index."""
     if torch.compiler.is_compiling():
         added: Tensor = _Add.apply(values, index, rows)  # type: ignore[no-untyped-call]
         return added

@@ -1,4 +1,4 @@
-"""Tables of numbers that are computed once."""
+"""Tables of numbers that are computed once and cached."""
 
 from collections.abc import Callable
 from functools import cache
@@ -11,13 +11,13 @@ P = ParamSpec("P")
 
 
 def table(make: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """A function of hashable arguments that makes its table once for each of them.
+    """Cache the tables that ``make`` computes for its hashable arguments.
 
-    A table outlives the call and may meet autograd later, whatever mode it is first asked for in.
+    A table may be used with autograd later, even if it is first requested in inference mode.
     """
 
-    def outliving(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+    def ordinary(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
             return make(*args, **kwargs)
 
-    return cast(Callable[P, Tensor], cache(outliving))
+    return cast(Callable[P, Tensor], cache(ordinary))

@@ -38,8 +38,8 @@ class Roomy:
 
     def measure(self, samples: Samples) -> Measurement:
         rows = [
-            {"per_atom": None if one.structure is None else one.structure.volume / len(one.structure)}
-            for one in samples.candidates
+            {"per_atom": None if candidate.structure is None else candidate.structure.volume / len(candidate.structure)}
+            for candidate in samples.candidates
         ]
         roomy = [row["per_atom"] is not None and row["per_atom"] > self.threshold for row in rows]
         volumes = [row["per_atom"] for row in rows if row["per_atom"] is not None]
@@ -64,8 +64,9 @@ class Arrays:
     structures_alone: bool = False
 
     def measure(self, samples: Samples) -> Measurement:
-        edges = [one.structure.lattice.abc for one in samples.candidates if one.structure or not self.structures_alone]
-        rows = tuple({"edges": np.array(one), "longest": np.float32(max(one))} for one in edges)
+        structures = [candidate.structure for candidate in samples.candidates]
+        edges = [structure.lattice.abc for structure in structures if structure or not self.structures_alone]
+        rows = tuple({"edges": np.array(lengths), "longest": np.float32(max(lengths))} for lengths in edges)
         mean, nothing = np.mean(edges, dtype=np.float32), np.float64("nan")
         return Measurement({"mean": mean, "nothing": nothing}, rows, {"weights": np.ones(2)})
 
@@ -78,11 +79,9 @@ class Answering:
     terms: ClassVar[Terms] = Terms(answers=True)
 
     def measure(self, samples: Samples) -> Measurement:
-        same = [
-            one.structure is not None and one.structure.composition == samples.reference[one.target].composition
-            for one in samples.candidates
-        ]
-        return Measurement({"same": sum(same) / len(samples.reference)}, tuple({"same": one} for one in same))
+        pairs = [(candidate.structure, samples.reference[candidate.target]) for candidate in samples.candidates]
+        same = [structure is not None and structure.composition == target.composition for structure, target in pairs]
+        return Measurement({"same": sum(same) / len(samples.reference)}, tuple({"same": agrees} for agrees in same))
 '''
 
 
@@ -144,11 +143,11 @@ def test_several_files_are_several_sets_or_several_answers(code: Path, samples: 
     assert done.exit_code == 0, done.output
     found = Report.read(tmp_path / "sets" / "report.json").evaluation["2 files"].metrics["roomy.v1"]
     assert (found.values["roomy"], found.values["roomy_std"]) == (0.75, 0.25)
-    assert [one["roomy"] for one in found.seeds] == [0.5, 1.0]
+    assert [values["roomy"] for values in found.seeds] == [0.5, 1.0]
     assert found.definition["threshold"] == 20.0
     assert cells(kldm("compare", tmp_path / "sets").output, "roomy") == ["75.0 ± 25.0 %"]
 
-    reference = lines(tmp_path / "reference.jsonl", [{"structure": one.as_dict()} for one in REFERENCE])
+    reference = lines(tmp_path / "reference.jsonl", [{"structure": structure.as_dict()} for structure in REFERENCE])
     arguments = ("--metric", "answering.v1", "--code", code, "--reference", reference, "--out", tmp_path / "answers")
     done = kldm("evaluate", samples, second, *arguments)
     assert done.exit_code == 0, done.output
@@ -169,7 +168,7 @@ def test_a_metric_without_terms_wants_a_reference(code: Path, samples: Path, tmp
 
 
 def test_numbers_of_numpy_are_numbers(code: Path, samples: Path, tmp_path: Path) -> None:
-    built = lines(tmp_path / "built.jsonl", [{"structure": one.as_dict()} for one in REFERENCE[:2]])
+    built = lines(tmp_path / "built.jsonl", [{"structure": structure.as_dict()} for structure in REFERENCE[:2]])
     arguments = ("--metric", "arrays.v1", "--code", code, "--reference", built, "--out", tmp_path / "out")
     done = kldm("evaluate", built, *arguments)
     assert done.exit_code == 0, done.output
@@ -202,7 +201,7 @@ def test_a_metric_of_one_s_own_stands_in_a_run(code: Path, tmp_path: Path, finis
 
 
 def metals(path: Path, *structures: Structure) -> Path:
-    return lines(path, [{"structure": one.as_dict()} for one in structures])
+    return lines(path, [{"structure": structure.as_dict()} for structure in structures])
 
 
 @pytest.mark.parametrize(
@@ -241,10 +240,10 @@ def test_the_cutoffs_of_coverage_go_with_the_reference(tmp_path: Path, monkeypat
     from kldm.metrics import DeNovo
 
     monkeypatch.setenv("KLDM_CACHE", str(tmp_path))
-    one = fcc("Cu", 3.6)
+    structure = fcc("Cu", 3.6)
 
     def used(source: str, **options: Any) -> Any:
-        samples = Samples((Candidate(0, 0, one),), (one,), source)
+        samples = Samples((Candidate(0, 0, structure),), (structure,), source)
         coverage = DeNovo(**options).measure(samples).definition["coverage"]
         assert isinstance(coverage, dict)
         return coverage["cutoffs"], coverage["structure_cutoff"]

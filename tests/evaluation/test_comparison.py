@@ -392,7 +392,7 @@ def test_a_report_given_twice(tmp_path: Path) -> None:
         ('{"csp": {', "not JSON"),
         ("\udcff", "not JSON"),
         ("[]", "not a report of kldm evaluate or kldm run"),
-        ("{}", "not a report .*no values of a metric"),
+        ("{}", "not a report .*no values of any metric"),
         ('{"csp": 3}', "not a report .*values: wants section of float"),
         ('{"csp": {}, "definitions": []}', "not a report .*definitions"),
         ('{"csp": {}, "notes": "none"}', "not a report .*notes"),

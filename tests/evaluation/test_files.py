@@ -113,7 +113,7 @@ def test_a_selection_is_made_or_taken_from_the_samples(tmp_path: Path, reference
     other = Structure(Lattice.tetragonal(4.1, 9.0), ["Cs", "Cl"], CORNERS)
     made = [other, salt("Cs", "Cl", 4.2), salt("Cs", "Cl", 4.0)]
     rows: list[dict[str, Any]] = [
-        {"target": 0, "candidate": number, "structure": one.as_dict()} for number, one in enumerate(made)
+        {"target": 0, "candidate": number, "structure": structure.as_dict()} for number, structure in enumerate(made)
     ]
     rows.append({"target": 1, "candidate": 0, "structure": REFERENCE[1].as_dict()})
     plain = lines(tmp_path / "plain.jsonl", rows)
@@ -143,10 +143,10 @@ def test_a_selection_is_made_or_taken_from_the_samples(tmp_path: Path, reference
 def test_seeds_are_selected_from_too(tmp_path: Path, reference: Path) -> None:
     files = []
     for seed, right in enumerate((0, 4, 4)):
-        made = [one if row < right else ODD for row, one in enumerate(REFERENCE)]
+        made = [structure if row < right else ODD for row, structure in enumerate(REFERENCE)]
         rows: list[dict[str, Any]] = [
-            {"target": row, "candidate": 0, "structure": one.as_dict(), "selected": True}
-            for row, one in enumerate(made)
+            {"target": row, "candidate": 0, "structure": structure.as_dict(), "selected": True}
+            for row, structure in enumerate(made)
         ]
         files.append(lines(tmp_path / f"seed{seed}.jsonl", rows))
     arguments = ("--reference", reference, "--metric.rules", '["structural"]')
@@ -180,7 +180,7 @@ def test_the_rows_that_were_asked_for_are_judged_alone(tmp_path: Path, reference
     both = evaluate(samples, more, "--reference", reference, "--requested", out=tmp_path / "both")
     assert both["reference"]["rows"] == 3
     assert f"{more} has no candidate for 1 of 3 targets; they count as not matched." in both["notes"]
-    everything = [{"target": row, "structure": one.as_dict()} for row, one in enumerate(REFERENCE)]
+    everything = [{"target": row, "structure": structure.as_dict()} for row, structure in enumerate(REFERENCE)]
     whole = evaluate(
         lines(tmp_path / "all.jsonl", everything), "--reference", reference, "--requested", out=tmp_path / "whole"
     )
@@ -189,7 +189,7 @@ def test_the_rows_that_were_asked_for_are_judged_alone(tmp_path: Path, reference
 
 
 def test_samples_that_do_not_say_what_they_answer_have_no_requested_rows(tmp_path: Path, reference: Path) -> None:
-    unlabelled = lines(tmp_path / "samples.jsonl", [{"structure": one.as_dict()} for one in REFERENCE])
+    unlabelled = lines(tmp_path / "samples.jsonl", [{"structure": structure.as_dict()} for structure in REFERENCE])
     told = refused("evaluate", unlabelled, "--reference", reference, "--requested", "--out", tmp_path / "out")
     assert told.startswith(f"{unlabelled}: the file does not say which rows of the reference its samples answer")
     assert "give every row a 'target', or leave --requested out" in told
@@ -200,7 +200,7 @@ def test_samples_that_do_not_say_what_they_answer_have_no_requested_rows(tmp_pat
 
 def test_rows_without_targets_are_placed_and_lost_ones_are_counted(tmp_path: Path, reference: Path) -> None:
     made = [salt("Rb", "I", 4.4), salt("Cs", "Cl", 4.1), salt("K", "F", 3.0)]
-    samples = lines(tmp_path / "samples.jsonl", [{"structure": one.as_dict()} for one in made])
+    samples = lines(tmp_path / "samples.jsonl", [{"structure": structure.as_dict()} for structure in made])
     report = evaluate(samples, "--reference", reference, out=tmp_path / "out")
     assert "composition" in report["alignment"]
     assert report["unplaced"] == 1
@@ -213,8 +213,8 @@ def test_rows_without_targets_are_placed_and_lost_ones_are_counted(tmp_path: Pat
 def test_several_files_are_seeds(tmp_path: Path, reference: Path) -> None:
     files = []
     for seed, right in enumerate((4, 2)):
-        made = [one if row < right else ODD for row, one in enumerate(REFERENCE)]
-        rows = [{"target": row, "candidate": 0, "structure": one.as_dict()} for row, one in enumerate(made)]
+        made = [structure if row < right else ODD for row, structure in enumerate(REFERENCE)]
+        rows = [{"target": row, "candidate": 0, "structure": structure.as_dict()} for row, structure in enumerate(made)]
         files.append(lines(tmp_path / f"seed{seed}.jsonl", rows))
     report = evaluate(*files, "--reference", reference, "--metric.rules", '["structural"]', out=tmp_path / "out")
     found = report["values"]
@@ -225,19 +225,19 @@ def test_several_files_are_seeds(tmp_path: Path, reference: Path) -> None:
     assert generated["values"]["struct_valid"] == 0.75
     assert generated["values"]["struct_valid_std"] == 0.25
     assert generated["definition"]["oxidation_states"] == "smact14"
-    assert [one["counts"]["valid"] for one in generated["definition"]["seeds"]] == [4, 2]
-    assert [one["struct_valid"] for one in generated["seeds"]] == [1.0, 0.5]
+    assert [seed["counts"]["valid"] for seed in generated["definition"]["seeds"]] == [4, 2]
+    assert [seed["struct_valid"] for seed in generated["seeds"]] == [1.0, 0.5]
     assert generated["requests"] == 8
     assert "is given twice" in refused("evaluate", files[0], files[0], "--reference", reference)
 
 
 def test_de_novo_generation(tmp_path: Path, reference: Path) -> None:
     made = [*REFERENCE[:2], ODD, salt("Na", "Cl", 3.5)]
-    samples = lines(tmp_path / "samples.jsonl", [{"structure": one.as_dict()} for one in made])
+    samples = lines(tmp_path / "samples.jsonl", [{"structure": structure.as_dict()} for structure in made])
     arguments = ("--reference", reference, "--metric", "de_novo.v1")
     keys = ("--metric.cutoffs", "perov_5", "--metric.draw", "2", "--metric.seed", "5")
     report = evaluate(samples, *arguments, *keys, out=tmp_path / "out")
-    candidates = tuple(Candidate(row, 0, one) for row, one in enumerate(made))
+    candidates = tuple(Candidate(row, 0, structure) for row, structure in enumerate(made))
     own = DeNovo(cutoffs="perov_5", draw=2, seed=5).measure(Samples(candidates, tuple(REFERENCE)))
     assert report["values"] == pytest.approx(dict(own.values))
     assert report["values"]["struct_valid"] == 0.75
@@ -260,11 +260,11 @@ def test_a_reference_that_was_trained_on_is_pointed_out(tmp_path: Path, referenc
 def test_a_folder_of_samples_is_a_file_of_samples(tmp_path: Path, reference: Path) -> None:
     from kldm.evaluation.results import write_samples
 
-    write_samples(tmp_path / "made", [Candidate(row, 0, one) for row, one in enumerate(REFERENCE)])
+    write_samples(tmp_path / "made", [Candidate(row, 0, structure) for row, structure in enumerate(REFERENCE)])
     report = evaluate(tmp_path / "made", "--reference", reference, out=tmp_path / "out")
     assert report["values"]["structural.match_rate@1"] == 1
     own = MatchRate().measure(
-        Samples(tuple(Candidate(row, 0, one) for row, one in enumerate(REFERENCE)), tuple(REFERENCE))
+        Samples(tuple(Candidate(row, 0, structure) for row, structure in enumerate(REFERENCE)), tuple(REFERENCE))
     )
     assert report["values"]["full.rmse@1"] == own.values["full.rmse@1"]
 
@@ -276,19 +276,19 @@ def test_a_folder_of_samples_is_a_file_of_samples(tmp_path: Path, reference: Pat
         (["--metric", "match_rate.v2"], "--metric: @metrics holds no 'match_rate.v2'; did you mean 'match_rate.v1'?"),
         (["--metric.rule", '["full"]'], "--metric.rule: unknown key; did you mean 'rules'?"),
         (["--metric.stol", "-1"], "--metric.stol: must be above 0, got -1"),
-        (["--sampler.steps", "3"], "--sampler.steps: is not of the metric"),
+        (["--sampler.steps", "3"], "--sampler.steps: is no key of the metric"),
         (["--metric", "de_novo.v1", "--metric.cutoffs", "mp20"], "--metric.cutoffs: wants"),
         (["--metric", "de_novo.v1", "--metric.states", "icsd16"], "--metric.states: wants"),
         (["--metric", "stability.v1", "--metric.potential.@potentials", "emt.v2"], "did you mean 'emt.v1'?"),
         (["--workers", "0"], "--metric.workers: must be a number of processes, or -1 for all cores, got 0"),
         (["--time-limit", "0"], "--metric.time_limit: must be above 0"),
-        (["--metric", "validity.v1", "--workers", "2"], "--workers: says nothing with validity.v1"),
+        (["--metric", "validity.v1", "--workers", "2"], "--workers: does not apply to validity.v1"),
         (["--reference", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--reference", "mp_20"], "write it like mp_20/test"),
         (["--reference", "mp_21/test"], "reference mp_21/test: 'mp_21' is neither"),
         (["--metric", "de_novo.v1", "--metric.seed", "-1"], "--metric.seed: must be at least 0, got -1"),
-        (["--metric", "de_novo.v1", "--k", "2"], "--k: says nothing with de_novo.v1"),
-        (["--metric", "de_novo.v1", "--requested"], "--requested: says nothing with de_novo.v1"),
+        (["--metric", "de_novo.v1", "--k", "2"], "--k: does not apply to de_novo.v1"),
+        (["--metric", "de_novo.v1", "--requested"], "--requested: does not apply to de_novo.v1"),
     ],
     ids=str,
 )
@@ -308,5 +308,5 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(
         monkeypatch.setattr(kind, "measure", lambda *_: pytest.fail("there was work"))
     samples = lines(tmp_path / "samples.jsonl", [{"target": 0, "structure": REFERENCE[0].as_dict()}])
     told = refused("evaluate", samples, "--reference", reference, "--metric", metric, "--out", samples / "out")
-    assert f"{samples / 'out'}: no folder can be made here" in told
+    assert f"{samples / 'out'}: the folder cannot be created" in told
     assert "choose another folder with --out" in told

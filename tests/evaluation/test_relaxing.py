@@ -29,7 +29,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     (folder / "elements.json").write_text(json.dumps([fcc("Cu", 3.6).as_dict(), fcc("Au", 4.1).as_dict()]))
     made = [ordered("Au", "Cu", 3.75), ordered("Cu", "Au", 4.0), ordered("Cu", "Au", 3.95), fcc("Fe", 3.6), None]
-    rows = [{"target": n, "candidate": 0, "structure": one and one.as_dict()} for n, one in enumerate(made)]
+    rows = [
+        {"target": n, "candidate": 0, "structure": structure and structure.as_dict()}
+        for n, structure in enumerate(made)
+    ]
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -64,7 +67,7 @@ def test_a_relaxed_folder_holds_structures_energies_and_entries(place: Path, hul
 def test_entries_are_read_by_pymatgen(hull: Path) -> None:
     from pymatgen.entries.computed_entries import ComputedStructureEntry
 
-    entries = [ComputedStructureEntry.from_dict(one) for one in json.loads(gzip.decompress(hull.read_bytes()))]
+    entries = [ComputedStructureEntry.from_dict(entry) for entry in json.loads(gzip.decompress(hull.read_bytes()))]
     assert [entry.reduced_formula for entry in entries] == ["Cu", "Au"]
     assert len(read_samples(hull)) == 2, "they serve as a reference too"
 
@@ -73,8 +76,11 @@ def test_failed_structures_keep_their_numbers_and_reasons(place: Path, tmp_path:
     done = kldm("relax", place / "samples.jsonl", "--potential", "emt.v1", "--out", tmp_path / "out")
     assert "3 structures (0 not converged), 2 failed" in done.output
     kept = read_samples(tmp_path / "out" / "samples.jsonl")
-    assert [one.target for one in kept] == [0, 1, 2, 3, 4]
-    assert [one.reason for one in kept][3:] == ["the potential failed (NotImplementedError)", "no structure"]
+    assert [candidate.target for candidate in kept] == [0, 1, 2, 3, 4]
+    assert [candidate.reason for candidate in kept][3:] == [
+        "the potential failed (NotImplementedError)",
+        "no structure",
+    ]
     assert len(rows_of(tmp_path / "out" / "relaxation.csv")) == 5
     again = kldm("relax", tmp_path / "out", "--potential", "emt.v1", "--limit", "2")
     assert again.exit_code == 0
@@ -114,7 +120,9 @@ def test_an_evaluation_beside_a_relaxation_leaves_it_alone(place: Path, hull: Pa
 
 
 def test_two_samples_of_one_number_keep_their_energies(tmp_path: Path) -> None:
-    rows = [{"target": 0, "candidate": 0, "structure": fcc(*one).as_dict()} for one in (("Cu", 3.6), ("Au", 4.1))]
+    rows = [
+        {"target": 0, "candidate": 0, "structure": fcc(*element).as_dict()} for element in (("Cu", 3.6), ("Au", 4.1))
+    ]
     (tmp_path / "twice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert kldm("relax", tmp_path / "twice.jsonl", "--potential", "emt.v1", "--out", tmp_path / "out").exit_code == 0
     frames: Any = ase.io.read(tmp_path / "out" / "samples.extxyz", ":")
@@ -153,17 +161,17 @@ RELAX = ("relax", "SAMPLES", "--potential")
         ((*RELAX, "emt.v1", "--relaxation.fmx", "1"), "--relaxation.fmx: unknown key; did you mean 'fmax'?"),
         ((*RELAX, "emt.v1", "--relaxation.fmax", "-3"), "--relaxation.fmax: must be above 0, got -3.0"),
         ((*RELAX, "emt.v1", "--potential.weights", "x"), "--potential.weights: unknown key"),
-        ((*RELAX, "emt.v1", "--model.hidden", "3"), "--model.hidden: says nothing here"),
+        ((*RELAX, "emt.v1", "--model.hidden", "3"), "--model.hidden: is no key of the potential or the relaxation"),
         ((*RELAX, "emt.v1", "--workers", "0"), "workers: must be a number of processes, or -1"),
         ((*RELAX, "emt.v1", "--time-limit", "nan"), "time_limit: must be a positive number of seconds"),
         ((*RELAX, "emt.v1", "--time-limit", "1e300"), "time_limit: must be a positive number of seconds, got 1e+300"),
-        ((*BARE, "--relaxation.fmax", "1"), "--relaxation.fmax: is not of the metric"),
+        ((*BARE, "--relaxation.fmax", "1"), "--relaxation.fmax: is no key of the metric"),
         ((*RELAX, "emt.v1", "--fmax", "1"), "--fmax: there is no such option"),
         (("relax", "absent", "--potential", "emt.v1"), "reference absent: neither a file nor DATASET/SPLIT"),
         ((*RELAX, "mattersim.v1", "--potential.weights", "absent.pth"), "mattersim.v1: "),
         ((*BARE, "--metric.hull", "HULL"), "--metric.hull: a hull is of no use without energies"),
         ((*JUDGE, "--metric.hull", "HULL"), "--metric.hull: unknown key"),
-        ((*JUDGE, "--potential.device", "cpu"), "--potential.device: is not of the metric"),
+        ((*JUDGE, "--potential.device", "cpu"), "--potential.device: is no key of the metric"),
         ((*STABILITY, "--metric.hull", "SAMPLES"), "samples.jsonl, entry 0: it is not an entry with a composition"),
         ((*STABILITY, "--metric.hull", "REFERENCE"), "elements.json, entry 0: it is not an entry with a composition"),
         ((*STABILITY, "--metric.hull", '["absent.json"]'), "absent.json: cannot be read (No such file or directory)"),
@@ -212,7 +220,7 @@ def test_a_folder_that_cannot_be_made_is_told_before_the_work(place: Path, tmp_p
         arguments = (*command, place / "samples.jsonl", "--out", tmp_path / "file" / "out")
         done = kldm(*arguments)
         assert done.exit_code == 1
-        assert "no folder can be made here" in done.output
+        assert "the folder cannot be created" in done.output
 
 
 RECIPE = """

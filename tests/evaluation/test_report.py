@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kldm.evaluation.report import Against, Finding, Judgement, Report, terms_of
+from kldm.evaluation.report import Finding, JudgedReference, Judgement, Report, terms_of
 from kldm.evaluation.tables import judgements_table
 from kldm.interfaces import Measurement, Samples, Terms
 from kldm.metrics import MatchRate, Stability
@@ -42,7 +42,7 @@ FINDINGS = st.builds(
 JUDGEMENTS = st.builds(
     Judgement,
     reference=st.none()
-    | st.builds(Against, name=st.none() | TEXTS, rows=st.none() | st.integers(0, 9), whole=st.booleans()),
+    | st.builds(JudgedReference, name=st.none() | TEXTS, rows=st.none() | st.integers(0, 9), whole=st.booleans()),
     requests=st.integers(0, 9),
     not_built=st.integers(0, 9),
     metrics=st.dictionaries(TEXTS, FINDINGS, max_size=2),
@@ -84,13 +84,13 @@ def test_a_metric_has_its_terms_or_the_defaults() -> None:
 
 def test_the_table_has_a_column_for_each_set_of_samples() -> None:
     found = Finding(metric="mine.v1", values={"n_good": 3.0, "share": 0.25})
-    one = Judgement(
-        reference=Against(name="mine", rows=4), requests=5, not_built=1, metrics={"mine": found}, notes=("So.",)
+    judged = Judgement(
+        reference=JudgedReference(name="mine", rows=4), requests=5, not_built=1, metrics={"mine": found}, notes=("So.",)
     )
     other = attrs.evolve(
-        one, reference=None, metrics={"mine": attrs.evolve(found, values={"share": None, "more": 1.5})}
+        judged, reference=None, metrics={"mine": attrs.evolve(found, values={"share": None, "more": 1.5})}
     )
-    lines = judgements_table({"a": one, "b": other}).splitlines()
+    lines = judgements_table({"a": judged, "b": other}).splitlines()
     assert [line.split() for line in lines if "---" not in line] == [
         ["a", "b"],
         ["reference", "4", "none"],

@@ -44,12 +44,12 @@ CANDIDATES = (
 )
 
 
-def same(one: Structure | None, other: Structure | None) -> bool:
+def same(first: Structure | None, other: Structure | None) -> bool:
     """Equal to the eight decimals that text files keep, whatever the rotation of the cell and the order of sites."""
-    assert one is not None
+    assert first is not None
     assert other is not None
-    places = dict(zip(map(str, one.species), one.frac_coords, strict=True))
-    return np.allclose(one.lattice.parameters, other.lattice.parameters, atol=1e-6) and all(
+    places = dict(zip(map(str, first.species), first.frac_coords, strict=True))
+    return np.allclose(first.lattice.parameters, other.lattice.parameters, atol=1e-6) and all(
         np.allclose(place, places[str(name)], atol=1e-7)
         for name, place in zip(other.species, other.frac_coords, strict=True)
     )

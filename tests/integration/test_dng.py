@@ -32,7 +32,9 @@ def test_a_run_generates_and_judges_as_many_as_asked_for(finished_dng: Path) -> 
     for label, found in report["evaluation"].items():
         assert found["requests"] == 5
         samples = read_samples(finished_dng / "samples" / label / "samples.jsonl")
-        assert [(one.target, one.candidate) for one in samples] == [(number, 0) for number in range(5)]
+        assert [(candidate.target, candidate.candidate) for candidate in samples] == [
+            (number, 0) for number in range(5)
+        ]
         values = found["metrics"]["dng"]["values"]
         assert 0 <= values["valid"] <= values["struct_valid"] <= 1
 
@@ -76,10 +78,10 @@ def test_a_thousand_requests_give_a_thousand_results(species: DiffusionProcess) 
             parameter.mul_(30)  # absurd answers, up to cells that cannot be built
     generated = generate(model, PredictorCorrector(steps=2), de_novo(sizes).store, wanted, seed=0, max_pairs=20_000)
     made = candidates(generated, wanted)
-    assert [one.target for one in made] == list(range(1000))
-    for one, size in zip(made, sizes, strict=True):
-        assert (one.structure is None) == bool(one.reason)
-        assert one.structure is None or len(one.structure) == size
+    assert [candidate.target for candidate in made] == list(range(1000))
+    for candidate, size in zip(made, sizes, strict=True):
+        assert (candidate.structure is None) == bool(candidate.reason)
+        assert candidate.structure is None or len(candidate.structure) == size
     assert generated.species.min() >= 1
     assert generated.species.max() <= 100
 

@@ -49,10 +49,12 @@ def test_perovskites_are_generated(tmp_path: Path) -> None:
     """Cells of five atoms, nearly cubic, with edges as in Perov-5; of these elements most are ABO3."""
     arguments = ("--elements", "Ba,Sr,Ca,Ti,Zr,O", "--count", "12", "--sampler.steps", "50", "--device", "cpu")
     assert kldm("sample", NEW_PEROVSKITES, *arguments, "--out", tmp_path).exit_code == 0
-    made = [one.structure for one in read_samples(tmp_path / "samples.jsonl") if one.structure is not None]
+    made = [
+        candidate.structure for candidate in read_samples(tmp_path / "samples.jsonl") if candidate.structure is not None
+    ]
     assert len(made) == 12
-    assert {len(one) for one in made} == {5}
-    assert {symbol for one in made for symbol in one.symbol_set} <= {"Ba", "Sr", "Ca", "Ti", "Zr", "O"}
-    assert sum(one.composition["O"] == 3 for one in made) >= 8
-    assert all(3.4 < one.volume ** (1 / 3) < 5.2 for one in made)
-    assert all(abs(angle - 90) < 8 for one in made for angle in one.lattice.angles)
+    assert {len(structure) for structure in made} == {5}
+    assert {symbol for structure in made for symbol in structure.symbol_set} <= {"Ba", "Sr", "Ca", "Ti", "Zr", "O"}
+    assert sum(structure.composition["O"] == 3 for structure in made) >= 8
+    assert all(3.4 < structure.volume ** (1 / 3) < 5.2 for structure in made)
+    assert all(abs(angle - 90) < 8 for structure in made for angle in structure.lattice.angles)

@@ -44,7 +44,7 @@ def structures(found: tuple[Candidate, ...]) -> list[Structure]:
 def test_a_chemical_system(finished_dng: Path, tmp_path: Path) -> None:
     found, report = sampled(finished_dng, tmp_path, "--elements", "Li, O,Mn", "--atoms", "4-6", "--count", "30")
     assert len(found) == 30
-    assert [(one.target, one.candidate) for one in found] == [(number, 0) for number in range(30)]
+    assert [(candidate.target, candidate.candidate) for candidate in found] == [(number, 0) for number in range(30)]
     for structure in structures(found):
         assert {element.symbol for element in structure.composition} <= {"Li", "O", "Mn"}
         assert 4 <= len(structure) <= 6
@@ -79,7 +79,7 @@ def test_atoms_that_must_be_there(finished_dng: Path, tmp_path: Path) -> None:
 def test_a_whole_formula_with_a_model_that_generates_species(finished_dng: Path, tmp_path: Path) -> None:
     found, report = sampled(finished_dng, tmp_path, "--formula", "LiFePO4", "--count", "3")
     assert {structure.composition.formula for structure in structures(found)} <= {"Li1 Fe1 P1 O4"}
-    assert [(one.target, one.candidate) for one in found] == [(0, 0), (0, 1), (0, 2)]
+    assert [(candidate.target, candidate.candidate) for candidate in found] == [(0, 0), (0, 1), (0, 2)]
     assert report["violations"] == {"species": 0}
 
 
@@ -131,7 +131,7 @@ def test_structure_prediction_in_a_known_cell(finished: Path, tmp_path: Path, ho
         (["--contains", "LiX2"], "not a chemical formula"),
         (["--contains", "Li2", "--elements", "O"], "atoms of atomic number 3 are kept"),
         (["--template", "nowhere.cif"], "nowhere.cif: no such file"),
-        (["--keep-atoms", "1"], "--keep-atoms wants --template"),
+        (["--keep-atoms", "1"], "--keep-atoms needs --template"),
         (["--count", "2", "--select", "consensus"], "--select: selects among the structures of one composition"),
     ],
     ids=str,
@@ -166,7 +166,7 @@ def test_chemical_systems_are_read_as_they_are_written() -> None:
 
 
 def test_a_request_in_python_is_checked_too() -> None:
-    with pytest.raises(KldmError, match="--z wants --formula"):
+    with pytest.raises(KldmError, match="--z needs --formula"):
         SamplingRequest(units="4")
     with pytest.raises(KldmError, match="count: must be at least 1, got 0"):
         SamplingRequest(count=0)

@@ -130,8 +130,8 @@ def test_the_run_s_own_recipe_repeats_it(finished: Path, tmp_path: Path) -> None
     assert (tmp_path / "again" / "recipe.cfg").read_bytes() == (finished / "recipe.cfg").read_bytes()
     for label in LABELS:
         for name in ("results.csv", "samples.jsonl", "samples.extxyz", "structures.zip"):
-            one, two = (place / "samples" / label / name for place in (finished, tmp_path / "again"))
-            assert one.read_bytes() == two.read_bytes(), f"{label}/{name}"
+            first, second = (place / "samples" / label / name for place in (finished, tmp_path / "again"))
+            assert first.read_bytes() == second.read_bytes(), f"{label}/{name}"
 
 
 def test_a_run_builds_its_experiment_once(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,8 +147,8 @@ def test_a_run_builds_its_experiment_once(finished: Path, tmp_path: Path, monkey
         run(RECIPES / "quickstart.cfg", tmp_path / "run", overrides=QUICK)
         assert len(built) == number
     for label in LABELS:
-        one, two = (place / "samples" / label / "samples.jsonl" for place in (finished, tmp_path / "run"))
-        assert one.read_bytes() == two.read_bytes()
+        first, second = (place / "samples" / label / "samples.jsonl" for place in (finished, tmp_path / "run"))
+        assert first.read_bytes() == second.read_bytes()
 
 
 def test_another_recipe_in_the_folder_is_refused(finished: Path) -> None:

@@ -163,7 +163,7 @@ def test_nothing_is_raised_after_the_end() -> None:
         sys.setswitchinterval(interval)
     assert quiet == 200_000
     expected: Iterator[tuple[int, object]] = zip(items, found, strict=True)
-    assert all(one in (item, Failure("time limit of 0.002 s")) for item, one in expected)
+    assert all(result in (item, Failure("time limit of 0.002 s")) for item, result in expected)
     assert found[-1] == Failure("time limit of 0.002 s")
 
 
