@@ -22,8 +22,9 @@ from benchmarks.options import add_network, common, described, parsed
 from benchmarks.timing import Timing, Work, device_name, interleaved, write_json
 from kldm.crystals import Layout
 from kldm.execution import Execution, Messages, Precision
-from kldm.interfaces import Channel, Interface
+from kldm.interfaces import Interface
 from kldm.networks import CSPNet, CSPVNet
+from kldm.testing import INTERFACES
 
 # Crystals with 1, 2, ... atoms: of the MP-20 training split (10.4 on average), and of 12,751 crystals drawn from that
 # of MPTS-52 (18.2).
@@ -39,17 +40,11 @@ MPTS52_SIZES = torch.tensor(
 )
 SIZES = {"mp_20": MP20_SIZES, "mpts_52": MPTS52_SIZES}
 
-VELOCITY = Channel("velocity", 3, "atom", "tangent")
-LATTICE = Channel("lattice", 6, "crystal", "real")
-SPECIES = Channel("species", 100, "atom", "token")
-FRACTIONAL = Channel("fractional", 3, "atom", "periodic")
-MATRIX = Channel("lattice", 9, "crystal", "matrix")
-SCORE = Channel("score", 3, "atom", "tangent")
-KLDM = Interface(reads=(SPECIES, FRACTIONAL, VELOCITY, LATTICE), predicts=(VELOCITY, LATTICE))
-DIFFCSP = Interface(reads=(SPECIES, FRACTIONAL, MATRIX), predicts=(SCORE, MATRIX))
-
 # On the interface that their paper gives them.
-NETWORKS: dict[str, tuple[type[CSPVNet], Interface]] = {"cspvnet": (CSPVNet, KLDM), "cspnet": (CSPNet, DIFFCSP)}
+NETWORKS: dict[str, tuple[type[CSPVNet], Interface]] = {
+    "cspvnet": (CSPVNet, INTERFACES["structure prediction"]),
+    "cspnet": (CSPNet, INTERFACES["diffcsp"]),
+}
 
 # The least that CSPVNet must be faster by than its plain form in float32, at batch 64, width 512 and one thread; in
 # bf16 on a processor that multiplies it natively. CSPNet has no bar: without velocities its plain form has fewer
