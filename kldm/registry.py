@@ -57,6 +57,8 @@ class Shelf:
 
     def put(self, name: str, component: F) -> F:
         """Register a component. A name can be taken only once, except by executing the same file again."""
+        if component.__module__.partition(".")[0] != "kldm":
+            import_module(self.home)  # so that it is another's component that is refused a name of kldm's own
         # Entry points are not consulted: the one that is importing this component would be imported again.
         old = catalogue.REGISTRY.get(("kldm", self.kind, name))
         if old is not None:

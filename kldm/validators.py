@@ -4,8 +4,8 @@ For an option that may be None, wrap them in ``attrs.validators.optional``. Not-
 """
 
 import threading
-from collections.abc import Callable, Mapping
-from math import inf, isfinite
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from types import SimpleNamespace
 from typing import Any, Literal, cast, get_args
 
@@ -28,7 +28,7 @@ def at_least(bound: float) -> Validator:
 
 def finite() -> Validator:
     """A number that is neither infinite nor not-a-number."""
-    return _satisfies(isfinite, "a finite number")
+    return _satisfies(lambda value: -inf < value < inf, "a finite number")
 
 
 def within(low: float, high: float, *, ends: Literal["both", "low", "high", "neither"] = "both") -> Validator:
@@ -71,8 +71,9 @@ def each(validator: Validator) -> Validator:
     """Apply a validator to every value of a mapping or sequence; the place of an error names its key."""
 
     def check(instance: Any, attribute: "attrs.Attribute[Any]", values: Any) -> None:
-        items = values.items() if isinstance(values, Mapping) else enumerate(values)
-        for key, value in items:
+        if isinstance(values, str) or not isinstance(values, Mapping | Sequence):
+            raise KldmError(f"must be a mapping or a sequence, got {values!r}", place=attribute.name)
+        for key, value in values.items() if isinstance(values, Mapping) else enumerate(values):
             try:
                 validator(instance, attribute, value)
             except KldmError as error:
@@ -88,7 +89,11 @@ def validate(name: str, value: Any, validator: Validator) -> None:
 
 def _satisfies(condition: Callable[[Any], bool], requirement: str) -> Validator:
     def check(_instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-        if not condition(value):
-            raise KldmError(f"must be {requirement}, got {value:,}", place=attribute.name)
+        try:
+            accepted, text = condition(value), f"{value:,}"
+        except (TypeError, ValueError):  # what is not a number has neither an order nor thousands
+            accepted, text = False, repr(value)
+        if not accepted:
+            raise KldmError(f"must be {requirement}, got {text}", place=attribute.name)
 
     return check

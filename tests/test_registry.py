@@ -32,6 +32,17 @@ def test_a_name_is_given_once_but_a_file_may_be_read_again() -> None:
     codecs.put("registry_mine.v1", component("two", "Mine"))  # another shelf, another name
 
 
+def test_a_name_of_kldms_own_is_refused_before_its_components_are_imported(tmp_path: Path) -> None:
+    code = (
+        "from kldm.registry import schedules\n"
+        "def mine(): ...\n"
+        "mine.__module__ = 'mine'\n"
+        "schedules.put('linear.v1', mine)\n"
+    )
+    done = run(tmp_path, code)
+    assert "KldmError: mine.mine: @schedules already holds 'linear.v1' (from kldm.processes.schedules)" in done.stderr
+
+
 def test_an_unknown_name_suggests_the_nearest() -> None:
     schedules.put("registry_nearest.v1", component("one", "Nearest"))
     with pytest.raises(KldmError) as caught:

@@ -45,6 +45,17 @@ def test_numbers(validator: Validator, good: list[float], bad: list[float], sent
     assert [verdict(validator, value) for value in bad] == [f"{sentence}{value}" for value in bad]
 
 
+@pytest.mark.parametrize("value", ["x", None, (), {}])
+@pytest.mark.parametrize("validator", [above(0), finite(), within(0, 1), worker_count()])
+def test_what_is_no_number_is_refused_by_its_name(validator: Validator, value: Any) -> None:
+    assert verdict(validator, value).startswith("option: must be ")
+    assert verdict(validator, value).endswith(f", got {value!r}")
+
+
+def test_a_number_beyond_all_floats_is_a_number() -> None:
+    assert verdict(finite(), 10**400) == ""
+
+
 def test_names() -> None:
     @attrs.frozen
     class Options:
@@ -61,6 +72,11 @@ def test_each_value_is_named() -> None:
     assert verdict(each(within(0, 100)), values) == "option.lattice: must be from 0 to 100, got 101"
     assert verdict(each(above(0)), (1, 2, -3)) == "option.2: must be above 0, got -3"
     assert verdict(each(above(0)), (1, 2)) == verdict(each(above(0)), {}) == ""
+
+
+@pytest.mark.parametrize("value", [3, "text"])
+def test_each_wants_several_values(value: Any) -> None:
+    assert verdict(each(above(0)), value) == f"option: must be a mapping or a sequence, got {value!r}"
 
 
 def test_none_is_optional() -> None:

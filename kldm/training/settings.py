@@ -118,7 +118,7 @@ class Training:
     seed: int = 0
 
     def __attrs_post_init__(self) -> None:
-        if self.time_density == ():
+        if self.time_density is not None and not self.time_density:
             raise KldmError("must be one number or more, got none", place="time_density")
         if self.importance_sampling and self.time_density is None:
             problem = "there is no density of times to divide by"
