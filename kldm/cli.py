@@ -456,7 +456,8 @@ def check(ctx: click.Context, recipe: Path, code: tuple[Path, ...]) -> None:
     click.echo(recipe_text(tree))
     parameters = sum(parameter.numel() for parameter in built.model.parameters())
     click.echo(f"# network: {parameters:,} parameters")
-    for split in dict.fromkeys(["train", *built.evaluation.splits]):
+    validation = [built.validation.split] if built.validation else []
+    for split in dict.fromkeys(["train", *validation, *built.evaluation.splits]):
         click.echo(f"# data: {split}: {built.data.locate(split)}")
 
 

@@ -239,6 +239,7 @@ def test_check_prints_a_complete_recipe_and_does_no_work(
     assert list(tmp_path.iterdir()) == []
     assert "# network: " in result.output
     assert "# data: test: " in result.output
+    assert ("# data: val: " in result.output) == ("[validation]" in result.output)
     (tmp_path / "printed.cfg").write_text(result.output)
     printed, complete = read_recipe(tmp_path / "printed.cfg"), read_recipe(finished / "recipe.cfg")
     complete["model"]["lattice"]["codec"].pop("fit")

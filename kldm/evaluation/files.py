@@ -120,7 +120,9 @@ def _check(paths: Sequence[Path], by: Judge, reference: str | None, k: int | Non
         if paths.count(path) > 1:
             raise KldmError("is given twice", place=str(path), remedy="give every seed once")
     if reference is None and terms.needs_reference:
-        raise KldmError(f"{by.name} needs a reference", place=str(paths[0]), remedy="add --reference mp_20/test")
+        raise KldmError(
+            f"{by.name} needs a reference", place=str(paths[0]), remedy="add --reference, such as mp_20/test"
+        )
     if reference is None and train:
         raise KldmError(
             "has no meaning without a reference", place="--train", remedy="add --reference, or leave it out"

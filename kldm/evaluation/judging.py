@@ -1,6 +1,8 @@
 """Judges sets of samples by metrics, whether they are samples of a run or files of any program."""
 
 import statistics
+import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,8 +65,23 @@ def judge(
     )
 
 
+def _line(error: Exception, kind: type) -> str:
+    """The last line of the class's own module that the error came through, as ``mine.py:12``."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == sys.modules[kind.__module__].__file__]
+    frame = (own or frames)[-1]
+    return f"{Path(frame.filename).name}:{frame.lineno}"
+
+
 def _measured(judge: Judge, samples: Samples) -> Measurement:
-    measurement = judge.metric.measure(samples)
+    try:
+        measurement = judge.metric.measure(samples)
+    except (KldmError, MemoryError):
+        raise
+    except Exception as error:  # of a metric of somebody's own
+        problem = f"it failed at {_line(error, type(judge.metric))}: {type(error).__name__}: {error}"
+        remedy = "a metric has to judge every structure, broken ones too: kldm.testing.check_metric tries it on some"
+        raise KldmError(problem, place=judge.name, remedy=remedy) from error
     if measurement.rows and len(measurement.rows) != len(samples.candidates):
         problem = f"it returned {len(measurement.rows)} rows for {len(samples.candidates)} candidates"
         raise KldmError(

@@ -9,9 +9,9 @@ from attrs.validators import optional
 from kldm.crystals import CrystalStore
 from kldm.data import Data
 from kldm.data.sources import SPLITS
-from kldm.errors import KldmError
+from kldm.errors import KldmError, nearest
 from kldm.execution import Execution
-from kldm.interfaces import Metric, Prepares, Sampler
+from kldm.interfaces import Metric, Prepares, Sampler, Samples
 from kldm.model import JointModel, statistics
 from kldm.recipe import Tree, build, overridden
 from kldm.sampling.targets import EMPIRICAL, atom_range, histogram
@@ -165,7 +165,7 @@ def takes_compositions(model: JointModel) -> bool:
 
 def prepare(experiment: Experiment) -> None:
     """Check before training that the metrics have the files and packages that they need, and that the splits to be
-    judged have the columns of the model. Raises ``KldmError``."""
+    judged have the columns of the model, and that a metric gives the score of validation. Raises ``KldmError``."""
     if experiment.data.columns:
         for split in experiment.evaluation.splits:
             experiment.data.load(split)
@@ -173,3 +173,21 @@ def prepare(experiment: Experiment) -> None:
     for metric in (*experiment.metrics.values(), *validation.values()):
         if isinstance(metric, Prepares):
             metric.prepare()
+    if experiment.validation and experiment.training.validate_every:
+        score_of(experiment, Samples((), ()))
+
+
+def score_of(experiment: Experiment, samples: Samples) -> tuple[float | None, dict[str, float | None]]:
+    """The value that ``validation.score`` names, without its sign, and all values of the metrics of validation.
+
+    Raises:
+        KldmError: no metric gives a value of that name.
+    """
+    assert experiment.validation is not None
+    name = experiment.validation.score.removeprefix("-")
+    metrics = experiment.validation.metrics or experiment.metrics
+    values = {key: value for metric in metrics.values() for key, value in metric.measure(samples).values.items()}
+    if name not in values:
+        known = f"known are {', '.join(sorted(values)) or 'none, because the recipe has no [metrics]'}"
+        raise KldmError(f"no metric gives {name!r}", place="validation.score", remedy=nearest(name, values) or known)
+    return values[name], values

@@ -22,7 +22,7 @@ from kldm.interfaces import Candidate, Samples
 from kldm.model import JointModel
 from kldm.reading import Reference, read_samples
 from kldm.recipe import Tree
-from kldm.runs.experiment import Experiment, takes_compositions
+from kldm.runs.experiment import Experiment, score_of, takes_compositions
 from kldm.runtime.distributed import world
 from kldm.runtime.seeding import seeded
 from kldm.sampling.generation import candidates, generate, requests, sampling_pairs
@@ -46,8 +46,6 @@ class ModelValidation:
         self.targets = requested(experiment, store, len(store), self.settings.seed).to(device)
         # Chosen once, so that all validations of a run draw the same batches.
         self.max_pairs = sampling_pairs(experiment.evaluation.max_pairs, experiment.model.network, device)
-        # Without samples: an unknown score is refused before training rather than at the first validation.
-        world().by_writer(lambda: self._values(()))
 
     def __call__(self, model: JointModel) -> dict[str, float]:
         settings, wanted = self.settings, requests(len(self.targets), 1)
@@ -60,22 +58,12 @@ class ModelValidation:
             max_pairs=self.max_pairs,
             description="validate",
         )
-        values = world().by_writer(lambda: self._values(candidates(generated, wanted)))
-        score = values[settings.score.removeprefix("-")]
+        samples = Samples(candidates(generated, wanted), self.reference.structures, self.reference.name)
+        score, values = world().by_writer(lambda: score_of(self.experiment, samples))
         if score is None:
             raise KldmError("has no value for these samples", place=f"validation.score = {settings.score}")
         signed = -score if settings.score.startswith("-") else score
         return {settings.score: signed, **{name: value for name, value in values.items() if value is not None}}
-
-    def _values(self, sampled: tuple[Candidate, ...]) -> dict[str, float | None]:
-        score = self.settings.score.removeprefix("-")
-        samples = Samples(sampled, self.reference.structures, self.reference.name)
-        metrics = self.settings.metrics or self.experiment.metrics
-        values = {key: value for metric in metrics.values() for key, value in metric.measure(samples).values.items()}
-        if score not in values:
-            known = ", ".join(sorted(values)) or "none, because the recipe has no [metrics]"
-            raise KldmError(f"no metric gives {score!r}", place="validation.score", remedy=f"known are {known}")
-        return values
 
 
 def evaluate_splits(

@@ -14,7 +14,7 @@ from kldm.crystals import Crystals
 from kldm.errors import KldmError, nearest
 from kldm.interfaces import Correction, DiffusionProcess, GenerativeModel, Latent, Prediction, Step
 from kldm.samplers.graphs import Latents, stepping
-from kldm.validators import above, within
+from kldm.validators import above, one_of, within
 
 MOST_STEPS = 10**6
 """The largest number of steps, as the times of all are made beforehand; a thousand is usual."""
@@ -35,7 +35,7 @@ class Stage:
         correction: options of its Langevin moves.
     """
 
-    at: Literal["start", "end"]
+    at: Literal["start", "end"] = attrs.field(validator=one_of())
     moves: Mapping[str, str | OwnMove]
     over: Mapping[str, float] = attrs.field(factory=dict)
     correction: Correction = attrs.field(factory=Correction)

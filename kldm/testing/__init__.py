@@ -14,7 +14,7 @@ from kldm.testing.metrics import METRIC_CHECKS, check_metric
 from kldm.testing.networks import INTERFACES, NETWORK_CHECKS, check_network
 from kldm.testing.potentials import POTENTIAL_CHECKS, check_potential
 from kldm.testing.processes import PROCESS_CHECKS, check_process
-from kldm.testing.samplers import SAMPLER_CHECKS, check_sampler
+from kldm.testing.samplers import SAMPLER_CHECKS, check_sampler, small_model
 
 __all__ = [
     "AUGMENTATION_CHECKS",
@@ -32,4 +32,5 @@ __all__ = [
     "check_sampler",
     "random_crystals",
     "random_latent",
+    "small_model",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kldm.crystals import Crystals, lattice_matrix
 from kldm.interfaces import Augmentation
-from kldm.testing.crystals import SIZES, expect, generator, random_crystals
+from kldm.testing.crystals import SIZES, expect, generator, random_crystals, run_checks
 
 AugmentationCheck = Callable[[Augmentation], None]
 
@@ -102,8 +102,7 @@ def check_augmentation(augmentation: Augmentation) -> None:
     Raises:
         AssertionError: a check fails; one sentence says what is wrong.
     """
-    for check in AUGMENTATION_CHECKS:
-        check(augmentation)
+    run_checks(AUGMENTATION_CHECKS, augmentation)
 
 
 def _distances(crystals: Crystals, crystal: int, rows: slice) -> Tensor:

@@ -1,6 +1,6 @@
 """What the checks share: random crystals and latents, and comparisons."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -69,3 +69,15 @@ def expect(holds: object, sentence: str) -> None:
 def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> bool:
     """Whether two tensors agree up to a tolerance, relative to their size and absolute near 0."""
     return actual.shape == expected.shape and torch.allclose(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def run_checks(checks: Iterable[Callable[..., None]], component: object, *more: object) -> None:
+    """Make every check on a component; what it raises itself becomes an ``AssertionError`` that names the check."""
+    for check in checks:
+        try:
+            check(component, *more)
+        except AssertionError:
+            raise
+        except Exception as error:
+            name = getattr(check, "__name__", "a check").replace("_", " ")
+            raise AssertionError(f"{name}: it raises {type(error).__name__}: {error}") from error

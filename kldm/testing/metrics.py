@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from kldm.evaluation.tables import parts
 from kldm.interfaces import Candidate, Measurement, Metric, Samples, StatesTerms
-from kldm.testing.crystals import expect
+from kldm.testing.crystals import expect, run_checks
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
@@ -92,8 +92,7 @@ def check_metric(metric: Metric) -> None:
     Raises:
         AssertionError: a check fails; one sentence says what is wrong.
     """
-    for check in METRIC_CHECKS:
-        check(metric)
+    run_checks(METRIC_CHECKS, metric)
 
 
 def hopeless_samples() -> Samples:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from kldm.crystals import Layout
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, Interface, Latent, ScoreNetwork
-from kldm.testing.crystals import close, expect, generator, random_latent, rows
+from kldm.testing.crystals import close, expect, generator, random_latent, rows, run_checks
 
 FRACTIONAL = Channel("fractional", 3, "atom", "periodic")
 VELOCITY = Channel("velocity", 3, "atom", "tangent")
@@ -180,8 +180,7 @@ def check_network(factory: NetworkFactory) -> None:
     Raises:
         AssertionError: a check fails; one sentence says what is wrong.
     """
-    for check in NETWORK_CHECKS:
-        check(factory)
+    run_checks(NETWORK_CHECKS, factory)
 
 
 def _built(factory: NetworkFactory, seed: int = 0) -> Iterator[tuple[str, nn.Module, Interface]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 from kldm.interfaces import EnergyScale, Potential
-from kldm.testing.crystals import expect
+from kldm.testing.crystals import expect, run_checks
 
 PotentialCheck = Callable[[Potential], None]
 
@@ -86,8 +86,7 @@ def check_potential(potential: Potential) -> None:
         AssertionError: a check fails; one sentence says what is wrong.
         KldmError: its weights or its package are missing.
     """
-    for check in POTENTIAL_CHECKS:
-        check(potential)
+    run_checks(POTENTIAL_CHECKS, potential)
 
 
 def _nickel(potential: Potential) -> Any:  # of ase, which is untyped

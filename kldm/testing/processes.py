@@ -10,7 +10,7 @@ from kldm.crystals import Crystals, Layout
 from kldm.errors import KldmError
 from kldm.interfaces import Channel, DiffusionProcess, Estimates, Latent, Move, Noised, ReadsColumns, Restricts, Step
 from kldm.model import NoisedBatch
-from kldm.testing.crystals import expect, generator, random_crystals, rows
+from kldm.testing.crystals import expect, generator, random_crystals, rows, run_checks
 from kldm.torus import wrap
 
 ProcessCheck = Callable[[DiffusionProcess], None]
@@ -241,8 +241,7 @@ def check_process(process: DiffusionProcess) -> None:
     Raises:
         AssertionError: a check fails; one sentence says what is wrong.
     """
-    for check in PROCESS_CHECKS:
-        check(process)
+    run_checks(PROCESS_CHECKS, process)
 
 
 def _crystals(process: DiffusionProcess) -> tuple[Crystals, ...]:

@@ -12,22 +12,45 @@ from kldm.interfaces import DiffusionProcess, GenerativeModel, Latent, Predictio
 from kldm.model import JointModel
 from kldm.networks import CSPVNet
 from kldm.processes import Given, LogTan, TrivializedTorus, VPEuclidean
-from kldm.testing.crystals import SIZES, expect, generator, random_crystals
+from kldm.testing.crystals import SIZES, expect, generator, random_crystals, run_checks
 
-SamplerCheck = Callable[[Sampler], None]
+ModelFactory = Callable[[], JointModel]
+"""Builds the same model for crystal structure prediction at every call, with a network that does not answer 0."""
+
+SamplerCheck = Callable[[Sampler, ModelFactory], None]
 
 
-def takes_kldm(sampler: Sampler) -> None:
-    """It accepts the processes of KLDM."""
-    sampler.check(_model().processes)
+def small_model(coordinates: DiffusionProcess | None = None, lattice: DiffusionProcess | None = None) -> JointModel:
+    """A small model of random weights, the last layers included, so that no prediction is 0.
+
+    Args:
+        coordinates, lattice: the processes; those of KLDM by default.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model = JointModel(
+            coordinates=coordinates or TrivializedTorus(),
+            lattice=lattice or VPEuclidean(codec=LogTan(standardise=False)),
+            species=Given(),
+            network=partial(CSPVNet, hidden=16, layers=1, frequencies=4, time_features=8),
+        )
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def accepts_the_processes(sampler: Sampler, model: ModelFactory = small_model) -> None:
+    """It accepts the processes of the model."""
+    sampler.check(model().processes)
     expect(sampler.steps > 0, f"its number of steps is {sampler.steps}")
 
 
-def answers_every_request(sampler: Sampler) -> None:
+def answers_every_request(sampler: Sampler, model: ModelFactory = small_model) -> None:
     """One crystal for each request, with its composition, and with possible positions and lattices."""
     for sizes in (SIZES, (1,)):
         request = _request(sizes)
-        crystals = _sampled(sampler, request=request)
+        crystals = _sampled(sampler, model(), request=request)
         expect(
             crystals.layout.sizes == sizes,
             f"it makes crystals of {crystals.layout.sizes} atoms where {sizes} are requested",
@@ -41,58 +64,58 @@ def answers_every_request(sampler: Sampler) -> None:
         expect(not crystals.lattice.requires_grad, "its crystals still require gradients")
 
 
-def reports_its_steps(sampler: Sampler) -> None:
+def reports_its_steps(sampler: Sampler, model: ModelFactory = small_model) -> None:
     """``progress`` is called for every step."""
     seen: list[int] = []
-    sampler.sample(_model(), _request(), generator(0), seen.append)
+    sampler.sample(model(), _request(), generator(0), seen.append)
     expect(sum(seen) == sampler.steps, f"it reports {sum(seen)} steps and has {sampler.steps}")
 
 
-def draws_from_its_generator_alone(sampler: Sampler) -> None:
+def draws_from_its_generator_alone(sampler: Sampler, model: ModelFactory = small_model) -> None:
     """The crystals depend on the generator that is given, and not on torch's global one."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(1)
-        first = _sampled(sampler)
+        first = _sampled(sampler, model())
         torch.default_generator.manual_seed(2)
-        again, other = _sampled(sampler), _sampled(sampler, seed=1)
+        again, other = _sampled(sampler, model()), _sampled(sampler, model(), seed=1)
     for name in ("fractional", "lattice"):
         a, b, c = (getattr(crystals, name) for crystals in (first, again, other))
         expect(torch.equal(a, b), f"{name}: the same generator gives two different results")
         expect(not torch.equal(a, c), f"{name}: every generator gives the same crystals")
 
 
-def leaves_model_and_request_alone(sampler: Sampler) -> None:
+def leaves_model_and_request_alone(sampler: Sampler, model: ModelFactory = small_model) -> None:
     """Sampling changes neither parameters nor the request."""
-    model, request, copy = _model(), _request(), _request()
-    before = [parameter.clone() for parameter in model.parameters()]
-    sampler.sample(model, request, generator(0))
-    same = all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+    built, request, copy = model(), _request(), _request()
+    before = [parameter.clone() for parameter in built.parameters()]
+    sampler.sample(built, request, generator(0))
+    same = all(torch.equal(old, new) for old, new in zip(before, built.parameters(), strict=True))
     expect(same, "it changes parameters of the model")
     same = torch.equal(request.fractional, copy.fractional) and torch.equal(request.lattice, copy.lattice)
     expect(same, "it writes into the request")
 
 
-def does_not_look_at_the_answer(sampler: Sampler) -> None:
+def does_not_look_at_the_answer(sampler: Sampler, model: ModelFactory = small_model) -> None:
     """The crystals do not depend on positions and lattices of the request, which are the answer."""
     request, other = _request(), random_crystals(SIZES, 5, torch.float32)
     disguised = attrs.evolve(request, fractional=other.fractional, lattice=other.lattice)
-    first, second = _sampled(sampler, request=request), _sampled(sampler, request=disguised)
+    first, second = _sampled(sampler, model(), request=request), _sampled(sampler, model(), request=disguised)
     for name in ("fractional", "lattice"):
         same = torch.equal(getattr(first, name), getattr(second, name))
         expect(same, f"{name}: the crystals depend on the values in the request")
 
 
-def moves_every_modality(sampler: Sampler) -> None:
+def moves_every_modality(sampler: Sampler, model: ModelFactory = small_model) -> None:
     """Every modality that the network predicts follows its predictions; none stays at its prior."""
-    plain = _sampled(sampler)
+    plain = _sampled(sampler, model())
     for name, field in (("coordinates", "fractional"), ("lattice", "lattice")):
-        other = _sampled(sampler, model=_Louder(_model(), name))
+        other = _sampled(sampler, _Louder(model(), name))
         moved = not torch.equal(getattr(plain, field), getattr(other, field))
         expect(moved, f"{name}: the crystals do not depend on what the network predicts")
 
 
 SAMPLER_CHECKS: tuple[SamplerCheck, ...] = (
-    takes_kldm,
+    accepts_the_processes,
     answers_every_request,
     reports_its_steps,
     draws_from_its_generator_alone,
@@ -102,18 +125,18 @@ SAMPLER_CHECKS: tuple[SamplerCheck, ...] = (
 )
 
 
-def check_sampler(sampler: Sampler) -> None:
-    """Every check on a sampler, with a small KLDM model of random weights.
+def check_sampler(sampler: Sampler, model: ModelFactory = small_model) -> None:
+    """Every check on a sampler.
 
     Args:
         sampler: it should have few steps, as it samples some twenty times.
+        model: builds what is sampled; for a sampler that needs moves of other processes than KLDM's, such as
+            ``partial(small_model, coordinates=MyProcess())``.
 
     Raises:
         AssertionError: a check fails; one sentence says what is wrong.
-        KldmError: it refuses KLDM's processes.
     """
-    for check in SAMPLER_CHECKS:
-        check(sampler)
+    run_checks(SAMPLER_CHECKS, sampler, model)
 
 
 @attrs.frozen
@@ -133,27 +156,9 @@ class _Louder:
         return prediction
 
 
-def _model() -> JointModel:
-    """A model of random weights, the last layers included, so that no prediction is 0."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        model = JointModel(
-            coordinates=TrivializedTorus(),
-            lattice=VPEuclidean(codec=LogTan(standardise=False)),
-            species=Given(),
-            network=partial(CSPVNet, hidden=16, layers=1, frequencies=4, time_features=8),
-        )
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                nn.init.normal_(parameter, std=0.1)
-    return model
-
-
 def _request(sizes: tuple[int, ...] = SIZES) -> Crystals:
     return random_crystals(sizes, 0, torch.float32)
 
 
-def _sampled(
-    sampler: Sampler, seed: int = 0, request: Crystals | None = None, model: GenerativeModel | None = None
-) -> Crystals:
-    return sampler.sample(model or _model(), request or _request(), generator(seed))
+def _sampled(sampler: Sampler, model: GenerativeModel, seed: int = 0, request: Crystals | None = None) -> Crystals:
+    return sampler.sample(model, request or _request(), generator(seed))

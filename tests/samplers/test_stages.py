@@ -220,3 +220,8 @@ def test_a_move_of_a_new_name_needs_a_process_and_a_sampler_alone() -> None:
     assert not torch.isclose(moved[0], raw.encode(truth)[0]).any()  # still noisy: the move ends at now, not at r
     sampler.sample(watching, truth, rng)
     assert watching.times == [0.666667, 0.333333]
+
+
+def test_a_stage_is_at_the_start_or_at_the_end() -> None:
+    with pytest.raises(KldmError, match=r"^at: must be one of start, end, got 'strat'; did you mean 'start'\?$"):
+        Stage("strat", {})  # type: ignore[arg-type]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from kldm.crystals import Layout
-from kldm.interfaces import DiffusionProcess, Interface, Latent, Measurement, Noised, Prediction, Samples
+from kldm.interfaces import DiffusionProcess, Interface, Latent, Measurement, Move, Noised, Prediction, Samples
 from kldm.networks import CSPVNet
 from kldm.processes import LogTan, VPEuclidean
 from kldm.samplers import EulerMaruyama, Stage
-from kldm.testing import check_metric, check_network, check_process, check_sampler
+from kldm.testing import check_metric, check_network, check_process, check_sampler, small_model
 
 SMALL_NETWORK = partial(CSPVNet, hidden=16, layers=1, frequencies=4, time_features=8)
 LATTICE = partial(VPEuclidean, codec=LogTan(standardise=False))
@@ -99,3 +99,36 @@ def test_a_network_that_is_no_module_is_refused() -> None:
 
     with pytest.raises(AssertionError, match=r"function is not a torch\.nn\.Module"):
         check_network(factory)
+
+
+def test_what_a_component_raises_is_told_with_the_check() -> None:
+    class Raises(Volume):
+        def measure(self, samples: Samples) -> Measurement:
+            raise ValueError("no such volume")
+
+    with pytest.raises(AssertionError, match=r"^judges bad structures: it raises ValueError: no such volume$"):
+        check_metric(Raises())
+
+
+@attrs.frozen(kw_only=True)
+class Glides(VPEuclidean):
+    """A lattice with a move of another name."""
+
+    @property
+    def moves(self) -> Mapping[str, Move]:
+        return {**super().moves, "glide": Move(self.flow)}
+
+
+class Glider(EulerMaruyama):
+    """The lattice glides."""
+
+    def stages(self, processes: Mapping[str, DiffusionProcess]) -> tuple[Stage, ...]:
+        return (Stage("start", {name: "glide" if name == "lattice" else "denoise" for name in processes}),)
+
+
+def test_a_sampler_of_a_new_move_is_checked_with_the_process_that_has_it() -> None:
+    process = Glides(codec=LogTan(standardise=False))
+    check_process(process)
+    check_sampler(Glider(steps=3), partial(small_model, lattice=process))
+    with pytest.raises(AssertionError, match=r"KldmError: model.lattice: .*no move 'glide'"):
+        check_sampler(Glider(steps=3))
