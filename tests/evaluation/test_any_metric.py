@@ -71,6 +71,18 @@ class Arrays:
         return Measurement({"mean": mean, "nothing": nothing}, rows, {"weights": np.ones(2)})
 
 
+@metric("raising.v1")
+@attrs.frozen
+class Raising:
+    """The number of bonds, as if every structure had some."""
+
+    def measure(self, samples: Samples) -> Measurement:
+        return Measurement({"bonds": self._bonds(samples)})
+
+    def _bonds(self, samples: Samples) -> float:
+        raise ValueError("no bonds")  # of the metric
+
+
 @metric("answering.v1")
 @attrs.frozen
 class Answering:
@@ -165,6 +177,16 @@ def test_a_metric_without_terms_wants_a_reference(code: Path, samples: Path, tmp
     assert kldm("evaluate", *arguments, "--reference", samples).exit_code == 0
     found = Report.read(tmp_path / "out" / "report.json").evaluation["samples"].metrics["closest.v1"]
     assert found.values == {"references": 4}
+
+
+def test_a_metric_that_raises_is_told_with_its_line(code: Path, samples: Path, tmp_path: Path) -> None:
+    line = next(number for number, text in enumerate(OWN.splitlines(), start=1) if "# of the metric" in text)
+    arguments = (samples, "--metric", "raising.v1", "--code", code, "--reference", samples, "--out", tmp_path / "out")
+    told = refused("evaluate", *arguments)
+    assert told.startswith(
+        f"raising.v1: it failed at own_metrics.py:{line}: ValueError: no bonds; a metric has to judge"
+    )
+    assert not (tmp_path / "out" / "report.json").exists()
 
 
 def test_numbers_of_numpy_are_numbers(code: Path, samples: Path, tmp_path: Path) -> None:
