@@ -279,7 +279,7 @@ def test_components_lists_all_with_a_line_and_parameters() -> None:
         (["sample", "nowhere"], "no checkpoint here"),
         (["sample", QUICKSTART], "the file is broken"),
         (["evaluate", "nowhere"], "needs a reference"),
-        (["evaluate", "nowhere.jsonl", "--reference", "mp_20/test"], "nowhere.jsonl: cannot read the file"),
+        (["evaluate", "nowhere.jsonl", "--reference", "mp_20/test"], "nowhere.jsonl: there is no such file or folder"),
     ],
     ids=lambda value: " ".join(Path(str(part)).name for part in value[:2]) if isinstance(value, list) else "",
 )
@@ -298,7 +298,7 @@ def test_mistakes_are_told_in_a_sentence(
         (["--z", "2"], "--z needs --formula"),
         (["--formula", "NaCl", "--z", "two"], "--z two: wants N or N-M"),
         (["--formula", "Nacl2x"], "--formula Nacl2x: not a chemical formula"),
-        (["--split", "tset"], "no split is called 'tset'"),
+        (["--split", "tset"], "split tset: no such split; take one of train, val, test"),
         (["--formulas", "NaCl"], "--formulas: there is no such option; did you mean '--formula'?"),
         (["--formula", "NaCl", "--sampler.step", "2"], "sampler.step: unknown key; did you mean 'steps'?"),
         (

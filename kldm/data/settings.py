@@ -68,7 +68,7 @@ class Data:
     def _local_file(self, split: str) -> Path | None:
         """The file that holds the split, alone or with others; None if it would be downloaded."""
         if split not in SPLITS:
-            raise KldmError(f"no split is called {split!r}", remedy=f"take one of {', '.join(SPLITS)}")
+            raise KldmError("no such split", place=f"split {split}", remedy=f"take one of {', '.join(SPLITS)}")
         if self.name == prototypes.NAME:
             return prototypes.prototypes_file()
         if self.name in SOURCES:

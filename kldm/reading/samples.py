@@ -56,6 +56,8 @@ def read_file(path: str | Path) -> SampleFile:
         KldmError: the file is missing, of an unknown format, empty or unreadable.
     """
     path = Path(path)
+    if not path.exists():
+        raise KldmError("there is no such file or folder", place=str(path))
     try:
         return numbered(path, (read_folder if path.is_dir() else _reader(path))(path))
     except OSError as error:

@@ -44,8 +44,10 @@ class Stage:
 def require(processes: Mapping[str, DiffusionProcess], modality: str, move: str | OwnMove) -> None:
     """Raises ``KldmError`` where the modality is absent or its process does not declare the move."""
     if modality not in processes:
-        remedy = f"the model has {', '.join(sorted(processes))}"
-        raise KldmError(f"the sampler moves {modality!r}, which the model does not have", remedy=remedy)
+        remedy = nearest(modality, processes) or f"the model has {', '.join(sorted(processes))}"
+        raise KldmError(
+            f"the sampler moves {modality!r}, which the model does not have", place="sampler", remedy=remedy
+        )
     moves = processes[modality].moves
     if isinstance(move, str) and move not in moves:
         raise KldmError(

@@ -76,7 +76,7 @@ def test_unknown_names() -> None:
         Data(name="mp20").load("train")
     with pytest.raises(KldmError, match="known are perov_5, carbon_24, mp_20, mpts_52, aflow_prototypes"):
         Data(name="/nowhere").load("train")
-    with pytest.raises(KldmError, match="no split is called 'valid'; take one of train, val, test"):
+    with pytest.raises(KldmError, match="split valid: no such split; take one of train, val, test"):
         Data(name="mp_20").load("valid")
 
 

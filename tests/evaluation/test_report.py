@@ -103,7 +103,7 @@ def test_the_table_has_a_column_for_each_set_of_samples() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["perov5_small", "mp20_small", "perov5_dng_small", "perov5_small/predictor_corrector"])
+@pytest.mark.parametrize("name", ["perov5_small", "perov5_dng_small", "perov5_small/predictor_corrector"])
 def test_reports_of_the_first_release_are_read(name: str) -> None:
     """Every number and definition that stands in the file is found again, under the metric's registered name."""
     raw = json.loads((WEIGHTS / name / "report.json").read_text())

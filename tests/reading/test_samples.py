@@ -321,7 +321,7 @@ def test_folder_without_cifs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [*EMPTY, "x.jsonl.gz"])
 def test_missing_file(tmp_path: Path, name: str) -> None:
-    with pytest.raises(KldmError, match="No such file"):
+    with pytest.raises(KldmError, match="there is no such file or folder"):
         read_samples(tmp_path / name)
 
 
