@@ -1,8 +1,6 @@
 """Data sets as ``CrystalStore``: the published CSVs, a user's own files and pymatgen's prototypes."""
 
-from kldm.data.cache import DATA_VERSION
-from kldm.data.cache import load as load_store
-from kldm.data.cache import save as save_store
+from kldm.data.cache import DATA_VERSION, load_store, save_store
 from kldm.data.parsing import Parsed, Skipped
 from kldm.data.prototypes import read_prototypes
 from kldm.data.published import read_csv

@@ -53,7 +53,7 @@ def cached(source: Path, parse: Callable[[Path], Parsed]) -> Parsed:
         path = folder() / "parsed" / f"{key(source)}.safetensors"
     except OSError as error:
         raise KldmError(f"cannot be read ({error.strerror})", place=str(source)) from None
-    return load_or_make(path, "parsed crystals", load, lambda: parse(source), save)
+    return load_or_make(path, "parsed crystals", load_store, lambda: parse(source), save_store)
 
 
 def load_or_make(
@@ -81,7 +81,7 @@ def load_or_make(
     return value
 
 
-def save(path: Path, parsed: Parsed) -> None:
+def save_store(path: Path, parsed: Parsed) -> None:
     """Write a store and its skipped rows atomically. Raises ``KldmError`` if the file cannot be written."""
     from safetensors.torch import save as to_bytes
 
@@ -103,7 +103,7 @@ def save(path: Path, parsed: Parsed) -> None:
         temporary.write_bytes(to_bytes(tensors, metadata))
 
 
-def load(path: Path) -> Parsed:
+def load_store(path: Path) -> Parsed:
     """Read a file that ``save`` wrote. Raises ``KldmError`` if it is missing, damaged or of another kind."""
     from safetensors import SafetensorError, safe_open
 

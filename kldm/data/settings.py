@@ -86,7 +86,7 @@ class Data:
         )
 
     def _read(self, path: Path) -> CrystalStore:
-        parsed = cache.load(path) if path.suffix == ".safetensors" else cache.cached(path, read_csv)
+        parsed = cache.load_store(path) if path.suffix == ".safetensors" else cache.cached(path, read_csv)
         return self._within_max_atoms(self._with_columns(parsed, path), path)
 
     def _with_columns(self, parsed: Parsed, path: Path) -> Parsed:

@@ -90,7 +90,7 @@ _NUMPY = {
 }
 
 
-def load(path: Path) -> Any:
+def load_inert(path: Path) -> Any:
     """The content of the file, on the CPU: tensors, ``Array``, containers and, for all else, ``Inert``.
 
     Raises:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from kldm.crystals import CrystalStore
 from kldm.data.convert import to_structure_or_reason
 from kldm.errors import KldmError
-from kldm.reading.inert import REMEDY, Array, load
+from kldm.reading.inert import REMEDY, Array, load_inert
 from kldm.reading.rows import Row
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class _Evaluation:
 
 def read_torch(path: Path) -> Sequence[Row]:
     """The crystals of the file. Of several evaluations, crystal b of evaluation e is candidate e of target b."""
-    content = load(path)
+    content = load_inert(path)
     try:
         evaluations = _evaluations(content)
         _check_degrees(evaluations)

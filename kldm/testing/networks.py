@@ -14,7 +14,7 @@ FRACTIONAL = Channel("fractional", 3, "atom", "periodic")
 VELOCITY = Channel("velocity", 3, "atom", "tangent")
 LATTICE = Channel("lattice", 6, "crystal", "real")
 SPECIES = Channel("species", 100, "atom", "token")
-ONE_HOT = Channel("species", 100, "atom", "real")
+TYPES = Channel("species", 100, "atom", "real")
 MASKED = Channel("species", 101, "atom", "token")
 SCORE = Channel("score", 3, "atom", "tangent")
 VOLUME = Channel("volume", 1, "crystal", "real")
@@ -24,7 +24,7 @@ STRAIN = Channel("strain", 9, "crystal", "matrix")
 
 INTERFACES: Mapping[str, Interface] = {
     "structure prediction": Interface((SPECIES, FRACTIONAL, VELOCITY, LATTICE), (VELOCITY, LATTICE)),
-    "generation, one-hot": Interface((FRACTIONAL, VELOCITY, LATTICE, ONE_HOT), (VELOCITY, LATTICE, ONE_HOT)),
+    "generation, one-hot": Interface((FRACTIONAL, VELOCITY, LATTICE, TYPES), (VELOCITY, LATTICE, TYPES)),
     "generation, masked": Interface((FRACTIONAL, VELOCITY, LATTICE, MASKED), (VELOCITY, LATTICE, SPECIES)),
     "no velocity": Interface((SPECIES, FRACTIONAL, LATTICE), (SCORE, LATTICE)),
     "coordinates alone": Interface((FRACTIONAL,), (SCORE,)),
@@ -32,7 +32,7 @@ INTERFACES: Mapping[str, Interface] = {
         (VOLUME, CHARGE, SPECIES, FRACTIONAL, VELOCITY, LATTICE), (LATTICE, SCORE, VELOCITY, CHARGE, VOLUME)
     ),
     "diffcsp": Interface((FRACTIONAL, MATRIX, SPECIES), (SCORE, MATRIX)),
-    "diffcsp dng": Interface((FRACTIONAL, MATRIX, ONE_HOT), (SCORE, MATRIX, ONE_HOT)),
+    "diffcsp dng": Interface((FRACTIONAL, MATRIX, TYPES), (SCORE, MATRIX, TYPES)),
     "several matrices": Interface((VOLUME, STRAIN, FRACTIONAL, VELOCITY, MATRIX), (MATRIX, VOLUME, VELOCITY)),
 }
 """Interfaces that the processes of real models declare. A network may refuse some of them with ``KldmError``."""
