@@ -67,8 +67,11 @@ def judge(
 
 def _line(error: Exception, kind: type) -> str:
     """The last line of the class's own module that the error came through, as ``mine.py:12``."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename == sys.modules[kind.__module__].__file__]
+    frames, file = (
+        traceback.extract_tb(error.__traceback__),
+        getattr(sys.modules.get(kind.__module__), "__file__", None),
+    )
+    own = [frame for frame in frames if frame.filename == file]
     frame = (own or frames)[-1]
     return f"{Path(frame.filename).name}:{frame.lineno}"
 

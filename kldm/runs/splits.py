@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,8 @@ class ModelValidation:
         assert experiment.validation is not None
         self.experiment, self.settings = experiment, experiment.validation
         split, size, seed = self.settings.split, self.settings.size, self.settings.seed
-        store = world().by_writer(lambda: draw(experiment.data.load(split), size, seed))
-        self.reference = Reference.of_store(f"{experiment.data.name}/{split}", store, whole=False)
-        self.targets = requested(experiment, store, len(store), self.settings.seed).to(device)
+        self.store = world().by_writer(lambda: draw(experiment.data.load(split), size, seed))
+        self.targets = requested(experiment, self.store, len(self.store), seed).to(device)
         # Chosen once, so that all validations of a run draw the same batches.
         self.max_pairs = sampling_pairs(experiment.evaluation.max_pairs, experiment.model.network, device)
 
@@ -58,12 +57,19 @@ class ModelValidation:
             max_pairs=self.max_pairs,
             description="validate",
         )
-        samples = Samples(candidates(generated, wanted), self.reference.structures, self.reference.name)
-        score, values = world().by_writer(lambda: score_of(self.experiment, samples))
+        score, values = world().by_writer(lambda: self._judged(candidates(generated, wanted)))
         if score is None:
             raise KldmError("has no value for these samples", place=f"validation.score = {settings.score}")
         signed = -score if settings.score.startswith("-") else score
         return {settings.score: signed, **{name: value for name, value in values.items() if value is not None}}
+
+    def _judged(self, sampled: tuple[Candidate, ...]) -> tuple[float | None, dict[str, float | None]]:
+        return score_of(self.experiment, Samples(sampled, self._reference.structures, self._reference.name))
+
+    @cached_property
+    def _reference(self) -> Reference:
+        """Built where it is used: in the process that judges."""
+        return Reference.of_store(f"{self.experiment.data.name}/{self.settings.split}", self.store, whole=False)
 
 
 def evaluate_splits(
@@ -87,19 +93,26 @@ def evaluate_splits(
     return results
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(slots=False, eq=False)
 class EvaluationSplit:
     """The part of a split that a run is judged against.
 
     Attributes:
         store: its crystals.
-        reference: the same crystals as structures.
+        name: data set and split, such as ``mp_20/test``.
+        whole: whether it is the whole split.
         notes: sentences that a reader of the results must see.
     """
 
     store: CrystalStore
-    reference: Reference
+    name: str
+    whole: bool
     notes: tuple[str, ...]
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The crystals as structures. Built where it is used, so that other processes are sent the crystals alone."""
+        return Reference.of_store(self.name, self.store, self.whole)
 
     @classmethod
     def of(cls, experiment: Experiment, split: str) -> "EvaluationSplit":
@@ -108,7 +121,7 @@ class EvaluationSplit:
         store = draw(full, settings.limit, settings.seed)
         whole = len(store) == len(full) and experiment.data.max_atoms is None
         notes = overlap_note(of_store(store), of_store(experiment.data.load("train")), "the training set")
-        return cls(store, Reference.of_store(f"{experiment.data.name}/{split}", store, whole), notes)
+        return cls(store, f"{experiment.data.name}/{split}", whole, notes)
 
     def judged(self, experiment: Experiment, tree: Tree, sampled: tuple[Candidate, ...], table: Path) -> Judgement:
         """Judge samples by the metrics of the experiment, and write the table of all structures to ``table``.
