@@ -106,6 +106,11 @@ class Experiment:
         if self.validation is not None:
             self.validation.sampler.check(self.model.processes)
 
+    @property
+    def validates(self) -> bool:
+        """Whether training samples and judges the validation split."""
+        return self.validation is not None and self.training.validate_every > 0
+
 
 def assemble(tree: Tree) -> tuple[Experiment, Tree]:
     """Build the experiment of a recipe's tree, with the network's weights drawn from ``training.seed``.
@@ -173,7 +178,7 @@ def prepare(experiment: Experiment) -> None:
     for metric in (*experiment.metrics.values(), *validation.values()):
         if isinstance(metric, Prepares):
             metric.prepare()
-    if experiment.validation and experiment.training.validate_every:
+    if experiment.validates:
         score_of(experiment, Samples((), ()))
 
 

@@ -52,9 +52,7 @@ def run(
     untrained = copy.deepcopy(experiment.model) if evaluate and experiment.evaluation.untrained else None
     model, train = experiment.model.to(device), train.to(device)
     set_execution(model.network, experiment.execution)
-    validate = (
-        ModelValidation(experiment, device) if experiment.validation and experiment.training.validate_every else None
-    )
+    validate = ModelValidation(experiment, device) if experiment.validates else None
     with replaying(experiment.execution.graphs):
         fit(model, train, experiment.training, folder, tree, validate)
         if here.is_writer:

@@ -134,6 +134,7 @@ class ConditionedProcess:
 
     def __init__(self, process: DiffusionProcess, clean: Crystals, known: Tensor) -> None:
         self._process, self._clean, self._known = process, clean, known
+        self.moves: Mapping[str, Move] = {name: self._conditioned(move) for name, move in process.moves.items()}
         if isinstance(process, Estimates):
             self.estimate = process.estimate
 
@@ -144,10 +145,6 @@ class ConditionedProcess:
     @property
     def predicts(self) -> tuple[Channel, ...]:
         return self._process.predicts
-
-    @property
-    def moves(self) -> Mapping[str, Move]:
-        return {name: self._conditioned(move) for name, move in self._process.moves.items()}
 
     def prior(self, given: Crystals, rng: torch.Generator) -> Latent:
         start = torch.ones(len(given), dtype=given.lattice.dtype, device=given.device)
