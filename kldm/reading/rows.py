@@ -31,6 +31,9 @@ class Row:
         name: its name in the file; may be empty.
         species: atomic numbers, if they are known although there is no structure.
         selected: whether the file marks it as selected among the candidates of its target.
+        unread: whether the row failed because it could not be read, and not because the program that wrote the file
+            had no structure.
+        note: what a reader of the results must know about how it was read; may be empty.
     """
 
     place: str
@@ -41,6 +44,8 @@ class Row:
     name: str = ""
     species: tuple[int, ...] = ()
     selected: bool = False
+    unread: bool = False
+    note: str = ""
 
 
 @attrs.frozen(eq=False)
@@ -52,6 +57,7 @@ class SampleFile:
         candidates: one for each row, failures included, in the order of the file.
         places, names: place and name of each candidate, see ``Row``.
         labelled: whether the rows carry their target; otherwise a candidate's target is its position in the file.
+        notes: sentences that a reader of the results must see.
     """
 
     path: Path
@@ -59,6 +65,7 @@ class SampleFile:
     places: tuple[str, ...]
     names: tuple[str, ...]
     labelled: bool
+    notes: tuple[str, ...] = ()
 
 
 def numbered(path: Path, rows: Sequence[Row]) -> SampleFile:
@@ -68,10 +75,15 @@ def numbered(path: Path, rows: Sequence[Row]) -> SampleFile:
     that come before.
 
     Raises:
-        KldmError: there are no rows, or only some of them have a target.
+        KldmError: there are no rows, none of them can be read, or only some of them have a target.
     """
     if not rows:
         raise KldmError("it holds no structures", place=str(path), remedy="check that it is the file you mean")
+    if all(row.structure is None for row in rows) and any(row.unread for row in rows):
+        reason, count = Counter(row.reason for row in rows if row.unread).most_common(1)[0]
+        most = reason if count == len(rows) else f"{count} of them: {reason}"
+        problem = f"none of its {len(rows)} structures can be read: {most}" if len(rows) > 1 else reason
+        raise KldmError(problem, place=str(path), remedy="check that it is the file you mean")
     without = [row for row in rows if row.target is None]
     if 0 < len(without) < len(rows):
         raise KldmError(
@@ -86,7 +98,19 @@ def numbered(path: Path, rows: Sequence[Row]) -> SampleFile:
         counts[target] += 1
         candidates.append(Candidate(target, number, row.structure, row.reason, row.species, row.selected))
     places, names = tuple(row.place for row in rows), tuple(row.name for row in rows)
-    return SampleFile(path, tuple(candidates), places, names, labelled=not without)
+    return SampleFile(path, tuple(candidates), places, names, not without, _notes(path, rows))
+
+
+def _notes(path: Path, rows: Sequence[Row]) -> tuple[str, ...]:
+    """One sentence for each kind of note, with the number of its rows and the first of them."""
+    kinds: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.note:
+            kinds.setdefault(row.note, []).append(row)
+    return tuple(
+        f"{path}: {len(noted)} of {len(rows)} structures: {note} (the first is {noted[0].place})."
+        for note, noted in kinds.items()
+    )
 
 
 def labels(record: Mapping[str, Any], place: str) -> tuple[int | None, int | None]:
