@@ -17,6 +17,15 @@ FLAT = 1e-3
 
 LAST_ELEMENT = 118
 
+OVERLAP = 0.5
+"""Angstrom. Atoms that are closer lie on top of each other: no bond is so short."""
+
+PAIRS = 2**18
+"""Distances that are computed at a time."""
+
+FARTHEST_IMAGE = 5
+"""Images farther than this many cells are not searched: planes that are so close make no crystal."""
+
 
 def fault(fractional: Float, lattice: Float, species: Int) -> str:
     """The reason why these numbers are no crystal; empty if they are one.
@@ -84,3 +93,26 @@ def pack(crystals: Iterable[Arrays], ids: Sequence[str]) -> CrystalStore:
         sizes=tuple(len(row[2]) for row in rows),
         ids=tuple(ids),
     )
+
+
+def too_close(matrix: Float, fractional: Float, limit: float = OVERLAP) -> bool:
+    """Whether two atoms of a crystal, periodic images included, are closer than ``limit``.
+
+    Args:
+        matrix: [3, 3], the cell vectors as rows, in angstrom.
+        fractional: [K, 3].
+        limit: angstrom.
+    """
+    reciprocal = np.linalg.inv(matrix)
+    reach = np.floor(limit * np.linalg.norm(reciprocal, axis=0) + 0.5)  # 0 if the lattice planes are far apart
+    axes = [np.arange(-n, n + 1) for n in np.minimum(reach, FARTHEST_IMAGE)]
+    shifts = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    count = len(fractional)
+    rows = max(1, PAIRS // (count * len(shifts)))
+    for first in range(0, count, rows):
+        steps = fractional[first : first + rows, None] - fractional
+        vectors = ((steps - np.round(steps))[:, :, None] + shifts) @ matrix
+        close = (vectors**2).sum(-1) < limit**2  # [rows, count, shifts]
+        if close.sum() > len(close):  # more than every atom to itself
+            return True
+    return False

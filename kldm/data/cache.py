@@ -16,7 +16,7 @@ from kldm.data.parsing import Parsed, Skipped
 from kldm.errors import KldmError
 from kldm.runtime.files import atomic_write
 
-DATA_VERSION = 1
+DATA_VERSION = 2
 """A change of parsing that gives other crystals raises this number, so that older caches are not used."""
 
 FORMATS = ("kldm.crystals.v1", "kldm.crystals.v2")
@@ -82,7 +82,7 @@ def load_or_make(
 
 
 def save_store(path: Path, parsed: Parsed) -> None:
-    """Write a store and its skipped rows atomically. Raises ``KldmError`` if the file cannot be written."""
+    """Write a store and what is reported of its rows atomically. Raises ``KldmError`` if the file cannot be written."""
     from safetensors.torch import save as to_bytes
 
     store = parsed.store.to("cpu")
@@ -98,6 +98,7 @@ def save_store(path: Path, parsed: Parsed) -> None:
         "format": FORMATS[-1],
         "ids": json.dumps(store.ids),
         "skipped": json.dumps([attrs.astuple(row) for row in parsed.skipped]),
+        "overlapping": json.dumps(parsed.overlapping),
     }
     with atomic_write(path) as temporary:
         temporary.write_bytes(to_bytes(tensors, metadata))
@@ -116,6 +117,7 @@ def load_store(path: Path) -> Parsed:
             species, sizes = file.get_tensor("species").to(torch.int64), tuple(file.get_tensor("sizes").tolist())
             ids = tuple(json.loads(metadata["ids"]))
             skipped = tuple(Skipped(*row) for row in json.loads(metadata["skipped"]))
+            overlapping = tuple(json.loads(metadata.get("overlapping", "[]")))
             names = file.keys()
             per_crystal, per_atom = (
                 {name.removeprefix(kind): file.get_tensor(name) for name in names if name.startswith(kind)}
@@ -127,4 +129,4 @@ def load_store(path: Path) -> Parsed:
         store = CrystalStore(fractional, species, lattice, sizes, ids, per_crystal, per_atom)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, KldmError) as error:
         raise KldmError(f"cannot be read as crystals ({error})", place=str(path)) from None
-    return Parsed(store, skipped)
+    return Parsed(store, skipped, overlapping)

@@ -4,15 +4,15 @@ The workers are joblib's, which do not run the caller's main module again, so th
 """
 
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
-from kldm.crystals import CrystalStore
-from kldm.data.arrays import Arrays, pack
+from kldm.crystals import CrystalStore, lattice_matrix
+from kldm.data.arrays import OVERLAP, Arrays, pack, too_close
+from kldm.data.cifs import read_text
 from kldm.data.convert import structure_arrays
 from kldm.errors import KldmError
 
@@ -48,28 +48,31 @@ class Skipped:
 
 @attrs.frozen(eq=False)
 class Parsed:
-    """The content of a source: the crystals that could be read, and the rows that could not."""
+    """The content of a source: the crystals that could be read, the rows that could not, and the ids of the crystals
+    with atoms closer than ``OVERLAP``, which are kept."""
 
     store: CrystalStore
     skipped: tuple[Skipped, ...] = ()
+    overlapping: tuple[str, ...] = ()
 
     def report(self, source: str) -> None:
-        """Log a warning for every skipped row, and one with their number."""
+        """Log a warning for every skipped row, one with their number, and one if atoms lie on top of each other."""
         for skipped in self.skipped:
             log.warning("%s: row %d (%s) skipped: %s", source, skipped.row, skipped.id, skipped.reason)
         if self.skipped:
             total = len(self.store) + len(self.skipped)
             log.warning("%s: %d of %d rows skipped", source, len(self.skipped), total)
+        if self.overlapping:
+            problem = "%s: %d of %d crystals have atoms closer than %g angstrom (the first is %s)"
+            log.warning(problem, source, len(self.overlapping), len(self.store), OVERLAP, self.overlapping[0])
 
 
 def reduced(structure: "Structure") -> Arrays:
     """The Niggli-reduced cell of a structure (I. Krivy and B. Gruber, Acta Cryst. A 32, 297, 1976).
 
     Raises:
-        ValueError: the structure is disordered, cannot be reduced or has an element beyond ``LAST_SPECIES``.
+        ValueError: the structure cannot be reduced or has an element beyond ``LAST_SPECIES``.
     """
-    if not structure.is_ordered:
-        raise ValueError("it is disordered")
     result = structure_arrays(structure.get_reduced_structure())
     if result[2].max() > LAST_SPECIES:
         raise ValueError(f"atomic number {result[2].max()} is above {LAST_SPECIES}")
@@ -79,28 +82,24 @@ def reduced(structure: "Structure") -> Arrays:
 def reduced_or_reason(read: Callable[[S], "Structure"], source: S) -> Arrays | str:
     """The reduced crystal that ``read`` makes of the source, or the reason why there is none."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the parser warns of rounding 1/3 and the like in every second row
-            return reduced(read(source))
+        return reduced(read(source))
     except Exception as error:  # damaged input makes the parser raise anything; the row is skipped and reported
         return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def parse_cif(cif: str) -> Arrays | str:
-    """The reduced crystal of a CIF text, or the reason why there is none."""
-    from pymatgen.core.structure import Structure
-
-    return reduced_or_reason(partial(Structure.from_str, fmt="cif"), cif)
+def parse_cif(text: str) -> Arrays | str:
+    """The reduced crystal of a CIF, or of pymatgen's dict as a text, or the reason why there is none."""
+    return reduced_or_reason(partial(read_text, rounded=True), text)
 
 
 def parse_texts(
-    parse: Callable[[str], T], texts: Sequence[str], description: str, *, workers: int | None = None, delay: float = 0
+    parse: Callable[[S], T], texts: Sequence[S], description: str, *, workers: int | None = None, delay: float = 0
 ) -> list[T]:
     """``parse`` of many texts, in order, with a progress bar on stderr.
 
     Args:
         parse: a function at the top of a module.
-        texts: its arguments.
+        texts: its arguments, such as CIF texts.
         description: label of the progress bar.
         workers: processes; by default one for each CPU, or only this process if there is little to do.
         delay: seconds before the progress bar appears.
@@ -124,7 +123,7 @@ def parse_texts(
     return parsed
 
 
-def _parse_chunk(parse: Callable[[str], T], texts: Sequence[str]) -> list[T]:
+def _parse_chunk(parse: Callable[[S], T], texts: Sequence[S]) -> list[T]:
     return [parse(text) for text in texts]
 
 
@@ -140,4 +139,8 @@ def collect(results: Sequence[Arrays | str], ids: Sequence[str], source: str) ->
     if len(skipped) > MOST_SKIPPED * len(results) or not crystals:
         first = f", the first is row {skipped[0].row} ({skipped[0].id}): {skipped[0].reason}" if skipped else ""
         raise KldmError(f"{len(skipped)} of {len(results)} rows cannot be read{first}", place=source)
-    return Parsed(pack([arrays for arrays, _ in crystals], [name for _, name in crystals]), skipped)
+    store = pack([arrays for arrays, _ in crystals], [name for _, name in crystals])
+    matrices = lattice_matrix(store.lattice.double()).numpy()
+    pairs_of = zip(crystals, matrices, strict=True)
+    overlapping = tuple(name for (arrays, name), matrix in pairs_of if too_close(matrix, arrays[0].astype(float)))
+    return Parsed(store, skipped, overlapping)

@@ -1,7 +1,6 @@
-"""Reads the published CSVs: each row is one crystal, as CIF text in the column ``cif``."""
+"""Reads the published CSVs: each row is one crystal, as a CIF text in the column ``cif``."""
 
 import csv
-import gzip
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +12,13 @@ from torch import Tensor
 
 from kldm.data.parsing import Parsed, collect, parse_cif, parse_texts
 from kldm.errors import KldmError, nearest
+from kldm.runtime.opening import open_text
 
 LONGEST_FIELD = 16 * 2**20
 """Most characters of a CIF text; Python's own limit of 131,072 is too low for large cells."""
+
+TEXTS = ("cif", "structure")
+"""Columns that hold structures; the first that is there counts."""
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -37,18 +40,35 @@ def read_csv(path: Path, workers: int | None = None) -> Parsed:
 
 
 def read_rows(path: Path) -> tuple[list[str], list[str]]:
-    """Ids and CIF texts of a file, unparsed. Raises ``KldmError`` if it is no CSV with a column ``cif``."""
+    """Ids and texts of the structures of a file, unparsed: CIFs or pymatgen's dicts, in a column ``cif`` or
+    ``structure``, whatever the case of its letters.
+
+    Raises:
+        KldmError: it is no CSV with such a column.
+    """
     ids: list[str] = []
-    cifs: list[str] = []
+    texts: list[str] = []
     with _rows(path) as reader:
-        columns = reader.fieldnames or []
-        if "cif" not in columns:
-            header = ", ".join(column or "(unnamed)" for column in columns) or "nothing"
-            raise KldmError(f"there is no column 'cif' (found: {header})", place=str(path))
+        columns = {column.strip().lower(): column for column in reversed(reader.fieldnames or []) if column}
+        column = next((columns[name] for name in TEXTS if name in columns), None)
+        if column is None:
+            raise _no_structures(list(reader.fieldnames or []), path)
+        identity = columns.get("material_id", "")
         for number, row in enumerate(reader):
-            ids.append(row.get("material_id") or str(number))
-            cifs.append(row["cif"] or "")
-    return ids, cifs
+            ids.append(row.get(identity) or str(number))
+            texts.append(row[column] or "")
+    return ids, texts
+
+
+def _no_structures(header: list[str], path: Path) -> KldmError:
+    """The error that a table has no structures, with what it has."""
+    found = ", ".join(column or "(unnamed)" for column in header) or "nothing"
+    remedy = "write a CIF, or pymatgen's dict as JSON, into a column 'cif'"
+    for separator, name in {";": "semicolons", "\t": "tabs"}.items():
+        names = [column.strip(" \"'").lower() for column in (header[0] if len(header) == 1 else "").split(separator)]
+        if set(names) & set(TEXTS):
+            return KldmError(f"its columns are separated by {name}", place=str(path), remedy="save it with commas")
+    return KldmError(f"there is no column 'cif' (found: {found[:200]})", place=str(path), remedy=remedy)
 
 
 def read_columns(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
@@ -99,8 +119,9 @@ def _rows(path: Path) -> Iterator["csv.DictReader[str]"]:
     """The rows of a file. Raises ``KldmError`` if it cannot be opened, or cannot be read within the block."""
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_FIELD))
     try:
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+        with open_text(path, errors="strict", newline="") as file:
             yield csv.DictReader(file)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError:
+        raise KldmError("it is not UTF-8", place=str(path), remedy="save it as UTF-8") from None
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise KldmError(f"cannot be read ({error})", place=str(path), remedy="get the file again") from None

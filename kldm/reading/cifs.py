@@ -1,85 +1,226 @@
-"""CIF files: single ones, and those in folders, zips and CSVs. Many are parsed on all cores."""
+"""CIF and POSCAR files: single ones, and those in folders, zips, tars and CSVs. Many are parsed on all cores."""
 
+import gzip
+import io
+import lzma
 import re
-import warnings
+import stat
+import struct
+import tarfile
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
+import attrs
+
+from kldm.data.cifs import StructureError, blocks, read_text
 from kldm.data.parsing import parse_texts
-from kldm.data.published import read_rows
+from kldm.data.published import LONGEST_FIELD, read_rows
 from kldm.errors import KldmError
-from kldm.reading.rows import Row, open_text
+from kldm.reading.poscars import is_poscar, poscars, read_poscar_text
+from kldm.reading.rows import Row
+from kldm.runtime import opening
+from kldm.runtime.opening import open_bytes, open_text, refuse_irregular, too_large
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
 _NUMBERED = re.compile(r"(\d+)_(\d+)_[^/]*\.cif", re.IGNORECASE)
-_NEGATIVE_LENGTH = re.compile(r"^_cell_length_[abc]\s+['\"]?-", re.MULTILINE)
-_BLOCK = re.compile(r"^(?=data_)", re.MULTILINE)
+
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, NotImplementedError, RuntimeError, lzma.LZMAError, struct.error)
+"""What is raised for damaged archives, for odd compressions and for encrypted ones."""
+
+
+@attrs.frozen
+class _Piece:
+    """The text of one structure, or the reason why there is none; its name and its place."""
+
+    text: str
+    name: str
+    place: str
+    reason: str = ""
+    poscar: bool = False
+
+
+@attrs.frozen
+class _Entry:
+    """A file in a folder or archive: its name, and its content or the reason why it cannot be read."""
+
+    name: str
+    content: bytes = b""
+    reason: str = ""
 
 
 def read_cif(path: Path) -> Sequence[Row]:
-    """Every data block with atoms of a file; the whole file if it has at most one."""
+    """Every data block with atoms of a file."""
+    return _single(path, poscar=False)
+
+
+def read_poscar(path: Path) -> Sequence[Row]:
+    """The structure of a POSCAR or CONTCAR file, or all of several that were written one after the other."""
+    return _single(path, poscar=True)
+
+
+def _single(path: Path, poscar: bool) -> Sequence[Row]:
     with open_text(path) as file:
         text = file.read()
     if not text.strip():
         return []
-    blocks = [block for block in _BLOCK.split(text) if "_atom_site_" in block]
-    texts = blocks if len(blocks) > 1 else [text]
-    names = [path.stem if len(texts) == 1 else block.split(maxsplit=1)[0].removeprefix("data_") for block in texts]
-    places = [str(path) if len(texts) == 1 else f"{path}, block {number}" for number in range(len(texts))]
-    return _rows(texts, names, places, path.name)
+    pieces = _pieces(text, _stem(path.name), str(path), poscar)
+    if len(pieces) > 1 and not poscar:  # blocks have names of their own
+        pieces = [attrs.evolve(piece, name=piece.name.split(", ", 1)[1]) for piece in pieces]
+    return _rows(pieces, path.name)
 
 
 def read_table(path: Path) -> Sequence[Row]:
-    """The rows of a CSV with a column ``cif``."""
-    ids, texts = read_rows(path)
-    return _rows(texts, ids, [f"{path}, row {number}" for number in range(len(texts))], path.name)
+    """The rows of a CSV with a column ``cif`` or ``structure`` of CIFs or of pymatgen's dicts."""
+    pieces = [
+        _Piece(text, name, f"{path}, row {number}", "" if text.strip() else "the entry is empty")
+        for number, (name, text) in enumerate(zip(*read_rows(path), strict=True))
+    ]
+    return _rows(pieces, path.name)
 
 
 def read_folder(path: Path) -> Sequence[Row]:
-    """The ``.cif`` files of a folder, without those of its subfolders."""
-    files = sorted(
-        (file for file in path.iterdir() if _is_cif(file.name) and file.is_file()),
-        key=lambda file: _natural(file.name),
-    )
+    """The CIF or POSCAR files of a folder, without those of its subfolders."""
+    files = [file for file in path.iterdir() if _is_wanted(file.name) and not file.is_dir()]
     if not files:
         remedy = "give the file itself, such as samples.jsonl, or DATASET/SPLIT for the split of a data set"
         raise KldmError("the folder holds no .cif files", place=str(path), remedy=remedy)
-    return _named([file.name for file in files], [file.read_bytes() for file in files], path)
+    return _of_entries([_of_file(file) for file in files], path)
+
+
+def _of_file(path: Path) -> _Entry:
+    try:
+        refuse_irregular(path)
+        with path.open("rb") as file:
+            return _Entry(path.name, file.read(LONGEST_FIELD + 1))
+    except KldmError as error:
+        return _Entry(path.name, reason=error.problem)
+    except OSError as error:
+        return _Entry(path.name, reason=f"it cannot be read: {error.strerror or error}")
 
 
 def read_zip(path: Path) -> Sequence[Row]:
-    """The ``.cif`` files of an archive, in all of its folders."""
+    """The CIF or POSCAR files of a zip, in all of its folders."""
+    entries: list[_Entry] = []
+    unpacked = 0
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if _is_cif(Path(name).name) and "__MACOSX" not in name]
-            names.sort(key=_natural)
-            contents = [archive.read(name) for name in names]
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:  # damaged, odd compression, encrypted
+            for info in archive.infolist():
+                if not _is_wanted(info.filename):
+                    continue
+                kind = stat.S_IFMT(info.external_attr >> 16)
+                if kind not in (0, stat.S_IFREG):
+                    entries.append(_Entry(info.filename, reason=_IRREGULAR))
+                    continue
+                with archive.open(info) as file:
+                    unpacked += _add(entries, info.filename, file, path, unpacked)
+    except _DAMAGED as error:
         remedy = "write it again, without a password"
         raise KldmError("not a zip file, or a damaged one", place=str(path), remedy=remedy) from error
-    return _named(names, contents, path)
+    return _of_entries(entries, path)
 
 
-def _named(names: Sequence[str], contents: Sequence[bytes], path: Path) -> Sequence[Row]:
-    """Rows of CIF files. Names give targets only if all of them are numbered."""
-    import attrs
+def read_tar(path: Path) -> Sequence[Row]:
+    """The CIF or POSCAR files of a tar, compressed by gzip or not, in all of its folders."""
+    entries: list[_Entry] = []
+    unpacked = 0
+    try:
+        with open_bytes(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+            for member in archive:
+                if not _is_wanted(member.name) or member.isdir():
+                    continue
+                file = archive.extractfile(member) if member.isfile() else None
+                if file is None:
+                    entries.append(_Entry(member.name, reason=_IRREGULAR))
+                else:
+                    unpacked += _add(entries, member.name, file, path, unpacked)
+    except _DAMAGED as error:
+        raise KldmError("not a tar file, or a damaged one", place=str(path), remedy="write it again") from error
+    return _of_entries(entries, path)
 
-    texts = [content.decode("utf-8-sig", errors="replace") for content in contents]
-    stems = [Path(name).stem for name in names]
-    rows = _rows(texts, stems, [f"{path}, {name}" for name in names], path.name)
-    numbers = [_NUMBERED.fullmatch(Path(name).name) for name in names]
-    if not all(numbers):
+
+_IRREGULAR = "it is a link, a pipe or a device and no regular file"
+
+
+def _add(entries: list[_Entry], name: str, file: IO[bytes], path: Path, unpacked: int) -> int:
+    """Read an entry of an archive, of which so many bytes have been unpacked; the number of its bytes."""
+    content = file.read(LONGEST_FIELD + 1)
+    if unpacked + len(content) > opening.LARGEST_UNPACKED:
+        raise too_large(path)
+    entries.append(_Entry(name, content))
+    return len(content)
+
+
+def _of_entries(entries: Iterable[_Entry], path: Path) -> Sequence[Row]:
+    """Rows of CIF files, or of POSCARs, in natural order. Names give targets only if all of them are numbered."""
+    entries = sorted(entries, key=lambda entry: _natural(entry.name))
+    kinds = [is_poscar(Path(_unzipped_name(entry.name)).name) for entry in entries]
+    if len(set(kinds)) > 1:
+        problem = f"it holds {kinds.count(False)} CIF files and {kinds.count(True)} POSCAR files"
+        raise KldmError(problem, place=str(path), remedy="put them into two folders or archives")
+    pieces: list[_Piece] = []
+    for entry, poscar in zip(entries, kinds, strict=True):
+        place, stem = f"{path}, {entry.name}", _stem(entry.name)
+        text, reason = _decoded(entry)
+        if not reason and not text.strip():
+            reason = "it is empty"
+        pieces += [_Piece("", stem, place, reason)] if reason else _pieces(text, stem, place, poscar)
+    rows = _rows(pieces, path.name)
+    numbers = [_NUMBERED.fullmatch(Path(entry.name).name) for entry in entries]
+    if len(rows) != len(entries) or not all(numbers):
         return rows
     pairs = zip(rows, numbers, strict=True)
     return [attrs.evolve(row, target=int(match[1]), candidate=int(match[2])) for row, match in pairs if match]
 
 
-def _is_cif(name: str) -> bool:
-    return name.lower().endswith(".cif") and not name.startswith(".")
+def _decoded(entry: _Entry) -> tuple[str, str]:
+    """The text of a file, unpacked if its name ends in ``.gz``, or the reason why there is none."""
+    content, reason = entry.content, entry.reason
+    if not reason and entry.name.lower().endswith(".gz"):
+        try:
+            with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+                content = file.read(LONGEST_FIELD + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            reason = f"it is no gzip file, or a damaged one ({error})"
+    if len(content) > LONGEST_FIELD:
+        reason = f"it is longer than {LONGEST_FIELD // 2**20} MiB"
+    if reason:
+        return "", reason
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    return content.decode(encoding, errors="replace"), ""
+
+
+def _pieces(text: str, name: str, place: str, poscar: bool) -> list[_Piece]:
+    """The structures of a file: the data blocks with atoms of a CIF, or POSCARs one after the other."""
+    try:
+        parts = [("", part) for part in poscars(text)] if poscar else [(b.name, b.text) for b in blocks(text)]
+    except StructureError as error:
+        return [_Piece("", name, place, str(error))]
+    if len(parts) == 1:
+        return [_Piece(parts[0][1], name, place, poscar=poscar)]
+    return [
+        _Piece(part, f"{name}, {block or number}", f"{place}, structure {number}", poscar=poscar)
+        for number, (block, part) in enumerate(parts)
+    ]
+
+
+def _unzipped_name(name: str) -> str:
+    return name[:-3] if name.lower().endswith(".gz") else name
+
+
+def _stem(name: str) -> str:
+    return Path(_unzipped_name(name)).stem
+
+
+def _is_wanted(name: str) -> bool:
+    """Whether an entry is called like a CIF or POSCAR, and is none of the files that systems hide."""
+    base = Path(_unzipped_name(name)).name
+    hidden = base.startswith(".") or "__MACOSX" in name or name.endswith("/")
+    return not hidden and (base.lower().endswith(".cif") or is_poscar(base))
 
 
 def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -88,21 +229,21 @@ def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part)
 
 
-def _rows(texts: Sequence[str], names: Sequence[str], places: Sequence[str], title: str) -> Sequence[Row]:
-    results = parse_texts(_structure, texts, f"reading {title}", delay=2)
-    rows = zip(results, names, places, strict=True)
-    return [Row(place, structure, reason, name=name) for (structure, reason), name, place in rows]
+def _rows(pieces: Sequence[_Piece], title: str) -> Sequence[Row]:
+    results = parse_texts(_parsed, pieces, f"reading {title}", delay=2)
+    return [
+        Row(piece.place, structure, reason, name=piece.name, species=species, unread=unread)
+        for piece, (structure, reason, species, unread) in zip(pieces, results, strict=True)
+    ]
 
 
-def _structure(text: str) -> "tuple[Structure | None, str]":
-    from pymatgen.io.cif import CifParser
-
-    if _NEGATIVE_LENGTH.search(text):
-        return None, "cell length not positive"
+def _parsed(piece: _Piece) -> "tuple[Structure | None, str, tuple[int, ...], bool]":
+    """Structure, reason, atomic numbers and whether it cannot be read, see ``Row``."""
+    if piece.reason:
+        return None, piece.reason, (), True
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the parser warns of what it mends; failures raise
-            parser = CifParser.from_str(text, frac_tolerance=0.0)  # 0.3333 is not rounded to 1/3
-            return parser.parse_structures(primitive=False, on_error="raise")[0], ""
-    except Exception as error:  # the parser may raise anything; the failure is this CIF's alone
-        return None, f"CIF cannot be read: {type(error).__name__}"
+        return read_poscar_text(piece.text) if piece.poscar else read_text(piece.text), "", (), False
+    except StructureError as error:
+        return None, str(error), error.species, error.unread
+    except Exception as error:  # a parser may raise anything; the failure is this structure's alone
+        return None, f"it cannot be read ({type(error).__name__})", (), True

@@ -1,4 +1,4 @@
-"""Extended xyz and POSCAR files."""
+"""Extended xyz files."""
 
 import io
 from collections.abc import Sequence
@@ -29,21 +29,6 @@ def read_frames(path: Path) -> Sequence[Row]:
         detail = " ".join(str(error).split())[:200]
         raise KldmError(f"not an extended xyz file ({detail})", place=str(path)) from error
     return [_row(atoms, f"{path}, frame {position}") for position, atoms in enumerate(frames)]
-
-
-def read_poscar(path: Path) -> Sequence[Row]:
-    """The structure of a POSCAR or CONTCAR file, which must name its elements."""
-    from pymatgen.io.vasp.inputs import Poscar
-
-    with open_text(path) as file:
-        text = file.read()
-    if not text.strip():
-        return []
-    try:
-        structure = Poscar.from_str(text).structure
-    except Exception as error:  # the parser may raise anything; the failure is this structure's
-        return [Row(str(path), None, f"POSCAR cannot be read: {type(error).__name__}", name=path.stem)]
-    return [Row(str(path), structure, name=path.stem)]
 
 
 def _row(atoms: "Atoms", place: str) -> Row:

@@ -10,6 +10,7 @@ import attrs
 
 from kldm.crystals import CrystalStore
 from kldm.data import SPLITS, Data
+from kldm.data.arrays import OVERLAP, too_close
 from kldm.errors import KldmError
 from kldm.reading.rows import SampleFile, formulas
 from kldm.reading.samples import read_file
@@ -57,10 +58,22 @@ class Reference:
     def notes(self) -> tuple[str, ...]:
         """Sentences that a reader of the results must see."""
         failed = [row for row, structure in enumerate(self.structures) if structure is None]
-        if not failed:
+        notes = []
+        if failed:
+            first = f"the first is row {failed[0]}: {self.reasons[failed[0]]}"
+            notes.append(f"{len(failed)} of {len(self)} rows of the reference {self.name} are no structures ({first}).")
+        return (*notes, *self._overlap_note())
+
+    def _overlap_note(self) -> tuple[str, ...]:
+        close = [
+            row
+            for row, structure in enumerate(self.structures)
+            if structure is not None and too_close(structure.lattice.matrix, structure.frac_coords)
+        ]
+        if not close:
             return ()
-        first = f"the first is row {failed[0]}: {self.reasons[failed[0]]}"
-        return (f"{len(failed)} of {len(self)} rows of the reference {self.name} are no structures ({first}).",)
+        problem = f"{len(close)} of {len(self)} structures of the reference {self.name} have atoms closer than"
+        return (f"{problem} {OVERLAP:g} angstrom (the first is row {close[0]}).",)
 
 
 def read_reference(source: str | Path) -> Reference:

@@ -1,18 +1,17 @@
 """The content of a file of structures: one row for each structure, whether it could be built or not."""
 
-import gzip
-import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from kldm.data.formulas import reduced_formula
 from kldm.errors import KldmError
 from kldm.interfaces import Candidate
+from kldm.runtime.opening import open_text as open_text
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
@@ -141,12 +140,6 @@ def _whole(value: object, place: str) -> int | None:
     if not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 0:
         return int(value)
     raise KldmError("'target' and 'candidate' must be whole numbers from 0", place=place)
-
-
-def open_text(path: Path) -> TextIO:
-    """A text file, compressed by gzip or not. Bytes that are not UTF-8 become U+FFFD and spoil their own row alone."""
-    file = gzip.GzipFile(path) if path.suffix.lower() == ".gz" else path.open("rb")
-    return io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace")
 
 
 def failure_reason(error: Exception) -> str:

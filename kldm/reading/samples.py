@@ -6,11 +6,12 @@ from pathlib import Path
 
 from kldm.errors import KldmError
 from kldm.interfaces import Candidate
-from kldm.reading.cifs import read_cif, read_folder, read_table, read_zip
-from kldm.reading.frames import read_frames, read_poscar
+from kldm.reading.cifs import read_cif, read_folder, read_poscar, read_table, read_tar, read_zip
+from kldm.reading.frames import read_frames
 from kldm.reading.records import read_json, read_jsonl
 from kldm.reading.rows import Row, SampleFile, numbered
 from kldm.reading.torch_files import read_torch
+from kldm.runtime.opening import refuse_irregular
 
 READERS: Mapping[str, Callable[[Path], Sequence[Row]]] = {
     ".jsonl": read_jsonl,
@@ -22,11 +23,13 @@ READERS: Mapping[str, Callable[[Path], Sequence[Row]]] = {
     ".vasp": read_poscar,
     ".poscar": read_poscar,
     ".zip": read_zip,
+    ".tar": read_tar,
+    ".tgz": read_tar,
     ".pt": read_torch,
     ".pth": read_torch,
 }
 
-GZIPPED = (".jsonl", ".json", ".extxyz", ".xyz", ".csv", ".cif")
+GZIPPED = (".jsonl", ".json", ".extxyz", ".xyz", ".csv", ".cif", ".vasp", ".poscar", ".tar")
 """Formats that may be compressed by gzip, with ``.gz`` after their suffix."""
 
 
@@ -43,10 +46,11 @@ def read_file(path: str | Path) -> SampleFile:
     - ``.json``: pymatgen's dict of one structure, a list of them or of records with a ``structure`` (such as computed
       entries), or a mapping from names to them;
     - ``.extxyz``, ``.xyz``: frames, with ``target`` and ``candidate`` in their info line;
-    - ``.csv`` with a column ``cif``, as the data sets are published (``material_id`` names the rows);
-    - a folder or a ``.zip`` of CIFs, in natural order; ``<target>_<candidate>_<anything>.cif`` gives
-      targets if all files have such names;
-    - one ``.cif`` (each of its data blocks is a structure), one POSCAR or ``.vasp``;
+    - ``.csv`` with a column ``cif`` or ``structure``, as the data sets are published (``material_id`` names the rows);
+      an entry is a CIF, or pymatgen's dict as JSON or as Python prints it;
+    - a folder, a ``.zip``, a ``.tar`` or ``.tar.gz`` of CIFs or POSCARs, in natural order;
+      ``<target>_<candidate>_<anything>.cif`` gives targets if all files have such names and hold one structure;
+    - one ``.cif`` (each data block with atoms is a structure), one POSCAR or ``.vasp``, or several in one file;
     - ``.pt`` of CDVAE, DiffCSP and FlowMM (``kldm.reading.torch_files``), loaded without running code in them.
 
     Text may be compressed by gzip (``.jsonl.gz``). A structure that cannot be built (a broken CIF, a cell without
@@ -59,6 +63,8 @@ def read_file(path: str | Path) -> SampleFile:
     if not path.exists():
         raise KldmError("there is no such file or folder", place=str(path))
     try:
+        if not path.is_dir():
+            refuse_irregular(path)
         return numbered(path, (read_folder if path.is_dir() else _reader(path))(path))
     except OSError as error:
         raise KldmError(f"cannot read the file: {error.strerror or error}", place=str(path)) from error

@@ -1,0 +1,87 @@
+"""Opens files of strangers: only regular ones, and no more of an archive than a bound, counted while it is unpacked."""
+
+import gzip
+import io
+import stat
+from pathlib import Path
+from typing import IO, Any, TextIO
+
+from kldm.errors import KldmError
+
+LARGEST_UNPACKED = 2**30
+"""Most bytes that are unpacked from one compressed file or archive, all of its entries together."""
+
+PACKED = (".gz", ".tgz")
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder",
+}
+
+
+def refuse_irregular(path: Path) -> None:
+    """Raises ``KldmError`` if the path is no regular file: reading a pipe may wait, and a device may never end."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise KldmError(f"it is {kind} and no regular file", place=str(path), remedy="write it to a file first")
+
+
+class Bounded(io.RawIOBase):
+    """What a compressed file unpacks to, of which no more than ``LARGEST_UNPACKED`` bytes are read.
+
+    Args:
+        file: the unpacking file.
+        path: the compressed file, for the message.
+    """
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        self._file, self._path, self._count = file, path, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer as far as there are bytes. Raises ``KldmError`` beyond the bound."""
+        view = memoryview(buffer).cast("B")
+        data = self._file.read(len(view))
+        self._count += len(data)
+        if self._count > LARGEST_UNPACKED:
+            raise too_large(self._path)
+        view[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def too_large(path: Path) -> KldmError:
+    """The error that a file unpacks to more than ``LARGEST_UNPACKED`` bytes."""
+    bound = f"{LARGEST_UNPACKED / 2**20:,.0f} MiB"
+    return KldmError(f"it unpacks to more than {bound}", place=str(path), remedy="unpack it, or split it, first")
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """A regular file, unpacked as it is read if its name ends in ``.gz`` or ``.tgz``.
+
+    Raises:
+        OSError: it cannot be opened.
+        KldmError: it is a pipe or a device; or, as it is read, it unpacks to more than ``LARGEST_UNPACKED`` bytes.
+    """
+    refuse_irregular(path)
+    if path.suffix.lower() in PACKED:
+        return io.BufferedReader(Bounded(gzip.GzipFile(path), path), 2**16)  # type: ignore[arg-type]
+    return path.open("rb")
+
+
+def open_text(path: Path, *, errors: str = "replace", newline: str | None = None) -> TextIO:
+    """A text file, compressed by gzip or not, as ``open_bytes`` opens it. By default, bytes that are not UTF-8 become
+    U+FFFD and spoil their own row alone."""
+    file = open_bytes(path)
+    start = file.peek(2)[:2] if isinstance(file, io.BufferedReader) else b""
+    encoding = "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    return io.TextIOWrapper(file, encoding=encoding, errors=errors, newline=newline)
