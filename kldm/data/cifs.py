@@ -11,8 +11,8 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
-from math import inf
+from functools import cache, cmp_to_key
+from math import inf, isnan
 from typing import TYPE_CHECKING
 
 import attrs
@@ -41,14 +41,20 @@ MOST_ATOMS = 5000
 LONGEST_DICT = 2**22
 """Characters; reading a dict takes a hundred times as many bytes."""
 
-_HEADER = re.compile(r"\s*data_(\S*)", re.IGNORECASE)
-_ATOMS = re.compile(r"^\s*_atom_site[._]", re.IGNORECASE | re.MULTILINE)
-_WORDS = re.compile(r"^(\s*)(loop_|data_)", re.IGNORECASE | re.MULTILINE)
-_ONCE = re.compile(r"^\s*(_cell[._]length_a|_atom_site[._]fract_x)\b", re.IGNORECASE | re.MULTILINE)
+LONGEST_LINE = 4096
+"""Characters of a line outside of text fields, twice as many as CIF allows; quotes take the square of it to match."""
+
+LONGEST_FORMULA = 1000
+"""Characters; what is longer is no formula."""
+
+_HEADER = re.compile(r"[ \t]*data_(\S*)", re.IGNORECASE)
+_ATOMS = re.compile(r"^[ \t]*_atom_site[._]", re.IGNORECASE | re.MULTILINE)
+_WORDS = re.compile(r"^([ \t]*)(loop_|data_)", re.IGNORECASE | re.MULTILINE)
+_ONCE = re.compile(r"^[ \t]*(_cell[._]length_a|_atom_site[._]fract_x)\b", re.IGNORECASE | re.MULTILINE)
 _NUMBER = re.compile(
-    r"([+-]?(?:\d+\.?(\d*)|\.(\d+))(?:e[+-]?\d+)?|[+-]?(?:nan|inf))(?:\(\d+\)?)?", re.IGNORECASE | re.ASCII
+    r"([+-]?(?:\d+(?:\.(\d*))?|\.(\d+))(?:e[+-]?\d+)?|[+-]?(?:nan|inf))(?:\(\d+\)?)?", re.IGNORECASE | re.ASCII
 )
-_SYMBOL = re.compile(r"([A-Za-z]{1,2})(?:\d*\.?\d*[+-]?|[+-]\d*\.?\d*)", re.ASCII)
+_SYMBOL = re.compile(r"([A-Za-z]{1,2})(?:\d*(?:\.\d*)?[+-]?|[+-]\d*(?:\.\d*)?)", re.ASCII)
 _LABEL = re.compile(r"([A-Za-z]{1,2})(?![A-Za-z])", re.ASCII)
 
 
@@ -94,6 +100,8 @@ def blocks(text: str) -> list[Block]:
     for line in text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n").split("\n"):
         if line.startswith(";"):
             in_field = not in_field
+        elif not in_field and len(line) > LONGEST_LINE:
+            raise StructureError(f"a line is longer than {LONGEST_LINE} characters")
         elif not in_field and (match := _HEADER.match(line)):
             found.append((match[1], []))
         (found[-1][1] if found else outside).append(line)
@@ -174,20 +182,39 @@ def _crystal(items: Items, sites: _Sites, rounded: bool) -> "Structure":
     if not complete and not confirmed:
         raise StructureError("it names a space group whose symmetry operations it does not list in full")
     positions = np.concatenate(orbits)
-    order = sorted(range(len(numbers)), key=lambda site: _rank(numbers[site]))
+    order = _order(numbers)
     return plain_structure(matrix, [numbers[site] for site in order], positions[order])
+
+
+def _order(numbers: Sequence[int]) -> list[int]:
+    """The sites in pymatgen's order, by electronegativity and symbol. Elements that have none are compared with others
+    by their symbols alone, so that the order depends on the one before, which is that of ``Composition``."""
+    from pymatgen.core.composition import Composition
+
+    ranks = {number: _rank(number) for number in set(numbers)}
+    sites = range(len(numbers))
+    if not any(isnan(value) for value, _ in ranks.values()):
+        return sorted(sites, key=lambda site: ranks[numbers[site]])
+    compositions = {number: Composition({symbol: 1}) for number, (_, symbol) in ranks.items()}
+
+    def compared(first: int, second: int) -> int:
+        one, other = ranks[numbers[first]], ranks[numbers[second]]
+        if one[0] < other[0] or one[0] > other[0]:
+            return -1 if one[0] < other[0] else 1
+        return (one[1] > other[1]) - (one[1] < other[1])
+
+    return sorted(sorted(sites, key=lambda site: compositions[numbers[site]]), key=cmp_to_key(compared))
 
 
 @cache
 def _rank(number: int) -> tuple[float, str]:
-    """By electronegativity and symbol; elements that have none come last."""
+    """Electronegativity (NaN if there is none) and symbol of an element."""
     from pymatgen.core.periodic_table import Element
 
     element = Element.from_Z(number)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of elements without one
-        value = float(element.X)
-    return (value if value == value else inf), str(element.symbol)
+        return float(element.X), str(element.symbol)
 
 
 def _species(items: Items, sites: _Sites) -> list[int]:
@@ -303,7 +330,8 @@ def _orbits(sites: _Sites, positions: Float, symmetry: Operations, matrix: Float
         images = positions @ symmetry.rotations[0].T + symmetry.translations[0]
         return list((images - np.floor(images))[:, None])
     digits = max(_digits(text) for row in sites.coordinates for text in row)
-    tolerance = max(1.5 * 10.0 ** -max(digits, 2) * (1 + 1e-6), SAME)
+    doubtful = 1.5 * 10.0**-digits * (1 + 1e-6) if digits else 0.0
+    tolerance = max(min(doubtful, 0.015), SAME)  # one digit tells nothing
     result: list[Float] = []
     of_element: dict[int, Float] = {}
     atoms = 0
@@ -315,7 +343,7 @@ def _orbits(sites: _Sites, positions: Float, symmetry: Operations, matrix: Float
             raise StructureError(f"it has more than {MOST_ATOMS} atoms", unread=False)
         if multiplicity not in (None, len(orbit)):
             raise StructureError("the multiplicity that it gives for an atom contradicts its symmetry operations")
-        if too_close(matrix, orbit):
+        if too_close(matrix, orbit) or _closest(orbit) < doubtful:
             raise StructureError(
                 "copies of an atom by symmetry lie on top of each other: its coordinates have few digits"
             )
@@ -337,6 +365,12 @@ def _merged(images: Float, tolerance: float) -> Float:
         points.append(point - np.floor(point))
         images = images[~one]
     return np.array(points)
+
+
+def _closest(points: Float) -> float:
+    """The smallest distance of two points in fractional coordinates, by the largest of the three."""
+    first, second = np.triu_indices(len(points), 1)
+    return float(np.abs(_nearest(points[first] - points[second])).max(1).min(initial=inf))
 
 
 def _nearest(steps: Float) -> Float:
@@ -372,6 +406,8 @@ def _formula(text: str) -> dict[int, float]:
     """Atoms by atomic number; empty if it is no formula that can be understood."""
     from pymatgen.core.composition import Composition
 
+    if len(text) > LONGEST_FORMULA:
+        return {}
     try:
         found: dict[int, float] = {}
         for species, count in Composition(text).items():
@@ -406,7 +442,7 @@ def _digits(text: str) -> int:
 
 
 def _count(text: str) -> int | None:
-    return int(text) if text.isdecimal() else None
+    return int(text) if text.isdecimal() and len(text) < 9 else None
 
 
 def _element(symbol: str, label: str, items: Items) -> int:

@@ -53,9 +53,9 @@ def read_rows(path: Path) -> tuple[list[str], list[str]]:
         column = next((columns[name] for name in TEXTS if name in columns), None)
         if column is None:
             raise _no_structures(list(reader.fieldnames or []), path)
-        identity = columns.get("material_id", "")
+        identity = columns.get("material_id")
         for number, row in enumerate(reader):
-            ids.append(row.get(identity) or str(number))
+            ids.append((row[identity] if identity else "") or str(number))
             texts.append(row[column] or "")
     return ids, texts
 

@@ -11,23 +11,22 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import attrs
 
 from kldm.data.cifs import StructureError, blocks, read_text
 from kldm.data.parsing import parse_texts
 from kldm.data.published import LONGEST_FIELD, read_rows
-from kldm.errors import KldmError
+from kldm.errors import KldmError, printable
 from kldm.reading.poscars import is_poscar, poscars, read_poscar_text
 from kldm.reading.rows import Row
 from kldm.runtime import opening
 from kldm.runtime.opening import open_bytes, open_text, refuse_irregular, too_large
 
-if TYPE_CHECKING:
-    from pymatgen.core.structure import Structure
-
 _NUMBERED = re.compile(r"(\d+)_(\d+)_[^/]*\.cif", re.IGNORECASE)
+
+SEVERAL = "their file, one of many, holds several structures, each of which counts for itself"
 
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, NotImplementedError, RuntimeError, lzma.LZMAError, struct.error)
 """What is raised for damaged archives, for odd compressions and for encrypted ones."""
@@ -42,6 +41,7 @@ class _Piece:
     place: str
     reason: str = ""
     poscar: bool = False
+    note: str = ""
 
 
 @attrs.frozen
@@ -168,7 +168,9 @@ def _of_entries(entries: Iterable[_Entry], path: Path) -> Sequence[Row]:
         text, reason = _decoded(entry)
         if not reason and not text.strip():
             reason = "it is empty"
-        pieces += [_Piece("", stem, place, reason)] if reason else _pieces(text, stem, place, poscar)
+        found = [_Piece("", stem, place, reason)] if reason else _pieces(text, stem, place, poscar)
+        note = SEVERAL if len(entries) > 1 and len(found) > 1 else ""
+        pieces += [attrs.evolve(piece, note=note) for piece in found]
     rows = _rows(pieces, path.name)
     numbers = [_NUMBERED.fullmatch(Path(entry.name).name) for entry in entries]
     if len(rows) != len(entries) or not all(numbers):
@@ -232,18 +234,18 @@ def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
 def _rows(pieces: Sequence[_Piece], title: str) -> Sequence[Row]:
     results = parse_texts(_parsed, pieces, f"reading {title}", delay=2)
     return [
-        Row(piece.place, structure, reason, name=piece.name, species=species, unread=unread)
-        for piece, (structure, reason, species, unread) in zip(pieces, results, strict=True)
+        attrs.evolve(row, place=printable(piece.place), name=printable(piece.name), note=piece.note)
+        for piece, row in zip(pieces, results, strict=True)
     ]
 
 
-def _parsed(piece: _Piece) -> "tuple[Structure | None, str, tuple[int, ...], bool]":
-    """Structure, reason, atomic numbers and whether it cannot be read, see ``Row``."""
+def _parsed(piece: _Piece) -> Row:
+    """The row of a structure, without its place and name."""
     if piece.reason:
-        return None, piece.reason, (), True
+        return Row("", None, piece.reason, unread=True)
     try:
-        return read_poscar_text(piece.text) if piece.poscar else read_text(piece.text), "", (), False
+        return Row("", read_poscar_text(piece.text) if piece.poscar else read_text(piece.text))
     except StructureError as error:
-        return None, str(error), error.species, error.unread
+        return Row("", None, printable(str(error)), species=error.species, unread=error.unread)
     except Exception as error:  # a parser may raise anything; the failure is this structure's alone
-        return None, f"it cannot be read ({type(error).__name__})", (), True
+        return Row("", None, f"it cannot be read ({type(error).__name__})", unread=True)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
 _NAME = re.compile(r"(?:poscar|contcar).*|.*\.(?:vasp|poscar)", re.IGNORECASE)
-_NUMBERS = re.compile(r"\s*(?:[-+]?(?:\d+\.?\d*|\.\d+)(?:[ed][-+]?\d+)?(?:\s+|$))+", re.ASCII | re.IGNORECASE)
+_NUMBERS = re.compile(r"\s*(?:[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[ed][-+]?\d+)?(?:\s+|$))+", re.ASCII | re.IGNORECASE)
 _VELOCITIES = re.compile(r"\s*(?:direct|cartesian|lattice velocities.*)?\s*", re.IGNORECASE)
 
 MOST_SYMBOL_LINES = 10
@@ -94,10 +94,13 @@ def read_poscar_text(text: str) -> "Structure":
     except Exception as error:  # the parser may raise anything; the failure is this structure's
         detail = " ".join(str(error).split())[:100]
         raise StructureError(f"it is no POSCAR that can be read ({detail or type(error).__name__})") from None
-    guessed = [str(warning.message) for warning in caught if "selective dynamics" not in str(warning.message).lower()]
+    messages = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+    guessed = [message for message in messages if "selective dynamics" not in message.lower()]
     if guessed:
         raise StructureError(guessed[0].split(". ")[0][:120])
     try:
-        return plain(structure)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of divisions by the length of a cell vector that is zero
+            return plain(structure)
     except ValueError as error:
         raise StructureError(str(error), unread=False) from None

@@ -79,11 +79,11 @@ def bad_rows() -> list[tuple[str, str]]:
     good = cif_of(SKEWED)
     disordered = Structure(Lattice.cubic(4), [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]])
     return [
-        ("", "structure|CIF|cif"),
-        ("no crystal", "structure|CIF|cif"),
-        (good.replace("Cl", "Qq"), "."),
+        ("", "it is empty"),
+        ("no crystal", "there is no line that begins with data_"),
+        (good.replace("Cl", "Qq"), "'Qq' is no element"),
         (cif_of(disordered), "disordered"),
-        (good.replace("4.00000000", "nan"), "."),
+        (good.replace("4.00000000", "nan"), "the cell holds a number that is not finite"),
         (cif_of(Structure(Lattice.cubic(4), ["Md"], [[0, 0, 0]])), "atomic number 101"),
     ]
 
@@ -92,8 +92,7 @@ def bad_rows() -> list[tuple[str, str]]:
 def test_bad_row_gives_a_reason(cif: str, reason: str) -> None:
     result = parse_cif(cif)
     assert isinstance(result, str)
-    assert any(word in result for word in reason.split("|")) or reason == "."
-    assert result
+    assert reason in result
     assert "\n" not in result
 
 
@@ -129,7 +128,7 @@ def test_files_that_are_no_data(tmp_path: Path) -> None:
     with pytest.raises(KldmError, match="0 of 0 rows"):
         read_csv(path)
     path.write_bytes(b"cif\n\xff\xfe\n")
-    with pytest.raises(KldmError, match="cannot be read"):
+    with pytest.raises(KldmError, match="it is not UTF-8; save it as UTF-8"):
         read_csv(path)
     cut = tmp_path / "cut.csv.gz"
     cut.write_bytes(write(tmp_path / "whole.csv.gz", [cif_of(SKEWED)] * 3).read_bytes()[:-30])
