@@ -392,12 +392,12 @@ def _check_formula(items: Items, atoms: Counter[int]) -> bool:
     ratios = [atoms[number] / formula[number] if number in atoms else 0.0 for number in formula]
     if set(atoms) != set(formula) or max(ratios) - min(ratios) > 0.01 or min(ratios) < 0.99:
         raise StructureError("its atoms contradict its chemical formula (_chemical_formula_sum)")
-    units = _only(items, "_cell_formula_units_z")
-    if not units:
+    wanted = _number(_only(items, "_cell_formula_units_z") or "0", "_cell_formula_units_Z")
+    if not wanted:  # pymatgen writes 0 for a single atom of an element of molecules, such as N
         return False
-    wanted = _number(units, "_cell_formula_units_Z")
-    whole = all(abs(count / wanted - round(count / wanted)) < 1e-6 for count in formula.values()) if wanted else False
-    if abs(ratios[0] - wanted) > 0.01 and not (whole and abs(ratios[0] - 1) < 0.01):
+    of_cell = all(abs(count / wanted - round(count / wanted)) < 1e-6 for count in formula.values())
+    of_cell = of_cell or (len(formula) == 1 and sum(formula.values()) // 2 == wanted)  # N5 is 2 N2
+    if abs(ratios[0] - wanted) > 0.01 and not (of_cell and abs(ratios[0] - 1) < 0.01):
         raise StructureError("its atoms contradict the number of its formula units (_cell_formula_units_Z)")
     return True
 

@@ -233,6 +233,12 @@ def test_sites_are_those_of_the_writer_to_the_last_bit() -> None:
         assert read_text(text).frac_coords.tolist() == Structure.from_str(text, fmt="cif").frac_coords.tolist()
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_the_writer_counts_molecules_of_an_element(count: int) -> None:
+    given = Structure(Lattice.cubic(4), ["N"] * count, np.arange(count)[:, None] / count * [1, 1, 1])
+    assert formula(str(CifWriter(given))) == f"N{count}"
+
+
 def test_training_rows_round_thirds() -> None:
     text = NACL[: NACL.index("loop_")].replace("225", "1").replace("F m -3 m", "P 1") + loop(
         "Na1 Na 0.3333 0.66666 0.25 1"
