@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kldm.data.parsing import Parsed, collect, reduced_or_reason
+from kldm.data.structures import structure_of
 from kldm.errors import KldmError
 
 NAME = "aflow_prototypes"
@@ -40,15 +41,13 @@ def read_prototypes(path: Path) -> Parsed:
     Raises:
         KldmError: the file is damaged.
     """
-    from pymatgen.core.structure import Structure
-
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             entries: list[dict[str, Any]] = json.load(file)
         ids = _unique([_name(entry["tags"]) for entry in entries])
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise KldmError(f"cannot be read ({error})", place=str(path), remedy="reinstall pymatgen") from None
-    results = [reduced_or_reason(lambda entry: Structure.from_dict(entry["snl"]), entry) for entry in entries]
+    results = [reduced_or_reason(lambda entry: structure_of(entry["snl"]), entry) for entry in entries]
     return collect(results, ids, str(path))
 
 

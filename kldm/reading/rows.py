@@ -1,12 +1,14 @@
 """The content of a file of structures: one row for each structure, whether it could be built or not."""
 
+import bz2
 import gzip
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import attrs
 
@@ -16,6 +18,15 @@ from kldm.interfaces import Candidate
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
+
+NAMES = ("material_id", "entry_id", "name", "id")
+"""Keys under which records and frames carry their name; the first that is there counts."""
+
+
+def one_line(text: str) -> str:
+    """A text from a file in one line: without control characters and lone surrogates, and not longer than a screen."""
+    words = " ".join(text[:2000].split())
+    return "".join(character if character.isprintable() else "\ufffd" for character in words)[:500]
 
 
 @attrs.frozen(eq=False)
@@ -38,10 +49,10 @@ class Row:
 
     place: str
     structure: "Structure | None"
-    reason: str = ""
+    reason: str = attrs.field(default="", converter=one_line)
     target: int | None = None
     candidate: int | None = None
-    name: str = ""
+    name: str = attrs.field(default="", converter=one_line)
     species: tuple[int, ...] = ()
     selected: bool = False
     unread: bool = False
@@ -86,6 +97,9 @@ def numbered(path: Path, rows: Sequence[Row]) -> SampleFile:
         raise KldmError(problem, place=str(path), remedy="check that it is the file you mean")
     without = [row for row in rows if row.target is None]
     if 0 < len(without) < len(rows):
+        if without[0].unread:
+            remedy = "mend or remove it: the other rows have a 'target', and it cannot be placed among them"
+            raise KldmError(without[0].reason, place=without[0].place, remedy=remedy)
         raise KldmError(
             f"{len(rows) - len(without)} of {len(rows)} rows have a 'target', but this one has none",
             place=without[0].place,
@@ -102,11 +116,12 @@ def numbered(path: Path, rows: Sequence[Row]) -> SampleFile:
 
 
 def _notes(path: Path, rows: Sequence[Row]) -> tuple[str, ...]:
-    """One sentence for each kind of note, with the number of its rows and the first of them."""
+    """One sentence for each kind of note, and for each reason why rows cannot be read, with the number of the rows and
+    the first of them."""
     kinds: dict[str, list[Row]] = {}
     for row in rows:
-        if row.note:
-            kinds.setdefault(row.note, []).append(row)
+        if text := f"they cannot be read: {row.reason}" if row.unread else row.note:
+            kinds.setdefault(text, []).append(row)
     return tuple(
         f"{path}: {len(noted)} of {len(rows)} structures: {note} (the first is {noted[0].place})."
         for note, noted in kinds.items()
@@ -138,14 +153,17 @@ def is_selected(record: Mapping[str, Any], place: str) -> bool:
 def _whole(value: object, place: str) -> int | None:
     if value is None:
         return None
-    if not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 0:
-        return int(value)
+    is_whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
+    if not isinstance(value, bool) and is_whole and int(cast(int, value)) >= 0:
+        return int(cast(int, value))
     raise KldmError("'target' and 'candidate' must be whole numbers from 0", place=place)
 
 
 def open_text(path: Path) -> TextIO:
-    """A text file, compressed by gzip or not. Bytes that are not UTF-8 become U+FFFD and spoil their own row alone."""
-    file = gzip.GzipFile(path) if path.suffix.lower() == ".gz" else path.open("rb")
+    """A text file, compressed by gzip or bzip2 or not. Bytes that are not UTF-8 become U+FFFD and spoil their own row
+    alone."""
+    openers: Mapping[str, Any] = {".gz": gzip.GzipFile, ".bz2": bz2.BZ2File}
+    file = openers.get(path.suffix.lower(), partial(open, mode="rb"))(path)
     return io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace")
 
 

@@ -8,12 +8,12 @@ from kldm.errors import KldmError
 from kldm.interfaces import Candidate
 from kldm.reading.cifs import read_cif, read_folder, read_table, read_zip
 from kldm.reading.frames import read_frames, read_poscar
-from kldm.reading.records import read_json, read_jsonl
+from kldm.reading.records import read_json
 from kldm.reading.rows import Row, SampleFile, numbered
 from kldm.reading.torch_files import read_torch
 
 READERS: Mapping[str, Callable[[Path], Sequence[Row]]] = {
-    ".jsonl": read_jsonl,
+    ".jsonl": read_json,
     ".json": read_json,
     ".extxyz": read_frames,
     ".xyz": read_frames,
