@@ -153,7 +153,7 @@ def spoil(name: str, index: tuple[int, ...], value: float) -> dict[str, Tensor]:
         ("atom_types", (2,), 0, "no element has the atomic number 0"),
         ("atom_types", (2,), 119, "no element has the atomic number 119"),
         ("atom_types", (2,), -1, "no element has the atomic number -1"),
-        ("atom_types", (2,), math.nan, "no element has the atomic number 0"),
+        ("atom_types", (2,), math.nan, "no element has the atomic number -1"),
     ],
 )
 def test_bad_crystals_fail_alone(tmp_path: Path, name: str, index: tuple[int, ...], value: float, reason: str) -> None:
@@ -220,8 +220,8 @@ def without(*names: str) -> dict[str, Tensor]:
         ({**batch(), "num_atoms": torch.tensor([-1, 4, 3])}, "num_atoms counts 6 atoms"),
         ({**batch(), "num_atoms": torch.tensor([2, 4])}, "in 2 crystals, but .* and 3 cells"),
         ({**batch(), "num_atoms": torch.tensor([1.5, 1.5, 3])}, "'num_atoms' holds numbers that are not whole"),
-        ({**batch(), "atom_types": torch.rand(6, 100)}, "other dimensions than CDVAE's"),
-        ({**batch(), "atom_types": torch.rand(6)}, "not whole; one-hot vectors or logits"),
+        ({**batch(), "atom_types": torch.rand(6, 100)}, "'atom_types' is no list of atomic numbers; .*one-hot"),
+        ({**batch(), "atom_types": torch.rand(6)}, "not whole; take the atomic numbers"),
         ({**batch(), "atom_types": ["Na"] * 6}, "x.pt: "),
         ({**batch(), "frac_coords": torch.rand(6, 2)}, "three numbers for each atom"),
         ({**batch(), "frac_coords": "text"}, "'frac_coords' holds str and no tensor"),
