@@ -193,13 +193,13 @@ def test_many_crystals_keep_their_order(tmp_path: Path) -> None:
         "frac_coords": torch.rand(total, 3),
         "atom_types": torch.arange(count).repeat_interleave(sizes) % 100 + 1,
         "num_atoms": sizes,
-        "lengths": torch.arange(1.0, count + 1).unsqueeze(1).expand(-1, 3),
+        "lengths": (torch.arange(1.0, count + 1) / 2).unsqueeze(1).expand(-1, 3),
         "angles": torch.full((count, 3), 90.0),
     }
     for row, c in enumerate(read_samples(save(tmp_path / "x.pt", content))):
         assert (c.target, c.structure is None) == (row, row % 3 == 0)
         if c.structure is not None:
-            assert (c.structure.lattice.a, c.structure[0].specie.Z) == (row + 1, row % 100 + 1)
+            assert (c.structure.lattice.a, c.structure[0].specie.Z) == ((row + 1) / 2, row % 100 + 1)
 
 
 def without(*names: str) -> dict[str, Tensor]:
