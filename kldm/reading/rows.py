@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 import attrs
 
 from kldm.data.formulas import reduced_formula
-from kldm.errors import KldmError
+from kldm.errors import KldmError, printable
 from kldm.interfaces import Candidate
 
 if TYPE_CHECKING:
@@ -24,9 +24,8 @@ NAMES = ("material_id", "entry_id", "name", "id")
 
 
 def one_line(text: str) -> str:
-    """A text from a file in one line: without control characters and lone surrogates, and not longer than a screen."""
-    words = " ".join(text[:2000].split())
-    return "".join(character if character.isprintable() else "\ufffd" for character in words)[:500]
+    """A text from a file in one line that can be printed, and no longer than a screen."""
+    return printable(" ".join(text[:2000].split()))[:500]
 
 
 @attrs.frozen(eq=False)
