@@ -148,7 +148,7 @@ def _run(
 @click.option("--elements", help="The only elements that may appear, e.g. Li,O,Mn.")
 @click.option("--atoms", help="Atoms in a cell: empirical, N or N-M; by default as in the recipe.")
 @click.option("--contains", help="Atoms that every cell contains, e.g. Li2O4; the others are generated.")
-@click.option("--template", type=click.Path(path_type=Path), help="A CIF or POSCAR file, parts of which are kept.")
+@click.option("--template", type=click.Path(path_type=Path), help="A file of a structure, parts of which are kept.")
 @click.option(
     "--keep",
     default="cell,positions,species",

@@ -12,6 +12,7 @@ import torch
 
 from kldm.crystals import Crystals, CrystalStore, Layout, lattice_matrix
 from kldm.data.arrays import Arrays, arrays, fault, pack
+from kldm.data.structures import Impossible, plain_structure
 from kldm.errors import KldmError
 from kldm.runtime.numbers import Float, Int
 from kldm.torus import unit
@@ -59,7 +60,8 @@ def to_structure_or_reason(crystals: Crystals | CrystalStore) -> "list[tuple[Str
     """(Structure, "") or (None, the reason why there is none) for each crystal. It never raises because of a crystal.
 
     It refuses numbers that are not finite, lengths that are not positive, angles outside (0, 180) degrees, flat
-    cells (see ``kldm.data.arrays.FLAT``) and atomic numbers outside 1 to 118.
+    cells (see ``kldm.data.arrays.FLAT``), atomic numbers outside 1 to 118, and what is beyond the limits of
+    ``kldm.data.structures``.
     """
     return [_structure(*values) for values in _each(crystals)]
 
@@ -197,13 +199,13 @@ def _each(crystals: Crystals | CrystalStore) -> Iterable[tuple[Float, Float, Int
 
 def _structure(fractional: Float, lattice: Float, species: Int) -> "tuple[Structure | None, str]":
     from pymatgen.core.lattice import Lattice
-    from pymatgen.core.periodic_table import Element
-    from pymatgen.core.structure import Structure
 
     if reason := fault(fractional, lattice, species):
         return None, reason
     try:
         cell = Lattice.from_parameters(*lattice[:3], *np.degrees(lattice[3:]))
-        return Structure(cell, [Element.from_Z(int(number)) for number in species], fractional), ""
+        return plain_structure(cell.matrix, species.tolist(), fractional), ""
+    except Impossible as error:
+        return None, str(error)
     except Exception as error:  # one bad crystal must not stop the others
         return None, f"pymatgen refuses it: {error}"

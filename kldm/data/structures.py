@@ -5,22 +5,55 @@ and imports the modules that are named there. Here the cell, the elements and th
 is left out. Oxidation states, spins and isotopes are no part of any task, so that all metrics see the same crystal.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kldm.data.arrays import fault
+from kldm.data.arrays import LAST_ELEMENT, fault
 from kldm.runtime.numbers import Float
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
-LONGEST_EDGE = 1000.0
+LONGEST_EDGE = 300.0
 """Angstrom. Longer cells are refused: the search for neighbours takes memory for all the space that they span."""
+
+MOST_ATOMS = 3000
+"""Cells of more atoms are refused: distances between all pairs of them take gigabytes."""
+
+THINNEST, DENSEST = 0.1, 0.1
+"""Cells with lattice planes closer than this (angstrom), or with less volume than this per atom (cubic angstrom), are
+refused: a search for neighbours meets millions of images in them. Atoms this dense are closer than 0.5 angstrom."""
 
 FARTHEST = 1e6
 """Fractional coordinates beyond this are refused: float64 no longer says where in the cell such an atom lies."""
+
+_SPECIES = re.compile(r"([A-Za-z]{1,2})(?:\d*\.?\d*[+-]|[+-]\d+\.?\d*)?(?:,spin=[-+.\d]+)?", re.ASCII)
+"""An element, with or without an oxidation state and a spin."""
+
+
+class Impossible(ValueError):
+    """What was read is no crystal, as opposed to what cannot be read at all."""
+
+
+def atomic_number(symbol: str) -> int:
+    """The atomic number of an element, which may carry an oxidation state or a spin, be written in lower case, be an
+    isotope of hydrogen (D, T), or be given by its number.
+
+    Raises:
+        ValueError: it is none; the message is the reason alone.
+    """
+    from pymatgen.core.periodic_table import Element
+
+    if re.fullmatch(r"\d{1,3}", symbol, re.ASCII) and 1 <= int(symbol) <= LAST_ELEMENT:
+        return int(symbol)
+    try:
+        match = _SPECIES.fullmatch(symbol)
+        return int(Element(match[1].capitalize() if match else "").Z)
+    except ValueError:
+        raise ValueError(f"{symbol[:20]!r} is no element") from None
 
 
 def plain_structure(matrix: Float, numbers: Sequence[int], fractional: Float) -> "Structure":
@@ -32,23 +65,29 @@ def plain_structure(matrix: Float, numbers: Sequence[int], fractional: Float) ->
         fractional: [K, 3]. Coordinates outside of [-1, 2) are wrapped into the cell; others are kept to the last bit.
 
     Raises:
-        ValueError: the numbers are no crystal (``kldm.data.arrays.fault``), or are beyond ``LONGEST_EDGE`` or
-            ``FARTHEST``. The message is the reason alone.
+        Impossible: the numbers are no crystal (``kldm.data.arrays.fault``), or are beyond one of the limits above. The
+            message is the reason alone.
     """
     from pymatgen.core.lattice import Lattice
     from pymatgen.core.structure import Structure
 
     matrix, fractional = np.asarray(matrix, dtype=float), np.asarray(fractional, dtype=float).reshape(-1, 3)
     if matrix.shape != (3, 3) or len(fractional) != len(numbers):
-        raise ValueError("a cell has three vectors, and every atom three coordinates")
+        raise Impossible("a cell has three vectors, and every atom three coordinates")
+    if len(numbers) > MOST_ATOMS:
+        raise Impossible(f"it has more than {MOST_ATOMS} atoms")
     lattice = Lattice(matrix)
-    parameters = np.array([*lattice.abc, *np.radians(lattice.angles)])
+    with np.errstate(all="ignore"):  # numbers that are not finite, or whose squares are not, are told by the reason
+        parameters = np.array([*lattice.abc, *np.radians(lattice.angles)])
     if reason := fault(fractional, parameters, np.asarray(numbers)):
-        raise ValueError(reason)
+        raise Impossible(reason)
     if max(lattice.abc) > LONGEST_EDGE:
-        raise ValueError(f"a cell edge is longer than {LONGEST_EDGE:g} angstrom")
+        raise Impossible(f"a cell edge is longer than {LONGEST_EDGE:g} angstrom")
+    thickness = 1 / np.linalg.norm(np.linalg.inv(matrix), axis=0).max()
+    if thickness < THINNEST or lattice.volume < DENSEST * len(numbers):
+        raise Impossible("its lattice planes or atoms lie impossibly close")
     if np.abs(fractional).max() > FARTHEST:
-        raise ValueError(f"a coordinate lies more than {FARTHEST:g} cells away")
+        raise Impossible(f"a coordinate lies more than {FARTHEST:g} cells away")
     outside = (fractional < -1) | (fractional >= 2)
     species: list[Any] = list(numbers)
     return Structure(lattice, species, np.where(outside, fractional % 1.0, fractional))
@@ -80,10 +119,9 @@ def structure_of(value: Any) -> "Structure":
     lattice, sites = _entry(value, "lattice"), _entry(value, "sites")
     if not isinstance(sites, Sequence) or isinstance(sites, str):
         raise ValueError("'sites' is no list")
+    numbers = tuple(map(_number, sites))
     matrix = _matrix(lattice)
-    numbers = [_number(site) for site in sites]
-    fractional = [_coordinates(site, matrix) for site in sites]
-    return plain_structure(matrix, numbers, np.array(fractional))
+    return plain_structure(matrix, numbers, np.array([_coordinates(site, matrix) for site in sites]))
 
 
 def numbers_of(value: Any) -> tuple[int, ...]:
@@ -109,14 +147,20 @@ def _entry(value: Any, key: str) -> Any:
 
 
 def _matrix(lattice: Any) -> Float:
-    if isinstance(lattice, Mapping) and "matrix" not in lattice:
-        from pymatgen.core.lattice import Lattice
+    if not isinstance(lattice, Mapping):
+        return _floats(lattice, 9, "cell").reshape(3, 3)
+    lengths = [lattice[edge] for edge in "abc" if isinstance(lattice.get(edge), int | float)]
+    if any(length <= 0 for length in lengths):
+        raise Impossible("cell length not positive")
+    if "matrix" in lattice:
+        return _floats(lattice["matrix"], 9, "cell").reshape(3, 3)
+    values = _floats([_entry(lattice, name) for name in ("a", "b", "c", "alpha", "beta", "gamma")], 6, "cell")
+    if ((values[3:] <= 0) | (values[3:] >= 180)).any():
+        raise Impossible("a cell angle lies outside 0 to 180 degrees")
+    from pymatgen.core.lattice import Lattice
 
-        values = _floats([_entry(lattice, name) for name in ("a", "b", "c", "alpha", "beta", "gamma")], 6, "cell")
-        if (values[:3] <= 0).any():
-            raise ValueError("cell length not positive")
+    with np.errstate(all="ignore"):
         return np.asarray(Lattice.from_parameters(*values).matrix)
-    return _floats(lattice["matrix"] if isinstance(lattice, Mapping) else lattice, 9, "cell").reshape(3, 3)
 
 
 def _coordinates(site: Any, matrix: Float) -> Float:
@@ -125,7 +169,7 @@ def _coordinates(site: Any, matrix: Float) -> Float:
     try:
         return np.asarray(_floats(_entry(site, "xyz"), 3, "coordinate") @ np.linalg.inv(matrix))
     except np.linalg.LinAlgError:
-        raise ValueError("the cell is flat or impossible") from None
+        raise Impossible("the cell is flat or impossible") from None
 
 
 def _floats(values: Any, count: int, name: str) -> Float:
@@ -141,8 +185,6 @@ def _floats(values: Any, count: int, name: str) -> Float:
 
 def _number(site: Any) -> int:
     """The atomic number of a site, which must be one whole atom of an element or of a charged or heavy form of it."""
-    from pymatgen.core.periodic_table import Element, get_el_sp
-
     species = _entry(site, "species")
     if not isinstance(species, Sequence) or isinstance(species, str) or not species:
         raise ValueError("a site has no 'species'")
@@ -153,8 +195,4 @@ def _number(site: Any) -> int:
         raise ValueError("it is disordered")
     if not isinstance(symbol, str):
         raise ValueError("an element is not given by its symbol")
-    try:
-        element = getattr(get_el_sp(symbol), "element", None) or Element(symbol)
-        return int(element.Z)
-    except (ValueError, AttributeError, KeyError):
-        raise ValueError(f"{symbol[:20]!r} is no element") from None
+    return atomic_number(symbol)

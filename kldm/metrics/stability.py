@@ -258,7 +258,7 @@ class Stability:
     def _notes(self, rows: Sequence["_Row"], hull: Hull | None, known: bool) -> list[str]:
         if not rows:
             return ["There are no candidates, so nothing is defined."]
-        notes = []
+        notes = list(hull.notes) if hull is not None else []
         if self.potential is None:
             notes.append("No potential is given: nothing is relaxed, and there are no energies.")
         elif hull is None:

@@ -83,6 +83,11 @@ def read_table(path: Path) -> Sequence[Row]:
     return _rows(pieces, path.name)
 
 
+def read_texts(texts: Sequence[str], names: Sequence[str], places: Sequence[str], title: str) -> Sequence[Row]:
+    """CIFs, or dicts as texts, which another file holds at the given places under the given names."""
+    return _rows([_Piece(*piece) for piece in zip(texts, names, places, strict=True)], title)
+
+
 def read_folder(path: Path) -> Sequence[Row]:
     """The CIF or POSCAR files of a folder, without those of its subfolders."""
     files = [file for file in path.iterdir() if _is_wanted(file.name) and not file.is_dir()]

@@ -24,10 +24,12 @@ UNWANTED = re.compile(
 )
 """Names of classes whose objects come with the samples and are ignored."""
 
-REMEDY = (
+_TENSORS = (
     "load it where you trust it, and save the tensors alone: torch.save({name: data[name] for name in ('frac_coords', "
     "'num_atoms', 'atom_types', 'lengths', 'angles')}, 'samples.pt')"
 )
+
+_STRUCTURES = "load it where you trust it, and save a .json of [structure.as_dict() for structure in structures]"
 
 
 class Inert:
@@ -99,6 +101,9 @@ def load_inert(path: Path) -> Any:
     allowed: list[Any] = []
     try:
         if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                    raise _broken(path)  # torch.save does not compress, and what it grows to is not known
             for name in sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)):
                 if name not in _NUMPY and not UNWANTED.match(name):
                     raise _refused(path, name)
@@ -120,11 +125,11 @@ def load_inert(path: Path) -> Any:
 
 
 def _refused(path: Path, name: str) -> KldmError:
-    return KldmError(
-        f"it holds {name}, which is not loaded because that might run code", place=str(path), remedy=REMEDY
-    )
+    remedy = _STRUCTURES if name.startswith("pymatgen.") else _TENSORS
+    problem = f"it holds {name}, which is not loaded because that might run code"
+    return KldmError(problem, place=str(path), remedy=remedy)
 
 
 def _broken(path: Path) -> KldmError:
-    remedy = "write or get it again"
+    remedy = "get it again, or write it by torch.save (a plain pickle is not read, because that might run code)"
     return KldmError("not a file of torch.save, or a damaged one", place=str(path), remedy=remedy)

@@ -1,77 +1,121 @@
-"""JSON and JSON lines with pymatgen's dicts."""
+"""JSON and JSON lines with pymatgen's dicts, or with CIFs as text."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 from tqdm import tqdm
 
+from kldm.data.structures import Impossible, numbers_of, periodicity_note, structure_of
 from kldm.errors import KldmError
-from kldm.reading.rows import Row, failure_reason, is_selected, labels, open_text
+from kldm.reading.cifs import read_texts
+from kldm.reading.layouts import Unparsed, found, read_items, record_keys
+from kldm.reading.rows import NAMES, Row, is_selected, labels
 
-NAMES = ("material_id", "entry_id", "name", "id")
-"""Keys under which records carry their name; the first that is there counts."""
+_REMEDY = "write pymatgen's Structure.as_dict() under the key 'structure', and null where there is none"
 
-LISTS = ("structures", "entries")
-"""Keys under which a JSON object may hold the list of its structures."""
-
-
-def read_jsonl(path: Path) -> Sequence[Row]:
-    """One record per line; empty lines are skipped."""
-    rows = []
-    with open_text(path) as file:
-        for number, line in enumerate(
-            tqdm(file, desc=f"reading {path.name}", unit="row", delay=2, disable=None), start=1
-        ):
-            if line.strip():
-                place = f"{path}:{number}"
-                rows.append(_row(_parsed(line, "the line is not JSON", place), place))
-    return rows
+_FOREIGN = (
+    ("lattice_mat", "it is a structure of JARVIS and not of pymatgen"),
+    ("lattice_vectors", "it is a structure of OPTIMADE and not of pymatgen"),
+    ("positions", "it is a structure of ASE and not of pymatgen"),
+)
+"""Keys by which the dicts of other programs are told."""
 
 
 def read_json(path: Path) -> Sequence[Row]:
-    """A structure, a list of structures or of records, or a mapping from names to either."""
-    with open_text(path) as file:
-        content = _parsed(file.read(), "the file is not JSON", str(path))
-    entries = list(_entries(content, str(path)))
-    bar = tqdm(entries, desc=f"reading {path.name}", unit="structure", delay=2, disable=None)
-    return [_row(entry, f"{path}, {label}", name) for label, name, entry in bar]
+    """The structures of a file in any layout that ``kldm.reading.layouts`` knows.
+
+    Raises:
+        KldmError: the file is not JSON, or none of its values is or holds a structure.
+    """
+    rows: list[Row] = []
+    foreign: list[KldmError] = []
+    texts: dict[int, str] = {}
+    bar = tqdm(read_items(path, _is_record), desc=f"reading {path.name}", unit="row", delay=2, disable=None)
+    for place, name, value in bar:
+        try:
+            row, content = _labelled(value, place, name)
+        except _ForeignError as error:
+            foreign.append(KldmError(str(error), place=place, remedy=error.remedy))
+            rows.append(Row(place, None, str(error), error.target, error.candidate, name, unread=True))
+            continue
+        if isinstance(content, str) and "_cell_length_a" in content:
+            texts[len(rows)] = content
+        rows.append(row if len(rows) in texts else _with_structure(row, content))
+    if foreign and len(foreign) == len(rows):
+        raise foreign[0]
+    for number, parsed in zip(texts, _parsed(texts, rows, path.name), strict=True):
+        row = rows[number]
+        rows[number] = attrs.evolve(parsed, target=row.target, candidate=row.candidate, selected=row.selected)
+    return rows
 
 
-def _parsed(text: str, problem: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise KldmError(problem, place=place, remedy="write it again; it may be cut short") from error
+def _parsed(texts: Mapping[int, str], rows: Sequence[Row], title: str) -> Sequence[Row]:
+    """The rows of the CIFs among the texts."""
+    names, places = [rows[number].name for number in texts], [rows[number].place for number in texts]
+    return read_texts(list(texts.values()), names, places, title) if texts else []
 
 
-def _entries(content: Any, place: str) -> Iterator[tuple[str, str, Any]]:
-    """(place in the file, name if it is a key, record) of each structure."""
-    if isinstance(content, Mapping) and not _is_record(content):
-        lists = [content[key] for key in LISTS if isinstance(content.get(key), list)]
-        if not lists:
-            yield from ((f"entry {key!r}", str(key), entry) for key, entry in content.items())
-            return
-        content = lists[0]
-    entries = content if isinstance(content, list) else [content]
-    yield from ((f"entry {number}", "", entry) for number, entry in enumerate(entries))
+class _ForeignError(Exception):
+    """A value is or holds no structure; the message is the reason."""
+
+    def __init__(self, reason: str, remedy: str, target: int | None = None, candidate: int | None = None) -> None:
+        super().__init__(reason)
+        self.remedy, self.target, self.candidate = remedy, target, candidate
+
+
+def _is_structure(value: Any) -> bool:
+    """Whether a value is pymatgen's dict of a structure, or a text of one or of a CIF."""
+    if isinstance(value, str):
+        return "_cell_length_a" in value or (re.match(r"\s*\{", value) is not None and '"sites"' in value)
+    return isinstance(value, Mapping) and "lattice" in value and "sites" in value
 
 
 def _is_record(value: Any) -> bool:
-    return isinstance(value, Mapping) and ("structure" in value or ("lattice" in value and "sites" in value))
+    return _is_structure(value) or (isinstance(value, Mapping) and ("structure" in value or _has_cif(value)))
 
 
-def _row(record: Any, place: str, name: str = "") -> Row:
-    if not _is_record(record):
-        raise KldmError("the row has no 'structure'", place=place, remedy="write null where there is none")
+def _has_cif(value: Mapping[str, Any]) -> bool:
+    return isinstance(value.get("cif"), str)
+
+
+def _labelled(value: Any, place: str, name: str) -> tuple[Row, Any]:
+    """A row with everything but its structure, and what the structure is to be built from."""
+    if isinstance(value, Unparsed):
+        raise _ForeignError(value.problem, "write it again; it may be cut short", value.target, value.candidate)
+    if value is None:
+        return Row(place, None, name=name), None
+    match = found(value, _is_record)
+    if match is None:
+        raise _foreign(value)
+    content, rest = match
+    record = {**rest, "structure": content} if _is_structure(content) else {**rest, **content}
     if "structure" not in record:
-        return _with_structure(Row(place, None, name=name), record)
+        record["structure"] = record["cif"]
     target, candidate = labels(record, place)
-    name = name or next((str(record[key]) for key in NAMES if isinstance(record.get(key), str | int)), "")
-    row = Row(place, None, str(record.get("reason") or ""), target, candidate, name, _numbers(record.get("species")))
-    return _with_structure(attrs.evolve(row, selected=is_selected(record, place)), record["structure"])
+    called = next((str(record[key]) for key in NAMES if isinstance(record.get(key), str | int)), name)
+    row = Row(place, None, str(record.get("reason") or ""), target, candidate, called, _numbers(record.get("species")))
+    return attrs.evolve(row, selected=is_selected(record, place)), record["structure"]
+
+
+def _foreign(value: Any) -> _ForeignError:
+    if not isinstance(value, Mapping):
+        return _ForeignError(f"it is a {_KINDS.get(type(value), 'number')} and not a structure", _REMEDY)
+    several = record_keys(value, _is_record)
+    if several:
+        names = ", ".join(map(repr, several[:4]))
+        return _ForeignError(f"it has several structures ({names})", "keep one of them, under the key 'structure'")
+    for part in (value, *(part for part in value.values() if isinstance(part, Mapping))):
+        for key, reason in _FOREIGN:
+            if key in part:
+                return _ForeignError(reason, _REMEDY)
+    return _ForeignError(f"it has no 'structure' (found: {', '.join(map(str, list(value)[:6]))})", _REMEDY)
+
+
+_KINDS: Mapping[type, str] = {list: "list", str: "text", bool: "truth value"}
 
 
 def _numbers(values: Any) -> tuple[int, ...]:
@@ -80,28 +124,30 @@ def _numbers(values: Any) -> tuple[int, ...]:
     return tuple(values) if valid else ()
 
 
-def _species(value: Any) -> tuple[int, ...]:
-    """The atomic numbers of the sites of a structure that cannot be built; empty if they are no elements."""
-    from pymatgen.core.periodic_table import Element
-
-    try:
-        return tuple(Element(site["species"][0]["element"]).Z for site in value["sites"])
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        return ()
-
-
 def _with_structure(row: Row, value: Any) -> Row:
     """The row with the structure of a dict, or with the reason why there is none."""
-    from pymatgen.core.structure import Structure
-
     if value is None:
         return attrs.evolve(row, reason=row.reason or "no structure")
     try:
-        lattice = value["lattice"]
-        if lattice.get("matrix", ()) is None:
-            return attrs.evolve(row, reason=row.reason or "no cell", species=_species(value))
-        if any(lattice.get(edge) is not None and lattice[edge] <= 0 for edge in "abc"):
-            return attrs.evolve(row, reason="cell length not positive", species=_species(value))
-        return attrs.evolve(row, structure=Structure.from_dict(value), species=())
-    except Exception as error:  # a dict may hold any nonsense, which fails this candidate alone
-        return attrs.evolve(row, reason=failure_reason(error), species=_species(value))
+        if isinstance(value, str):
+            value = _decoded(value)
+        lattice = value.get("lattice") if isinstance(value, Mapping) else None
+        if isinstance(lattice, Mapping) and lattice.get("matrix", ()) is None:
+            return attrs.evolve(row, reason=row.reason or "no cell", species=numbers_of(value))
+        note = periodicity_note(pbc) if (pbc := _periodicity(lattice)) else ""
+        return attrs.evolve(row, structure=structure_of(value), species=(), note=note)
+    except ValueError as error:
+        unread = not isinstance(error, Impossible)
+        return attrs.evolve(row, reason=str(error), species=numbers_of(value), unread=unread)
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError("its 'structure' is a text that is neither JSON nor a CIF") from None
+
+
+def _periodicity(lattice: Any) -> Sequence[object]:
+    pbc = lattice.get("pbc") if isinstance(lattice, Mapping) else None
+    return pbc if isinstance(pbc, list) and len(pbc) == 3 else ()

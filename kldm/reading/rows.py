@@ -4,17 +4,28 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
 from kldm.data.formulas import reduced_formula
-from kldm.errors import KldmError
+from kldm.errors import KldmError, printable
 from kldm.interfaces import Candidate
 from kldm.runtime.opening import open_text as open_text
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
+
+MOST_NOTES = 5
+"""Most kinds of notes on the rows of one file that are told one by one."""
+
+NAMES = ("material_id", "entry_id", "name", "id")
+"""Keys under which records and frames carry their name; the first that is there counts."""
+
+
+def one_line(text: str) -> str:
+    """A text from a file in one line that can be printed, and no longer than a screen."""
+    return printable(" ".join(text[:2000].split()))[:500]
 
 
 @attrs.frozen(eq=False)
@@ -37,10 +48,10 @@ class Row:
 
     place: str
     structure: "Structure | None"
-    reason: str = ""
+    reason: str = attrs.field(default="", converter=one_line)
     target: int | None = None
     candidate: int | None = None
-    name: str = ""
+    name: str = attrs.field(default="", converter=one_line)
     species: tuple[int, ...] = ()
     selected: bool = False
     unread: bool = False
@@ -85,6 +96,9 @@ def numbered(path: Path, rows: Sequence[Row]) -> SampleFile:
         raise KldmError(problem, place=str(path), remedy="check that it is the file you mean")
     without = [row for row in rows if row.target is None]
     if 0 < len(without) < len(rows):
+        if without[0].unread:
+            remedy = "mend or remove it: the other rows have a 'target', and it cannot be placed among them"
+            raise KldmError(without[0].reason, place=without[0].place, remedy=remedy)
         raise KldmError(
             f"{len(rows) - len(without)} of {len(rows)} rows have a 'target', but this one has none",
             place=without[0].place,
@@ -101,15 +115,20 @@ def numbered(path: Path, rows: Sequence[Row]) -> SampleFile:
 
 
 def _notes(path: Path, rows: Sequence[Row]) -> tuple[str, ...]:
-    """One sentence for each kind of note, with the number of its rows and the first of them."""
+    """One sentence for each kind of note, and for each reason why rows cannot be read, with the number of the rows and
+    the first of them."""
     kinds: dict[str, list[Row]] = {}
     for row in rows:
-        if row.note:
-            kinds.setdefault(row.note, []).append(row)
-    return tuple(
+        if text := f"they cannot be read: {row.reason}" if row.unread else row.note:
+            kinds.setdefault(text, []).append(row)
+    most = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
+    notes = [
         f"{path}: {len(noted)} of {len(rows)} structures: {note} (the first is {noted[0].place})."
-        for note, noted in kinds.items()
-    )
+        for note, noted in most[:MOST_NOTES]
+    ]
+    if rest := sum(len(noted) for _, noted in most[MOST_NOTES:]):
+        notes.append(f"{path}: {rest} of {len(rows)} structures for other reasons, which stand in results.csv.")
+    return tuple(notes)
 
 
 def labels(record: Mapping[str, Any], place: str) -> tuple[int | None, int | None]:
@@ -137,8 +156,9 @@ def is_selected(record: Mapping[str, Any], place: str) -> bool:
 def _whole(value: object, place: str) -> int | None:
     if value is None:
         return None
-    if not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 0:
-        return int(value)
+    is_whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
+    if not isinstance(value, bool) and is_whole and int(cast(int, value)) >= 0:
+        return int(cast(int, value))
     raise KldmError("'target' and 'candidate' must be whole numbers from 0", place=place)
 
 

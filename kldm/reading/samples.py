@@ -8,13 +8,13 @@ from kldm.errors import KldmError
 from kldm.interfaces import Candidate
 from kldm.reading.cifs import read_cif, read_folder, read_poscar, read_table, read_tar, read_zip
 from kldm.reading.frames import read_frames
-from kldm.reading.records import read_json, read_jsonl
+from kldm.reading.records import read_json
 from kldm.reading.rows import Row, SampleFile, numbered
 from kldm.reading.torch_files import read_torch
 from kldm.runtime.opening import refuse_irregular
 
 READERS: Mapping[str, Callable[[Path], Sequence[Row]]] = {
-    ".jsonl": read_jsonl,
+    ".jsonl": read_json,
     ".json": read_json,
     ".extxyz": read_frames,
     ".xyz": read_frames,
@@ -29,8 +29,8 @@ READERS: Mapping[str, Callable[[Path], Sequence[Row]]] = {
     ".pth": read_torch,
 }
 
-GZIPPED = (".jsonl", ".json", ".extxyz", ".xyz", ".csv", ".cif", ".vasp", ".poscar", ".tar")
-"""Formats that may be compressed by gzip, with ``.gz`` after their suffix."""
+PACKABLE = (".jsonl", ".json", ".extxyz", ".xyz", ".csv", ".cif", ".vasp", ".poscar", ".tar")
+"""Formats that may be compressed by gzip or bzip2, with ``.gz`` or ``.bz2`` after their suffix."""
 
 
 def read_samples(path: str | Path) -> tuple[Candidate, ...]:
@@ -53,8 +53,8 @@ def read_file(path: str | Path) -> SampleFile:
     - one ``.cif`` (each data block with atoms is a structure), one POSCAR or ``.vasp``, or several in one file;
     - ``.pt`` of CDVAE, DiffCSP and FlowMM (``kldm.reading.torch_files``), loaded without running code in them.
 
-    Text may be compressed by gzip (``.jsonl.gz``). A structure that cannot be built (a broken CIF, a cell without
-    volume, an unknown element) is a failed candidate with its reason.
+    Text may be compressed by gzip or bzip2 (``.jsonl.gz``). A structure that cannot be built (a broken CIF, a cell
+    without volume, an unknown element) is a failed candidate with its reason.
 
     Raises:
         KldmError: the file is missing, of an unknown format, empty or unreadable.
@@ -82,8 +82,9 @@ def _reader(path: Path) -> Callable[[Path], Sequence[Row]]:
     name = path.name.lower()
     if name.startswith(("poscar", "contcar")):
         return read_poscar
-    suffix = Path(name.removesuffix(".gz")).suffix
-    if suffix not in READERS or (name.endswith(".gz") and suffix not in GZIPPED):
+    packed = path.suffix.lower() in (".gz", ".bz2")
+    suffix = Path(name).with_suffix("").suffix if packed else path.suffix.lower()
+    if suffix not in READERS or (packed and suffix not in PACKABLE):
         remedy = f"give a folder of CIFs, a POSCAR or one of {', '.join(READERS)}"
         raise KldmError(f"no samples are read from {path.suffix or 'such'} files", place=str(path), remedy=remedy)
     return READERS[suffix]

@@ -1,7 +1,6 @@
 """What ``kldm sample`` is asked for, and the targets that a model gets for it."""
 
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from math import isfinite, nan
 from pathlib import Path
@@ -13,6 +12,7 @@ from attrs.validators import optional
 from kldm.data.convert import from_structures
 from kldm.data.formulas import cells
 from kldm.errors import KldmError, nearest
+from kldm.reading import read_file
 from kldm.runs.experiment import Experiment, takes_compositions
 from kldm.runs.splits import drawn_rows
 from kldm.sampling.targets import (
@@ -223,17 +223,11 @@ def _atoms(text: str | None, count: int) -> list[int]:
 
 
 def _structure(path: Path) -> "Structure":
-    """The first structure of a file that pymatgen reads."""
-    from pymatgen.core.structure import Structure
-
+    """The first structure of a file, which is read as samples are."""
     if not path.is_file():
         raise KldmError("no such file", place=str(path))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the error says what matters about a broken file
-            return Structure.from_file(path)
-    except Exception as error:  # the parsers raise errors of many types
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise KldmError(
-            f"not a structure that can be read ({reason})", place=str(path), remedy="give a CIF or POSCAR file"
-        ) from error
+    first = read_file(path).candidates[0]
+    if first.structure is None:
+        remedy = "give a CIF or POSCAR file"
+        raise KldmError(f"not a structure that can be read ({first.reason})", place=str(path), remedy=remedy)
+    return first.structure

@@ -1,7 +1,6 @@
 """Samples are placed on rows by labels, order or composition, with notes for the reader; references are read."""
 
 import json
-import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -185,9 +184,8 @@ def lines(path: Path, rows: Sequence[object]) -> Path:
 def test_reference_rows_are_placed(tmp_path: Path) -> None:
     no_cell = crystal("K").as_dict()
     no_cell["lattice"]["matrix"] = None
-    nan = crystal("Li").as_dict()
-    nan["sites"][0]["abc"][0] = math.nan
-    rows = [{"target": 2, "structure": no_cell}, {"target": 0, "structure": nan, "material_id": "mp-5"}]
+    lithium = {"target": 0, "structure": crystal("Li").as_dict(), "material_id": "mp-5"}
+    rows = [{"target": 2, "structure": no_cell}, lithium]
     rows.append({"target": 1, "structure": crystal("Na2").as_dict()})
     found = read_reference(lines(tmp_path / "x.jsonl", rows))
     assert found.formulas == ("LiCl", "NaCl", None)

@@ -80,16 +80,19 @@ def test_several_blocks_are_read_everywhere(tmp_path: Path) -> None:
     (tmp_path / "all.cif").write_text(SEVERAL)
     found = read_file(tmp_path / "all.cif")
     assert (edges(found.candidates), found.names) == ([3, 4, None], ("NaCl", "CsCl", "broken"))
-    assert found.notes == ()
+    reason = "there are no fractional coordinates (_atom_site_fract_x, _y and _z)"
+    place = f"{tmp_path / 'all.cif'}, structure 2"
+    problem = f"1 of 3 structures: they cannot be read: {reason} (the first is {place})."
+    assert found.notes == (f"{tmp_path / 'all.cif'}: {problem}",)
     for path in everywhere(tmp_path, {"a.cif": SEVERAL.encode(), "b.cif": cif(salt(5)).encode(), "c.cif": b"\n"}):
         found = read_file(path)
         assert edges(found.candidates) == [3, 4, None, 5, None]
         assert found.names == ("a, NaCl", "a, CsCl", "a, broken", "b", "c")
         assert [c.reason for c in found.candidates if c.structure is None] == [
-            "there are no fractional coordinates (_atom_site_fract_x, _y and _z)",
+            reason,
             "it is empty",
         ]
-        assert "3 of 5 structures: their file, one of many, holds several structures" in found.notes[0]
+        assert "2 of 5 structures: their file, one of many, holds several structures" in found.notes[0]
 
 
 def test_numbered_names_give_targets_in_tars_too(tmp_path: Path) -> None:

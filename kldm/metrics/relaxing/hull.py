@@ -1,12 +1,11 @@
 """Energy above the convex hull of competing phases, which are entries of files that the user provides."""
 
-import gzip
 import json
 import math
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
@@ -16,8 +15,10 @@ import attrs
 import numpy as np
 from tqdm import tqdm
 
+from kldm.data.structures import atomic_number
 from kldm.errors import KldmError
 from kldm.interfaces import EnergyScale, Json
+from kldm.reading.layouts import Unparsed, found, read_items
 from kldm.runtime.files import digest
 from kldm.runtime.pool import Failure, parallel_map
 
@@ -30,8 +31,18 @@ Scheme = Literal["none", "mp2020"]
 Fractions = tuple[tuple[str, float], ...]
 """Symbols and fractions, sorted by symbol; fractions rounded, so that equal compositions are equal."""
 
-_SPECIES = re.compile(r"([A-Z][a-z]?)(?:\d*\.?\d*[+-])?")
-"""An element with or without an oxidation state."""
+FUNCTIONALS = ("GGA", "GGA+U", "GGA_U", "PBE", "PBE+U", "PBE_U", "GGA_GGA+U", "GGA_GGA_U")
+"""What entries with energies of PBE(+U) name as their functional: the potentials whose energies are compared with those
+of density functional theory predict these."""
+
+_OTHER_SCALE = re.compile(r"r2scan|[-_]scan$|mixingscheme|mixing adjustment", re.IGNORECASE)
+"""Names and corrections by which entries of other functionals, or of a mixture, are told."""
+
+FAR = 1.0
+"""eV/atom; an entry that lies further below all others of its composition is doubted."""
+
+DEEPEST = 6.0
+"""eV/atom; no known compound lies further from its elements (the fluorides of rare earths: 4.5)."""
 
 LEAST = 1e-6
 """Smallest share of an element in an entry; no cell has a smaller one."""
@@ -50,6 +61,7 @@ class Hull:
         potential: identity of the potential that predicted the energies; None for density functional theory.
         entries: the number of entries.
         lowest: the energies, by the elements of a composition and then by the composition.
+        notes: sentences on energies that may be wrong.
     """
 
     names: tuple[str, ...]
@@ -58,6 +70,7 @@ class Hull:
     potential: Mapping[str, Json] | None
     entries: int
     lowest: Mapping[frozenset[str], Mapping[Fractions, float]]
+    notes: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
@@ -79,7 +92,8 @@ class Hull:
 
 
 def read_hull(paths: Sequence[Path], corrections: Scheme | None) -> Hull:
-    """Read the entries of JSON files (one list) or JSON lines (read one by one), gzipped or not.
+    """Read the entries of JSON files or JSON lines in the layouts of ``kldm.reading.layouts``, compressed by gzip or
+    bzip2 or not.
 
     Energies are ``energy`` + ``correction`` of each entry, in eV per its composition. Entries of ``kldm relax`` name
     the potential that predicted them; of others the user has to say which corrections they contain.
@@ -100,12 +114,17 @@ def _read_hull(paths: tuple[Path, ...], corrections: Scheme | None, _: tuple[int
     count = 0
     lowest: dict[frozenset[str], dict[Fractions, float]] = {}
     sources: dict[str, Mapping[str, Json] | None] = {}
+    second: dict[Fractions, float] = {}
     for place, record in _entries(paths):
         count += 1
         formula, energy = _entry(record, place)
         phases = lowest.setdefault(frozenset(symbol for symbol, _ in formula), {})
+        if formula in phases:
+            second[formula] = min(second.get(formula, math.inf), max(energy, phases[formula]))
         phases[formula] = min(energy, phases.get(formula, math.inf))
         source = _potential(record, place)
+        if source is None:
+            _check_functional(record, place)
         sources.setdefault(json.dumps(source, sort_keys=True), source)
         if len(sources) > 1:
             remedy = "give entries that all have energies of the same potential, or none of a potential"
@@ -125,7 +144,39 @@ def _read_hull(paths: tuple[Path, ...], corrections: Scheme | None, _: tuple[int
         potential,
         count,
         lowest,
+        _notes(place, lowest, second),
     )
+
+
+def _notes(
+    place: str, lowest: Mapping[frozenset[str], Mapping[Fractions, float]], second: Mapping[Fractions, float]
+) -> tuple[str, ...]:
+    """What a reader must know about energies that may be wrong."""
+    energies = {formula: energy for phases in lowest.values() for formula, energy in phases.items()}
+    doubts: dict[Fractions, str] = {}
+    for formula, energy in energies.items():
+        elements = [(energies.get(((symbol, 1.0),)), share) for symbol, share in formula]
+        of_elements = sum(share * known for known, share in elements if known is not None)
+        if second.get(formula, energy) - energy > FAR:
+            doubts[formula] = f"lies more than {FAR:g} eV/atom below all others of its composition"
+        elif all(known is not None for known, _ in elements) and abs(energy - of_elements) > DEEPEST:
+            doubts[formula] = f"lies more than {DEEPEST:g} eV/atom from its elements"
+    notes = [
+        f"{place}: the lowest entry of {_text(formula)} ({energies[formula]:.2f} eV/atom) {doubt}, so one may be wrong."
+        for formula, doubt in list(doubts.items())[:_MOST_NOTES]
+    ]
+    if len(doubts) > _MOST_NOTES:
+        notes.append(f"{place}: {len(doubts) - _MOST_NOTES} more entries are doubted alike.")
+    return tuple(notes)
+
+
+_MOST_NOTES = 5
+
+
+def _text(formula: Fractions) -> str:
+    from pymatgen.core.composition import Composition
+
+    return Composition(dict(formula)).get_integer_formula_and_factor(max_denominator=100)[0]
 
 
 def check_scales(hull: Hull, scale: EnergyScale, identity: Mapping[str, Json]) -> None:
@@ -209,33 +260,30 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise KldmError(f"cannot be read ({error.strerror or error})", place=str(path), remedy=_REMEDY) from error
-    except (EOFError, zlib.error, ValueError, RecursionError) as error:
-        raise KldmError("the file is not JSON, or it is cut short", place=str(path), remedy=_REMEDY) from error
+    except KldmError as error:
+        raise KldmError(error.problem, place=error.place, remedy=_REMEDY) from error
+    except (EOFError, zlib.error) as error:
+        raise KldmError("the file is cut short or damaged", place=str(path), remedy=_REMEDY) from error
 
 
 def _entries(paths: Sequence[Path]) -> Iterator[tuple[str, Any]]:
     """Every entry with its place, for messages."""
     for path in paths:
-        count = 0
+        empty = True
         with _readable(path):
-            for record in tqdm(_records(path), desc=f"reading {path.name}", unit="entry", delay=2, disable=None):
-                yield f"{path}, entry {count}", record
-                count += 1
-        if not count:
+            bar = tqdm(read_items(path, _is_entry), desc=f"reading {path.name}", unit="entry", delay=2, disable=None)
+            for place, _, value in bar:
+                if isinstance(value, Unparsed):
+                    raise KldmError(value.problem, place=place, remedy=_REMEDY)
+                match = found(value, _is_entry)
+                yield place, value if match is None else match[0]
+                empty = False
+        if empty:
             raise KldmError("the file has no list of entries", place=str(path), remedy=_REMEDY)
 
 
-def _records(path: Path) -> Iterator[Any]:
-    gzipped = path.suffix == ".gz"
-    with path.open("rb") as file, gzip.open(file) if gzipped else nullcontext(file) as lines:
-        if Path(path.name.removesuffix(".gz")).suffix == ".jsonl":
-            yield from (json.loads(line) for line in lines if line.strip())
-            return
-        content = json.load(lines)
-    if isinstance(content, Mapping):
-        content = content.get("entries")
-    if isinstance(content, list):
-        yield from content
+def _is_entry(value: Any) -> bool:
+    return isinstance(value, Mapping) and "composition" in value and "energy" in value
 
 
 def _potential(record: Mapping[str, Any], place: str) -> Mapping[str, Json] | None:
@@ -247,6 +295,30 @@ def _potential(record: Mapping[str, Any], place: str) -> Mapping[str, Json] | No
     return source
 
 
+def _check_functional(record: Mapping[str, Any], place: str) -> None:
+    """Raises ``KldmError`` if an entry's metadata name another functional than PBE(+U), or a mixture of several."""
+    sources = [part for part in (record, record.get("parameters"), record.get("data")) if isinstance(part, Mapping)]
+    named = [(key, part[key]) for part in sources for key in ("run_type", "thermo_type", "functional") if part.get(key)]
+    wrong = next((f"its {key} is {value}" for key, value in named if str(value).upper() not in FUNCTIONALS), "")
+    adjustments = record.get("energy_adjustments")
+    adjustments = adjustments if isinstance(adjustments, list) else []
+    names = [str(part.get("name")) for part in adjustments if isinstance(part, Mapping)]
+    names += [str(part.get("cls", {}).get("@class")) for part in adjustments if _has_class(part)]
+    ids = [str(part[key]) for part in sources for key in ("entry_id", "thermo_id", "task_id") if part.get(key)]
+    for what, texts in (("correction", names), ("id", ids)):
+        wrong = wrong or next((f"its {what} is {text!r}" for text in texts if _OTHER_SCALE.search(text)), "")
+    if wrong:
+        remedy = "give entries of PBE(+U) alone, or relax a reference with the potential (`kldm relax`)"
+        raise KldmError(f"{wrong[:200]}, and its energy is not one of PBE(+U)", place=place, remedy=remedy)
+    if adjustments and record.get("correction") is None:
+        problem = "it has energy_adjustments, but no 'correction' that sums them up"
+        raise KldmError(problem, place=place, remedy="write entries by ComputedEntry.as_dict()")
+
+
+def _has_class(adjustment: Any) -> bool:
+    return isinstance(adjustment, Mapping) and isinstance(adjustment.get("cls"), Mapping)
+
+
 def _entry(record: Any, place: str) -> tuple[Fractions, float]:
     """Composition and energy in eV/atom. Only numbers and symbols of the record are read."""
     from pymatgen.core.periodic_table import Element
@@ -254,15 +326,12 @@ def _entry(record: Any, place: str) -> tuple[Fractions, float]:
     try:
         amounts: dict[str, float] = {}
         for name, amount in record["composition"].items():
-            if amount and (species := _SPECIES.fullmatch(name)):
-                symbol = {"D": "H", "T": "H"}.get(species[1], species[1])
+            if amount:
+                symbol = Element.from_Z(atomic_number(name)).symbol
                 amounts[symbol] = amounts.get(symbol, 0.0) + float(amount)
-            elif amount:
-                raise ValueError
         least, total = min(amounts.values()), sum(amounts.values())
         energy = (float(record["energy"]) + float(record.get("correction") or 0.0)) / total
-        is_composition = total > 0 and least / total > LEAST and all(map(Element.is_valid_symbol, amounts))
-        if not (is_composition and math.isfinite(energy)):
+        if not (total > 0 and least / total > LEAST and math.isfinite(energy)):
             raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         problem = "it is not an entry with a composition and a finite energy"

@@ -14,6 +14,7 @@ import attrs
 import numpy as np
 
 from kldm.data.cache import folder
+from kldm.data.structures import Impossible, plain_structure, structure_of
 from kldm.interfaces import Json, Potential
 from kldm.metrics.structure import structural_validity, structure_bytes
 from kldm.runtime.pool import Failure, parallel_map
@@ -168,8 +169,6 @@ def _relax(structure: "Structure", *, potential: Potential, settings: Relaxation
     import ase
     from ase.filters import ExpCellFilter, FrechetCellFilter
     from ase.optimize import FIRE
-    from pymatgen.core.lattice import Lattice
-    from pymatgen.core.structure import Structure
 
     if not structure.is_ordered:
         return Relaxed(None, reason="it is disordered")
@@ -183,7 +182,7 @@ def _relax(structure: "Structure", *, potential: Potential, settings: Relaxation
         if not math.isfinite(before):
             return Relaxed(None, reason="energy not finite")
         if settings.max_steps == 0:
-            return Relaxed(Structure(structure.lattice, numbers, structure.frac_coords), before, before)
+            return Relaxed(plain_structure(cell, numbers, structure.frac_coords), before, before)
         filtered = {"frechet": FrechetCellFilter, "exp": ExpCellFilter, "fixed": lambda it: it}[settings.cell](atoms)
         optimizer = FIRE(filtered, logfile=None)
         converged = bool(optimizer.run(fmax=settings.fmax, steps=settings.max_steps))
@@ -194,7 +193,10 @@ def _relax(structure: "Structure", *, potential: Potential, settings: Relaxation
     change = atoms.cell.volume / structure.lattice.volume
     if not 1 / settings.largest_change <= change <= settings.largest_change:
         return Relaxed(None, before=before, reason=f"the volume changed more than {settings.largest_change:g}-fold")
-    result = Structure(Lattice(matrix), numbers, positions)
+    try:
+        result = plain_structure(matrix, numbers, positions)
+    except Impossible as error:
+        return Relaxed(None, before=before, reason=f"after relaxation {error}")
     return Relaxed(result, energy, before, int(optimizer.nsteps), converged)
 
 
@@ -250,7 +252,5 @@ class _Cache:
 
 
 def _from_row(row: Mapping[str, Any]) -> Relaxed:
-    from pymatgen.core.structure import Structure
-
     energy, before = float(row["energy"]), float(row["before"])
-    return Relaxed(Structure.from_dict(row["structure"]), energy, before, int(row["steps"]), bool(row["converged"]))
+    return Relaxed(structure_of(row["structure"]), energy, before, int(row["steps"]), bool(row["converged"]))
