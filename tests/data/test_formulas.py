@@ -52,7 +52,7 @@ def test_formula_units_multiply_the_reduced_formula() -> None:
         ("Na-1Cl", "not a chemical formula"),
         ("NaCl!", "not a chemical formula"),
         ("Na1.5Cl", "wants whole numbers of atoms"),
-        ("Na0", "wants whole numbers of atoms"),
+        ("Na0", "an element has the count 0; leave it out"),
         ("MdO", "beyond atomic number 100"),
         ("H501", "asks for 501 atoms in a cell, more than 500"),
     ],

@@ -192,7 +192,7 @@ def test_samples_that_do_not_say_what_they_answer_have_no_requested_rows(tmp_pat
     unlabelled = lines(tmp_path / "samples.jsonl", [{"structure": structure.as_dict()} for structure in REFERENCE])
     told = refused("evaluate", unlabelled, "--reference", reference, "--requested", "--out", tmp_path / "out")
     assert told.startswith(f"{unlabelled}: the file does not say which rows of the reference its samples answer")
-    assert "give every row a 'target', or leave --requested out" in told
+    assert "give every row a 'target' or an id of the reference, or leave --requested out" in told
     beyond = lines(tmp_path / "beyond.jsonl", [{"target": 9, "structure": REFERENCE[0].as_dict()}])
     told = refused("evaluate", beyond, "--reference", reference, "--requested", "--out", tmp_path / "out")
     assert "answers target 9; the reference has rows 0 to 3" in told
