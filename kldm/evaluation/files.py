@@ -110,15 +110,7 @@ def judge_files(
         structures, name = (rows.structures, rows.name) if rows else ((), "")
         sets = [Samples(_numbered(file, seed), structures, name) for seed, file in enumerate(files)]
         names = [file.names for file in files]
-        judgement = judge(
-            {by.name: by},
-            sets,
-            rows,
-            table=out / "results.csv",
-            names=names,
-            notes=notes,
-            sources=[file.places for file in files],
-        )
+        judgement = judge({by.name: by}, sets, rows, table=out / "results.csv", names=names, notes=notes)
     about: dict[str, Json] = {
         "kldm": __version__,
         "files": [str(path) for path in paths],
@@ -163,14 +155,9 @@ def _judge_answers(
 ) -> Judgement:
     """Judge every sample against the row of the reference that it answers."""
     alignment = align(files, reference, requested)
-    rows, count = alignment.rows, len(alignment.candidates)
-    kept = [
-        (candidate, source)
-        for candidate, source in zip(alignment.candidates, alignment.sources[:count], strict=True)
-        if k is None or candidate.candidate < k
-    ]
-    judged = tuple(candidate for candidate, _ in kept)
-    left_out = count - len(judged)
+    rows = alignment.rows
+    judged = tuple(candidate for candidate in alignment.candidates if k is None or candidate.candidate < k)
+    left_out = len(alignment.candidates) - len(judged)
     added = list(alignment.notes)
     if len(rows) < len(reference):
         added.append(f"{len(rows)} of {len(reference)} rows of the reference are judged, those that were asked for.")
@@ -186,8 +173,14 @@ def _judge_answers(
         reference.name,
     )
     unplaced = [
-        {"target": None, "candidate": candidate.candidate, "name": "", "reason": candidate.reason, "source": source}
-        for candidate, source in zip(alignment.unplaced, alignment.sources[count:], strict=True)
+        {
+            "target": None,
+            "candidate": candidate.candidate,
+            "name": "",
+            "reason": candidate.reason,
+            "source": candidate.source,
+        }
+        for candidate in alignment.unplaced
     ]
     judgement = judge(
         {by.name: by},
@@ -198,7 +191,6 @@ def _judge_answers(
         rows=rows,
         unplaced=unplaced,
         notes=[*notes, *added],
-        sources=[[source for _, source in kept]],
     )
     return attrs.evolve(judgement, alignment=alignment.rule, unplaced=len(unplaced))
 

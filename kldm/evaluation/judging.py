@@ -35,7 +35,6 @@ def judge(
     rows: Sequence[int] | None = None,
     unplaced: Sequence[Mapping[str, Any]] = (),
     notes: Sequence[str] = (),
-    sources: Sequence[Sequence[str]] = (),
 ) -> Judgement:
     """Measure sets of samples, write the table of all structures, and return the judgement.
 
@@ -51,11 +50,10 @@ def judge(
             in ``rows``.
         unplaced: further rows of the table, for samples that answer no row of the reference.
         notes: sentences that come before those of the metrics.
-        sources: for samples of files, where each candidate of each set stands: the column ``source`` of the table.
     """
     make_writable(table.parent)  # fails now rather than after hours of measuring
     measured = {section: [_measured(judge, samples) for samples in sets] for section, judge in judges.items()}
-    _write_rows(table, measured, sets, names, rows, unplaced, sources)
+    _write_rows(table, measured, sets, names, rows, unplaced)
     candidates = [candidate for samples in sets for candidate in samples.candidates]
     found = (note for measurements in measured.values() for part in measurements for note in part.notes)
     return Judgement(
@@ -139,7 +137,6 @@ def _write_rows(
     names: Sequence[Sequence[str]],
     judged: Sequence[int] | None,
     unplaced: Sequence[Mapping[str, Any]],
-    sources: Sequence[Sequence[str]],
 ) -> None:
     rows: list[Mapping[str, Any]] = []
     for number, (samples, target_names) in enumerate(zip(sets, names, strict=True)):
@@ -150,9 +147,7 @@ def _write_rows(
             for measurements in measured.values():
                 if measurements[number].rows:
                     row |= {**measurements[number].rows[index], "target": target}
-            if sources:
-                row["source"] = sources[number][index]
-            rows.append(row)
+            rows.append(row | ({"source": candidate.source} if candidate.source else {}))
     rows += unplaced
     write_table(path, rows)
     write_lines(path.with_suffix(".jsonl"), rows)

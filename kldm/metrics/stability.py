@@ -30,7 +30,7 @@ from kldm.metrics.relaxing import (
     unique,
 )
 from kldm.metrics.relaxing.similarity import ELECTRONEGATIVITIES, RADII, TOLERANCES
-from kldm.metrics.structure import without_charges
+from kldm.metrics.structure import undecorated
 from kldm.metrics.validity import formula, share
 from kldm.reading import find_reference, read_reference
 from kldm.registry import metric
@@ -118,6 +118,7 @@ class Stability:
         structure, the relaxation or the energy above hull), energy (eV/atom, relaxed, corrected like the hull),
         e_above_hull, rmsd, rmsd_mattergen, steps, converged, unique, novel and stable_<t>meV."""
         self.prepare()
+        samples = undecorated(samples)
         hull, known = self._hull(), self._known(samples)
         rows = [_Row(candidate) for candidate in samples.candidates]
         ordered = sorted(rows, key=lambda row: (row.candidate.target, row.candidate.candidate))
@@ -144,7 +145,7 @@ class Stability:
         known = list(samples.reference)
         if self.known:
             known = [structure for name in self.known for structure in read_reference(name).structures]
-        return [without_charges(structure) for structure in known if structure is not None]
+        return [structure for structure in known if structure is not None]
 
     def _relax(self, rows: Sequence["_Row"]) -> list["_Result"]:
         """The candidates that survive relaxation; the rows of the others get a reason."""
@@ -194,7 +195,7 @@ class Stability:
 
     def _compare(self, results: Sequence["_Result"], known: "Sequence[Structure]") -> None:
         """Set uniqueness and novelty of the rows."""
-        structures = [without_charges(result.structure) for result in results]
+        structures = [result.structure for result in results]
         uniques = unique(structures, self.matcher, workers=self.workers)
         for result, is_unique in zip(results, uniques, strict=True):
             result.row.unique = is_unique

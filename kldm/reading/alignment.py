@@ -29,7 +29,6 @@ class Alignment:
         rule: a sentence that says how the samples were placed.
         notes: sentences that a reader of the results must see.
         rows: the rows of the reference that samples were requested for, ascending.
-        sources: the place of each of ``candidates`` and ``unplaced``, in this order: its file and frame, line or entry.
     """
 
     candidates: tuple[Candidate, ...]
@@ -37,7 +36,6 @@ class Alignment:
     rule: str
     notes: tuple[str, ...]
     rows: tuple[int, ...]
-    sources: tuple[str, ...]
 
 
 @attrs.frozen(eq=False)
@@ -95,21 +93,14 @@ def align(files: Sequence[SampleFile], reference: Reference, requested: bool = F
         if (len(files) > 1 or (each.stated and each.rule != BY_TARGET)) and (missing := len(rows) - len(targets))
     ]
     candidates, unplaced = _numbered_by_seed(files, placed)
-    candidates.sort(key=lambda pair: (pair[0].target, pair[0].candidate))
-    return Alignment(
-        tuple(candidate for candidate, _ in candidates),
-        tuple(candidate for candidate, _ in unplaced),
-        _rule(files, placed),
-        tuple(notes),
-        tuple(rows),
-        tuple(source for _, source in (*candidates, *unplaced)),
-    )
+    candidates.sort(key=lambda candidate: (candidate.target, candidate.candidate))
+    return Alignment(tuple(candidates), tuple(unplaced), _rule(files, placed), tuple(notes), tuple(rows))
 
 
 def _numbered_by_seed(
     files: Sequence[SampleFile], placed: Sequence[_Placed]
-) -> tuple[list[tuple[Candidate, str]], list[tuple[Candidate, str]]]:
-    """The candidates that answer a row and those that answer none, each with its place in its file."""
+) -> tuple[list[Candidate], list[Candidate]]:
+    """The candidates that answer a row, and those that answer none."""
     candidates, unplaced = [], []
     several = len(files) > 1
     for seed, (file, each) in enumerate(zip(files, placed, strict=True)):
@@ -118,18 +109,14 @@ def _numbered_by_seed(
         if several and count > 1:
             remedy = "several files are several seeds, with one candidate for each target; give a set of k alone"
             raise KldmError(f"it has {count} candidates for target {target}", place=str(file.path), remedy=remedy)
-        rows = zip(file.candidates, each.places, file.places, strict=True)
-        for position, (candidate, place, source) in enumerate(rows):
+        for position, (candidate, place) in enumerate(zip(file.candidates, each.places, strict=True)):
             if place is None:
                 reason = candidate.reason or "no row of the reference has its composition or its id"
-                lost = attrs.evolve(candidate, target=UNPLACED, candidate=position, reason=reason)
-                unplaced.append((lost, source))
+                unplaced.append(attrs.evolve(candidate, target=UNPLACED, candidate=position, reason=reason))
                 continue
             # A candidate that was selected within its file was not selected among those of all files.
-            selected = candidate.selected and not several
-            number = seed if several else place[1]
-            found = attrs.evolve(candidate, target=place[0], candidate=number, selected=selected)
-            candidates.append((found, source))
+            selected, number = candidate.selected and not several, seed if several else place[1]
+            candidates.append(attrs.evolve(candidate, target=place[0], candidate=number, selected=selected))
     return candidates, unplaced
 
 
