@@ -90,7 +90,7 @@ def align(files: Sequence[SampleFile], reference: Reference, requested: bool = F
     notes += [
         f"{file.path} has no candidate for {missing} of {len(rows)} targets; they count as not matched."
         for file, each, targets in zip(files, placed, answered, strict=True)
-        if (len(files) > 1 or (each.stated and each.rule != BY_TARGET)) and (missing := len(rows) - len(targets))
+        if len(files) > 1 and (missing := len(rows) - len(targets))
     ]
     candidates, unplaced = _numbered_by_seed(files, placed)
     candidates.sort(key=lambda candidate: (candidate.target, candidate.candidate))
