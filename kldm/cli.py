@@ -420,6 +420,9 @@ def evaluate(
         options = {key: value for key, value in options.items() if value is not None}
         judge = metric_called(metric or METRIC, keys, options)
         report = judge_files(samples, judge, folder, reference=reference, k=k, train=train, requested=requested)
+    for read in report.about.get("read", ()):
+        failed = f" ({read['failed']} failed)" if read["failed"] else ""
+        click.echo(f"{read['file']}: {read['structures']} structure{'s' * (read['structures'] != 1)}{failed}")
     click.echo(judgements_table(report.evaluation))
     click.echo(f"report: {folder / 'report.json'}")
 

@@ -55,6 +55,8 @@ def reason_of(error: BaseException) -> str:
 
 
 def nearest(name: str, known: Iterable[str], *, likeness: float = 0.5) -> str | None:
-    """A remedy that names the known name most similar to a misspelt one; None if no likeness, 0 to 1, is enough."""
-    matches = get_close_matches(name, list(known), n=1, cutoff=likeness)
-    return f"did you mean {matches[0]!r}?" if matches else None
+    """A remedy that names the known name most similar to a misspelt one, whatever the case of its letters; None if no
+    likeness, 0 to 1, is enough."""
+    names = {word.lower(): word for word in known}
+    matches = get_close_matches(name.lower(), names, n=1, cutoff=likeness)
+    return f"did you mean {names[matches[0]]!r}?" if matches else None

@@ -402,6 +402,7 @@ class Candidate:
         reason: why there is none.
         species: atomic numbers of its atoms, where they are known although there is no structure.
         selected: whether it was selected among the candidates of its target when they were generated.
+        source: where it stands, if it was read from a file: the file and its line, frame or entry.
     """
 
     target: int
@@ -410,6 +411,7 @@ class Candidate:
     reason: str = ""
     species: tuple[int, ...] = ()
     selected: bool = False
+    source: str = ""
 
 
 @attrs.frozen(eq=False)

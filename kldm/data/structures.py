@@ -100,13 +100,22 @@ def plain(structure: "Structure") -> "Structure":
         ValueError: it is disordered, holds something that is no element, or is refused by ``plain_structure``; the
             message is the reason alone.
     """
+    return plain_structure(structure.lattice.matrix, atomic_numbers(structure), structure.frac_coords)
+
+
+def atomic_numbers(structure: "Structure") -> list[int]:
+    """The atomic number of every site.
+
+    Raises:
+        ValueError: it is disordered, or holds something that is no element; the message is the reason alone.
+    """
     from pymatgen.core.periodic_table import DummySpecies
 
     if not structure.is_ordered:
         raise ValueError("it is disordered")
     if dummies := [str(site.specie) for site in structure if isinstance(site.specie, DummySpecies)]:
         raise ValueError(f"{dummies[0]} is no element")
-    return plain_structure(structure.lattice.matrix, [site.specie.Z for site in structure], structure.frac_coords)
+    return [site.specie.Z for site in structure]
 
 
 def structure_of(value: Any) -> "Structure":

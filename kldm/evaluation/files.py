@@ -91,11 +91,20 @@ def judge_files(
     if isinstance(by.metric, Prepares):
         by.metric.prepare()
     files = [read_file(record_of(path)) for path in paths]
+    read = [
+        _counted(str(path), [c.structure for c in file.candidates]) for path, file in zip(paths, files, strict=True)
+    ]
     rows = None if reference is None else read_reference(reference)
-    notes = list(rows.notes) if rows else []
-    if rows and train:
-        notes += overlap_note(of_structures(rows.structures), of_structures(read_reference(train).structures), train)
-    if rows and terms_of(by.metric).answers:
+    notes = [note for file in files for note in file.notes]
+    if rows is not None:
+        notes += rows.notes
+        read.append(_counted(rows.name, rows.structures))
+    if rows is not None and train:
+        trained = read_reference(train)
+        notes += (note.replace("of the reference", "of the training set") for note in trained.notes)
+        notes += overlap_note(of_structures(rows.structures), of_structures(trained.structures), train)
+        read.append(_counted(train, trained.structures))
+    if rows is not None and terms_of(by.metric).answers:
         judgement = _judge_answers(files, rows, by, out, k, requested, notes)
     else:
         structures, name = (rows.structures, rows.name) if rows else ((), "")
@@ -105,6 +114,7 @@ def judge_files(
     about: dict[str, Json] = {
         "kldm": __version__,
         "files": [str(path) for path in paths],
+        "read": read,
         "seconds": round(time.monotonic() - started, 1),
     }
     label = paths[0].stem if len(paths) == 1 else f"{len(paths)} files"
@@ -144,8 +154,8 @@ def _judge_answers(
     notes: Sequence[str],
 ) -> Judgement:
     """Judge every sample against the row of the reference that it answers."""
-    rows = _requested(files) if requested else range(len(reference))
-    alignment = align(files, reference, len(rows))
+    alignment = align(files, reference, requested)
+    rows = alignment.rows
     judged = tuple(candidate for candidate in alignment.candidates if k is None or candidate.candidate < k)
     left_out = len(alignment.candidates) - len(judged)
     added = list(alignment.notes)
@@ -163,7 +173,13 @@ def _judge_answers(
         reference.name,
     )
     unplaced = [
-        {"target": None, "candidate": candidate.candidate, "name": "", "reason": candidate.reason}
+        {
+            "target": None,
+            "candidate": candidate.candidate,
+            "name": "",
+            "reason": candidate.reason,
+            "source": candidate.source,
+        }
         for candidate in alignment.unplaced
     ]
     judgement = judge(
@@ -179,13 +195,9 @@ def _judge_answers(
     return attrs.evolve(judgement, alignment=alignment.rule, unplaced=len(unplaced))
 
 
-def _requested(files: Sequence[SampleFile]) -> list[int]:
-    """The rows of the reference that the samples name as their targets, in order."""
-    for file in files:
-        if not file.labelled:
-            problem = "the file does not say which rows of the reference its samples answer"
-            raise KldmError(problem, place=str(file.path), remedy="give every row a 'target', or leave --requested out")
-    return sorted({candidate.target for file in files for candidate in file.candidates})
+def _counted(name: str, structures: Sequence[object]) -> dict[str, Json]:
+    """What was read: the number of structures, those that failed included."""
+    return {"file": name, "structures": len(structures), "failed": sum(structure is None for structure in structures)}
 
 
 def _numbered(file: SampleFile, seed: int) -> tuple[Candidate, ...]:

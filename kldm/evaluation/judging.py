@@ -147,7 +147,7 @@ def _write_rows(
             for measurements in measured.values():
                 if measurements[number].rows:
                     row |= {**measurements[number].rows[index], "target": target}
-            rows.append(row)
+            rows.append(row | ({"source": candidate.source} if candidate.source else {}))
     rows += unplaced
     write_table(path, rows)
     write_lines(path.with_suffix(".jsonl"), rows)

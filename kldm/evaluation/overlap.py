@@ -40,9 +40,9 @@ def overlap(reference: Iterable[CellContent], train: Iterable[CellContent]) -> i
 
 
 def of_structures(structures: "Sequence[Structure | None]") -> Iterable[CellContent]:
-    """The content of structures in any cell, which is Niggli-reduced for the comparison."""
+    """The content of ordered structures in any cell, which is Niggli-reduced for the comparison."""
     for structure in structures:
-        if structure is not None:
+        if structure is not None and structure.is_ordered:
             yield tuple(sorted(structure.atomic_numbers)), partial(_reduced, structure)
 
 

@@ -22,7 +22,7 @@ from kldm.metrics.fingerprinting import (
     fingerprint_versions,
     fingerprints_of,
 )
-from kldm.metrics.structure import structural_rule
+from kldm.metrics.structure import structural_rule, undecorated
 from kldm.metrics.validity import Validity, Verdict, share
 from kldm.registry import metric
 from kldm.validators import at_least, duration, one_of, worker_count
@@ -88,6 +88,7 @@ class DeNovo:
         """The values, and one row per candidate with target, candidate, formula, struct_valid, comp_valid, fingerprint
         and the first reason why it is not valid (structure, composition, fingerprint). The columns rms and max_dist of
         crystal structure prediction are None."""
+        samples = undecorated(samples)
         rows, generated = self._rows(samples.candidates)
         dataset = self._dataset(samples)
         reference, coverage = None, None

@@ -25,7 +25,7 @@ from kldm.metrics.matching import (
     match,
     smallest_rms,
 )
-from kldm.metrics.structure import structural_rule, structural_validity
+from kldm.metrics.structure import structural_rule, structural_validity, undecorated
 from kldm.metrics.validity import Verdict, composition_of, formula
 from kldm.registry import metric
 from kldm.validators import above, duration, each, one_of, worker_count
@@ -148,6 +148,7 @@ class MatchRate:
             KldmError: a candidate answers a target that the reference does not have, two candidates have the same
                 numbers, or some targets have one candidate marked as selected and others none or several.
         """
+        samples = undecorated(samples)
         groups, targets = _by_target(samples), len(samples.reference)
         work: dict[str, Any] = {"workers": self.workers, "time_limit": self.time_limit}
         matcher = Matcher(ltol=self.ltol, stol=self.stol, angle_tol=self.angle_tol)
@@ -174,7 +175,7 @@ class MatchRate:
         seeds = {c.candidate for c in samples.candidates}
         k = max((len(group) for group in groups.values()), default=0)
         values: dict[str, float | None] = {}
-        notes = _notes(samples, len(groups), rms, reference) + _ions(groups, examined, reference)
+        notes = _notes(samples, len(groups), rms, reference)
         selected: frozenset[Key] = frozenset()
         if k > 1:
             chosen = (
@@ -320,23 +321,6 @@ def _composition_valid(candidate: Candidate) -> bool | None:
     """Whether the composition is valid; None if it is not known."""
     composition = composition_of(candidate)
     return not compositional_validity(composition) if composition else None
-
-
-def _ions(
-    groups: Mapping[int, Sequence[int]], examined: Sequence[Examined], reference: Sequence[Examined]
-) -> list[str]:
-    """A note on candidates of the target's elements in other oxidation states."""
-    count = 0
-    for target, indices in groups.items():
-        cell = reference[target].cell
-        same = [examined[index].cell for index in indices if examined[index].formula == reference[target].formula]
-        count += sum(cell is not None and c is not None and set(c.counts) != set(cell.counts) for c in same)
-    if not count:
-        return []
-    return [
-        f"{count} candidates cannot match because their sites carry other oxidation states (or isotopes) than the "
-        "target's; remove them from both."
-    ]
 
 
 def _values(

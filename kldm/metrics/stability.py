@@ -30,7 +30,7 @@ from kldm.metrics.relaxing import (
     unique,
 )
 from kldm.metrics.relaxing.similarity import ELECTRONEGATIVITIES, RADII, TOLERANCES
-from kldm.metrics.structure import without_charges
+from kldm.metrics.structure import undecorated
 from kldm.metrics.validity import formula, share
 from kldm.reading import find_reference, read_reference
 from kldm.registry import metric
@@ -118,7 +118,10 @@ class Stability:
         structure, the relaxation or the energy above hull), energy (eV/atom, relaxed, corrected like the hull),
         e_above_hull, rmsd, rmsd_mattergen, steps, converged, unique, novel and stable_<t>meV."""
         self.prepare()
-        hull, known = self._hull(), self._known(samples)
+        samples = undecorated(samples)
+        hull, references = self._hull(), [read_reference(name) for name in self.known]
+        groups = [each.structures for each in references] or [samples.reference]
+        known = [structure for group in groups for structure in group if structure is not None]
         rows = [_Row(candidate) for candidate in samples.candidates]
         ordered = sorted(rows, key=lambda row: (row.candidate.target, row.candidate.candidate))
         results = self._relax(ordered)
@@ -130,7 +133,7 @@ class Stability:
             self._values(rows, hull, levels, bool(known)),
             tuple(row.public(levels) for row in rows),
             self._definition(rows, hull, len(known)),
-            tuple(self._notes(rows, hull, bool(known))),
+            (*(note for each in references for note in each.notes), *self._notes(rows, hull, bool(known))),
         )
 
     def _hull(self) -> Hull | None:
@@ -139,12 +142,6 @@ class Stability:
         hull = read_hull([path.expanduser() for path in self.hull], self.corrections)
         check_scales(hull, self.potential.scale, self.potential.identity)
         return hull
-
-    def _known(self, samples: Samples) -> "list[Structure]":
-        known = list(samples.reference)
-        if self.known:
-            known = [structure for name in self.known for structure in read_reference(name).structures]
-        return [without_charges(structure) for structure in known if structure is not None]
 
     def _relax(self, rows: Sequence["_Row"]) -> list["_Result"]:
         """The candidates that survive relaxation; the rows of the others get a reason."""
@@ -194,7 +191,7 @@ class Stability:
 
     def _compare(self, results: Sequence["_Result"], known: "Sequence[Structure]") -> None:
         """Set uniqueness and novelty of the rows."""
-        structures = [without_charges(result.structure) for result in results]
+        structures = [result.structure for result in results]
         uniques = unique(structures, self.matcher, workers=self.workers)
         for result, is_unique in zip(results, uniques, strict=True):
             result.row.unique = is_unique

@@ -1,9 +1,14 @@
 """Whether a generated structure is possible at all: the structural rule of CDVAE, without its blind spots."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
+import attrs
 import numpy as np
 import numpy.typing as npt
+
+from kldm.data.structures import atomic_numbers
+from kldm.interfaces import Candidate, Samples
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
@@ -59,12 +64,48 @@ def structural_rule(longest_edge: float | None = None) -> str:
     )
 
 
-def without_charges(structure: "Structure") -> "Structure":
-    """The structure without oxidation states. They change the radii by which neighbours are found, and a matcher tells
-    them apart; the published data sets have none."""
-    if any(getattr(species, "oxi_state", None) is not None for site in structure for species in site.species):
-        return structure.copy().remove_oxidation_states()
-    return structure
+def undecorated(samples: Samples) -> Samples:
+    """The samples and their reference as all metrics judge them: elements in a periodic cell.
+
+    Oxidation states, spins, isotopes and axes that are called not periodic are no part of any task. A structure that is
+    disordered, or holds what is no element, is no structure; a candidate keeps the reason. Files are read so that
+    nothing is left to be done here, but structures may come from Python too.
+    """
+
+    def of(candidate: Candidate) -> Candidate:
+        if candidate.structure is None:
+            return candidate
+        try:
+            return attrs.evolve(candidate, structure=elements_only(candidate.structure))
+        except ValueError as error:
+            return attrs.evolve(candidate, structure=None, reason=str(error))
+
+    def reference() -> "Iterator[Structure | None]":
+        for structure in samples.reference:
+            try:
+                yield None if structure is None else elements_only(structure)
+            except ValueError:
+                yield None
+
+    return attrs.evolve(samples, candidates=tuple(map(of, samples.candidates)), reference=tuple(reference()))
+
+
+def elements_only(structure: "Structure") -> "Structure":
+    """The structure without oxidation states, spins and isotopes, periodic along all axes; itself if it is so already.
+
+    Raises:
+        ValueError: it is disordered, or holds something that is no element; the message is the reason alone.
+    """
+    from pymatgen.core.lattice import Lattice
+    from pymatgen.core.periodic_table import Element
+    from pymatgen.core.structure import Structure
+
+    numbers = atomic_numbers(structure)
+    kinds = {site.specie for site in structure}
+    if all(structure.lattice.pbc) and all(type(kind) is Element and kind.value == kind.symbol for kind in kinds):
+        return structure
+    species: list[Any] = list(numbers)
+    return Structure(Lattice(structure.lattice.matrix), species, structure.frac_coords)
 
 
 def structure_bytes(structure: "Structure") -> bytes:

@@ -12,7 +12,7 @@ from attrs.validators import optional
 from kldm.data.formulas import reduced_formula
 from kldm.interfaces import Candidate, Json, Measurement, Samples, Terms
 from kldm.metrics.composition import MOST_COMBINATIONS, States, check_states, compositional_rule, compositional_validity
-from kldm.metrics.structure import CUTOFF, MINIMUM_VOLUME, structural_rule, structural_validity
+from kldm.metrics.structure import CUTOFF, MINIMUM_VOLUME, structural_rule, structural_validity, undecorated
 from kldm.registry import metric
 from kldm.runtime.pool import Failure, parallel_map
 from kldm.validators import above
@@ -64,7 +64,7 @@ class Validity:
     def measure(self, samples: Samples) -> Measurement:
         """The shares, and one row per candidate with target, candidate, formula, struct_valid, comp_valid and reason:
         why it is not valid (that of the structure before that of the composition)."""
-        judged = self.faults(samples.candidates)
+        judged = self.faults(undecorated(samples).candidates)
         rows = [faults.verdict() for faults in judged]
         names = ["struct_valid", "comp_valid", *(["comp_valid_icsd24"] if self.also_icsd24 else [])]
         values = {name: share([bool(getattr(row, name)) for row in rows]) for name in names}

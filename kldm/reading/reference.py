@@ -29,6 +29,7 @@ class Reference:
         reasons: why a row has no structure; empty if it has one.
         ids: ids of the rows in their data set; by default their numbers.
         whole: whether these are all crystals of a split of a data set.
+        doubts: sentences on how the structures were read from a file.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Reference:
     reasons: tuple[str, ...]
     ids: tuple[str, ...]
     whole: bool
+    doubts: tuple[str, ...] = ()
 
     @classmethod
     def of_store(cls, name: str, store: CrystalStore, whole: bool) -> "Reference":
@@ -62,7 +64,7 @@ class Reference:
         if failed:
             first = f"the first is row {failed[0]}: {self.reasons[failed[0]]}"
             notes.append(f"{len(failed)} of {len(self)} rows of the reference {self.name} are no structures ({first}).")
-        return (*notes, *self._overlap_note())
+        return (*notes, *self.doubts, *self._overlap_note())
 
     def _overlap_note(self) -> tuple[str, ...]:
         close = [
@@ -83,7 +85,8 @@ def read_reference(source: str | Path) -> Reference:
     The rows of a file are ordered by their ``target`` if they carry one.
 
     Raises:
-        KldmError: there is no such reference, two rows claim one place, or a place is left empty.
+        KldmError: there is no such reference, it holds no structure, two rows claim one place, or a place is left
+            empty.
     """
     if Path(source).expanduser().exists():
         return _from_file(str(source), read_file(Path(source).expanduser()))
@@ -132,6 +135,9 @@ def _from_file(source: str, file: SampleFile) -> Reference:
         remedy = "number the rows from 0, with structure null where there is none"
         problem = f"no row has target {missing}, although {max(positions)} is used"
         raise KldmError(problem, place=source, remedy=remedy)
+    if all(candidate.structure is None for candidate in file.candidates):
+        reason = file.candidates[0].reason
+        raise KldmError(f"none of its {count} rows is a structure ({reason})", place=source)
     order = [positions[target] for target in range(count)]
     rows = [file.candidates[position] for position in order]
     return Reference(
@@ -140,4 +146,5 @@ def _from_file(source: str, file: SampleFile) -> Reference:
         tuple("" if row.structure is not None else row.reason for row in rows),
         tuple(file.names[position] or str(target) for target, position in enumerate(order)),
         whole=False,
+        doubts=file.notes,
     )

@@ -109,7 +109,7 @@ def numbered(path: Path, rows: Sequence[Row]) -> SampleFile:
         target = position if row.target is None else row.target
         number = counts[target] if row.candidate is None else row.candidate
         counts[target] += 1
-        candidates.append(Candidate(target, number, row.structure, row.reason, row.species, row.selected))
+        candidates.append(Candidate(target, number, row.structure, row.reason, row.species, row.selected, row.place))
     places, names = tuple(row.place for row in rows), tuple(row.name for row in rows)
     return SampleFile(path, tuple(candidates), places, names, not without, _notes(path, rows))
 

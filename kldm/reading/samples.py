@@ -4,6 +4,8 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import attrs
+
 from kldm.errors import KldmError
 from kldm.interfaces import Candidate
 from kldm.reading.cifs import read_cif, read_folder, read_poscar, read_table, read_tar, read_zip
@@ -34,8 +36,8 @@ PACKABLE = (".jsonl", ".json", ".extxyz", ".xyz", ".csv", ".cif", ".vasp", ".pos
 
 
 def read_samples(path: str | Path) -> tuple[Candidate, ...]:
-    """The candidates of a file or folder in any format that ``read_file`` takes."""
-    return read_file(path).candidates
+    """The candidates of a file or folder in any format that ``read_file`` takes, without their sources."""
+    return tuple(attrs.evolve(candidate, source="") for candidate in read_file(path).candidates)
 
 
 def read_file(path: str | Path) -> SampleFile:

@@ -10,7 +10,7 @@ import attrs
 from attrs.validators import optional
 
 from kldm.data.convert import from_structures
-from kldm.data.formulas import cells
+from kldm.data.formulas import cells, number_range
 from kldm.errors import KldmError, nearest
 from kldm.reading import read_file
 from kldm.runs.experiment import Experiment, takes_compositions
@@ -18,7 +18,6 @@ from kldm.runs.splits import drawn_rows
 from kldm.sampling.targets import (
     KnownPart,
     Targets,
-    atom_range,
     compositions,
     de_novo,
     drawn_sizes,
@@ -132,7 +131,13 @@ class SamplingRequest:
         part, template_atoms = self._part()
         atoms = self.atoms or template_atoms or experiment.evaluation.atoms
         least = max(1, len(part.species)) if part else 1
-        sizes = drawn_sizes(atoms, experiment.evaluation.histogram, self.count, self.seed, least)
+        try:
+            sizes = drawn_sizes(atoms, experiment.evaluation.histogram, self.count, self.seed, least)
+        except KldmError as error:  # it names the key of the recipe
+            if self.atoms is None:
+                raise
+            remedy = error.remedy or f"ask for {least} atoms or more"
+            raise KldmError(error.problem, place=f"--atoms {self.atoms}", remedy=remedy) from None
         targets = de_novo(sizes, part, elements)
         species = targets.constraints.species
         if compositional and (species is None or not bool(species.all())):
@@ -145,7 +150,7 @@ class SamplingRequest:
     def _part(self) -> tuple[KnownPart | None, int | None]:
         """The known part of every crystal, and the number of atoms of the template, if there is one."""
         if self.contains:
-            (cell,) = cells([self.contains])
+            (cell,) = cells([self.contains], option="--contains")
             return KnownPart(cell.numbers), None
         if self.template is None:
             return None, None
@@ -216,9 +221,11 @@ def _atoms(text: str | None, count: int) -> list[int]:
         return list(range(count))
     rows: set[int] = set()
     for part in text.split(","):
-        rows |= {number - 1 for number in atom_range(part)}
-    if max(rows) >= count:
-        raise KldmError(f"names atom {max(rows) + 1} of {count}", place=f"--keep-atoms {text}")
+        numbers = number_range(part)
+        if not numbers or numbers[-1] > count:
+            problem = f"the template has atoms 1 to {count}, not {part!r}"
+            raise KldmError(problem, place=f"--keep-atoms {text}", remedy="write it like 1-4,7")
+        rows |= {number - 1 for number in numbers}
     return sorted(rows)
 
 

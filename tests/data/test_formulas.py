@@ -25,6 +25,12 @@ from kldm.errors import KldmError
         ("Fm", {100: 1}),
         ("O", {8: 1}),
         ("H500", {1: 500}),
+        ("D2O", {1: 2, 8: 1}),
+        ("CuSO4(H2O)5", {29: 1, 16: 1, 8: 9, 1: 10}),
+        ("[Cu(NH3)4]{SO4}", {29: 1, 7: 4, 1: 12, 16: 1, 8: 4}),
+        ("Fe\u2082O\u2083", {26: 2, 8: 3}),
+        (" Sr Ti O3 ", {38: 1, 22: 1, 8: 3}),
+        ("Sr1.0Ti1.0O3.0", {38: 1, 22: 1, 8: 3}),
     ],
 )
 def test_a_formula_is_the_exact_content_of_a_cell(formula: str, content: dict[int, int]) -> None:
@@ -51,8 +57,32 @@ def test_formula_units_multiply_the_reduced_formula() -> None:
         ("Li2(Fe", "not a chemical formula"),
         ("Na-1Cl", "not a chemical formula"),
         ("NaCl!", "not a chemical formula"),
-        ("Na1.5Cl", "wants whole numbers of atoms"),
-        ("Na0", "wants whole numbers of atoms"),
+        ("Na1.5Cl", "wants whole numbers of atoms; write Na3Cl2, or a multiple of it"),
+        ("La0.5Sr0.5MnO3", "wants whole numbers of atoms; write LaSrMn2O6, or a multiple of it"),
+        ("Na.5Cl", "wants whole numbers of atoms; write NaCl2"),
+        ("Na1.1234567Cl", "wants whole numbers of atoms; multiply them until they are whole"),
+        ("CuSO4.5H2O", "write CuSO4(H2O)5"),
+        ("CuSO4\u00b75H2O", "write CuSO4(H2O)5"),
+        ("CuSO4*5H2O", "write CuSO4(H2O)5"),
+        ("NaCl.H2O", "write NaCl(H2O)"),
+        ("(CuSO4.5H2O)2", "write (CuSO4(H2O)5)2"),
+        ("2CuSO4\u22c55H2O", "write (CuSO4(H2O)5)2"),
+        ("Ca(OH)2.2H2O", "write Ca(OH)2(H2O)2"),
+        ("(CuSO4\u00b75H2O\u00b72NH3)2", "write (CuSO4(H2O)5(NH3)2)2"),
+        ("NaCl0", "an element has the count 0; leave it out"),
+        ("Na(Cl)0", "an element has the count 0; leave it out"),
+        ("Sr2+Ti4+O3", "leave charges and isotopes out"),
+        ("Sr\u00b2\u207aTiO3", "leave charges and isotopes out"),
+        ("\u00b9\u2078O2", "leave charges and isotopes out"),
+        ("2H2O", "write the number of units behind brackets, as in (H2O)2"),
+        ("srtio3", "element symbols begin with a capital letter"),
+        ("Na1e1Cl", "element symbols begin with a capital letter"),
+        ("SrTiO3@C60", "not a chemical formula"),
+        ("Sr)O", "open every bracket"),
+        ("Sr(O", "close every bracket"),
+        ("MAPbI3", "no element is called 'M'"),
+        ("H1000000000000000000000", "asks for more atoms than can be in a cell"),
+        ("Na0", "an element has the count 0; leave it out"),
         ("MdO", "beyond atomic number 100"),
         ("H501", "asks for 501 atoms in a cell, more than 500"),
     ],
@@ -62,6 +92,20 @@ def test_what_is_no_cell(formula: str, message: str) -> None:
         cells(["NaCl", formula])
     assert str(caught.value).startswith(f"--formula {formula}: ")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("formula", ["H" + "9" * 10**5, "(" * 10**5 + "H" + ")9" * 10**5, "(" * 10**5, "H" * 10**5])
+def test_bombs_are_refused_at_once(formula: str) -> None:
+    with pytest.raises(KldmError) as caught:
+        cells([formula])
+    assert len(str(caught.value)) < 250
+
+
+def test_the_option_is_named() -> None:
+    with pytest.raises(KldmError, match=r"--contains Sr0\.5: wants whole numbers of atoms"):
+        cells(["Sr0.5"], option="--contains")
+    with pytest.raises(KldmError, match="wants N or N-M formula units"):
+        cells(["Sr"], "1-" + "9" * 5000)
 
 
 def test_an_element_that_is_written_as_a_molecule_is_one_atom() -> None:

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
 
+from kldm.evaluation.report import Report
 from kldm.interfaces import Candidate, Samples
 from kldm.metrics import DeNovo, MatchRate
+from kldm.reading import SampleFile, read_file
 from tests.small import kldm, refused
 
 CORNERS = np.array([[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -192,7 +195,7 @@ def test_samples_that_do_not_say_what_they_answer_have_no_requested_rows(tmp_pat
     unlabelled = lines(tmp_path / "samples.jsonl", [{"structure": structure.as_dict()} for structure in REFERENCE])
     told = refused("evaluate", unlabelled, "--reference", reference, "--requested", "--out", tmp_path / "out")
     assert told.startswith(f"{unlabelled}: the file does not say which rows of the reference its samples answer")
-    assert "give every row a 'target', or leave --requested out" in told
+    assert "give every row a 'target' or an id of the reference, or leave --requested out" in told
     beyond = lines(tmp_path / "beyond.jsonl", [{"target": 9, "structure": REFERENCE[0].as_dict()}])
     told = refused("evaluate", beyond, "--reference", reference, "--requested", "--out", tmp_path / "out")
     assert "answers target 9; the reference has rows 0 to 3" in told
@@ -208,6 +211,65 @@ def test_rows_without_targets_are_placed_and_lost_ones_are_counted(tmp_path: Pat
     found = table(tmp_path / "out")
     assert [row["target"] for row in found] == ["0", "2", ""]
     assert "no row of the reference has its composition" in found[2]["reason"]
+
+
+def test_what_was_read_is_counted_printed_and_doubted(
+    tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers of structures in the output and the report, the readers' notes, and where each sample stands."""
+
+    def doubtful(path: Path) -> SampleFile:
+        file = read_file(path)
+        return attrs.evolve(file, notes=(f"{path.name} is odd.",))
+
+    monkeypatch.setattr("kldm.evaluation.files.read_file", doubtful)
+    monkeypatch.setattr("kldm.reading.reference.read_file", doubtful)
+    names = ("a", "b", "c")
+    rows = [{"id": name, "structure": s.as_dict()} for name, s in zip(names, REFERENCE[:3], strict=True)]
+    known = lines(tmp_path / "known.jsonl", [*rows, {"id": "d", "structure": None, "reason": "lost"}])
+    samples = lines(
+        tmp_path / "samples.jsonl",
+        [rows[2], {"id": "b", "structure": None, "reason": "no cell"}, {**rows[0], "id": "e"}],
+    )
+    out = tmp_path / "out"
+    result = kldm("evaluate", samples, "--reference", known, "--train", reference, "--out", out)
+    assert result.exit_code == 0, result.output
+    told = result.output.splitlines()
+    assert f"{samples}: 3 structures (1 failed)" in told
+    assert f"{known}: 4 structures (1 failed)" in told
+    assert f"{reference}: 4 structures" in told
+    report = json.loads((out / "report.json").read_text())
+    assert report["read"] == [
+        {"file": str(samples), "structures": 3, "failed": 1},
+        {"file": str(known), "structures": 4, "failed": 1},
+        {"file": str(reference), "structures": 4, "failed": 0},
+    ]
+    assert Report.read(out / "report.json").about["read"] == report["read"]
+    (judged,) = report["evaluation"].values()
+    assert {"samples.jsonl is odd.", "known.jsonl is odd.", "reference.jsonl is odd."} <= set(judged["notes"])
+    assert judged["alignment"] == "Rows are placed by their ids, which are those of the reference."
+    found = {row["source"]: (row["target"], row["name"], row["reason"]) for row in table(out)}
+    assert found == {
+        f"{samples}:1": ("2", "c", ""),
+        f"{samples}:2": ("1", "b", "no cell"),
+        f"{samples}:3": ("", "", "no row of the reference has its composition or its id"),
+    }
+    kldm("evaluate", samples, "--metric", "validity.v1", "--out", tmp_path / "valid")
+    assert [row["source"] for row in table(tmp_path / "valid")] == [f"{samples}:{n}" for n in (1, 2, 3)]
+
+
+def test_ids_with_requested_and_k(tmp_path: Path, reference: Path) -> None:
+    named = [{"id": f"x-{n}", "structure": s.as_dict()} for n, s in enumerate(REFERENCE)]
+    known = lines(tmp_path / "known.jsonl", named)
+    rows: list[dict[str, Any]] = [{**named[n], "id": f"x-{n}__{c}"} for n in (3, 1) for c in (1, 2)]
+    rows[3]["structure"] = None
+    samples = lines(tmp_path / "samples.jsonl", rows)
+    judged = evaluate(samples, "--reference", known, "--requested", "--k", "1", out=tmp_path / "out")
+    assert judged["values"]["structural.match_rate@1"] == 1.0
+    assert (judged["requests"], judged["reference"]["rows"]) == (2, 2)
+    assert [row["name"] for row in table(tmp_path / "out")] == ["x-1", "x-3"]
+    whole = evaluate(samples, "--reference", known, out=tmp_path / "whole")
+    assert whole["values"]["structural.match_rate@2"] == 0.5
 
 
 def test_several_files_are_seeds(tmp_path: Path, reference: Path) -> None:

@@ -50,7 +50,7 @@ def hopeless() -> dict[str, Structure | None]:
         "cell length not positive": Structure(Lattice.from_parameters(-4, 4, 4, 90, 90, 90), ["Na"], [[0, 0, 0]]),
         "cell angle outside (0, 180) degrees": Structure([[4, 0, 0], [0, 4, 0], [4, 0, 0]], ["Na"], [[0, 0, 0]]),
         "volume below 0.1 A^3": salt(edge=0.4),
-        "element outside 1 to 118": Structure(cell, [DummySpecies("X"), "Cl"], np.array([[0, 0, 0], [0.5, 0.5, 0.5]])),
+        "X0+ is no element": Structure(cell, [DummySpecies("X"), "Cl"], np.array([[0, 0, 0], [0.5, 0.5, 0.5]])),
         "no atoms": Structure(cell, [], []),
         "no structure": None,
     }

@@ -339,17 +339,6 @@ def test_a_composition_is_judged_without_a_structure() -> None:
     assert [row["fingerprint"] for row in found.rows] == [None, None, None, True]
 
 
-def test_other_oxidation_states_are_pointed_out() -> None:
-    charged = rock_salt()
-    charged.add_oxidation_state_by_element({"Na": 1, "Cl": -1})
-    told = "1 candidates cannot match because their sites carry other oxidation states"
-    found = measure([Candidate(0, 0, charged), Candidate(1, 0, charged)], [rock_salt(), charged])
-    assert found.values["structural.match_rate@1"] == 0.5
-    assert sum(note.startswith(told) for note in found.notes) == 1
-    plain = measure([Candidate(0, 0, rock_salt()), Candidate(1, 0, charged)], [rock_salt(), charged])
-    assert not any("oxidation" in note for note in plain.notes)
-
-
 def test_full_rule_refuses_what_smact_refuses() -> None:
     """NaCl2 has no neutral charges; the structural rule counts it, the full rule cannot."""
     odd = crystal(Lattice.cubic(5.0), [("Na", (0, 0, 0)), ("Cl", (0.5, 0.5, 0.1)), ("Cl", (0.5, 0.1, 0.5))])

@@ -197,12 +197,12 @@ def test_an_energy_without_a_correction_is_unsupported(tmp_path: Path, monkeypat
     assert found.rows[0]["energy"] is None
 
 
-def test_disordered_structures_are_judged_like_any_other() -> None:
+def test_disordered_structures_have_failed() -> None:
     alloy = fcc("Cu", 3.7)
     alloy.replace_species({"Cu": {"Cu": 0.5, "Au": 0.5}})
     found = Stability(potential=EMT(), relaxation=QUICK).measure(samples([alloy, fcc("Cu", 3.6)], [alloy]))
     assert [row["reason"] for row in found.rows] == ["it is disordered", ""]
-    assert Stability().measure(samples([alloy], [alloy])).values == {"unique": 1.0, "novel": 0.0}
+    assert Stability().measure(samples([alloy], [alloy])).values == {"unique": 0.0, "novel": None}
 
 
 def test_mistakes_are_told_before_anything_is_relaxed(tmp_path: Path) -> None:

@@ -30,26 +30,30 @@ def crystal(name: str, a: float = 4.0) -> Structure:
     return unit_cell.make_supercell([units, 1, 1], in_place=False)
 
 
-def samples(names: Sequence[str | None], name: str = "x.jsonl", first: float = 4.0) -> SampleFile:
+def samples(
+    names: Sequence[str | None], name: str = "x.jsonl", first: float = 4.0, ids: Sequence[str] = ()
+) -> SampleFile:
     """A file without labels; its structures differ in the cell edge, first + row / 100."""
     rows = [
         Candidate(row, 0, None, "exploded") if salt is None else Candidate(row, 0, crystal(salt, first + row / 100))
         for row, salt in enumerate(names)
     ]
     places = tuple(f"{name}:{row}" for row in range(len(rows)))
-    return SampleFile(Path(name), tuple(rows), places, places, labelled=False)
+    return SampleFile(Path(name), tuple(rows), places, tuple(ids) or ("",) * len(rows), labelled=False)
 
 
-def labelled(numbers: Sequence[tuple[int, int]], name: str = "x.jsonl", element: str | None = None) -> SampleFile:
+def labelled(
+    numbers: Sequence[tuple[int, int]], name: str = "x.jsonl", element: str | None = None, ids: Sequence[str] = ()
+) -> SampleFile:
     rows = [Candidate(t, c, crystal(element or ELEMENTS[t % 5])) for t, c in numbers]
     places = tuple(f"{name}:{row}" for row in range(len(rows)))
-    return SampleFile(Path(name), tuple(rows), places, places, labelled=True)
+    return SampleFile(Path(name), tuple(rows), places, tuple(ids) or ("",) * len(rows), labelled=True)
 
 
-def reference(names: Sequence[str | None]) -> Reference:
+def reference(names: Sequence[str | None], ids: Sequence[str] = ()) -> Reference:
     structures = tuple(None if salt is None else crystal(salt) for salt in names)
     blank = tuple("" for _ in names)
-    return Reference("mine", structures, blank, blank, whole=False)
+    return Reference("mine", structures, blank, tuple(ids) or blank, whole=False)
 
 
 def where(alignment: Alignment) -> dict[tuple[int, int], int | None]:
@@ -107,7 +111,8 @@ def test_another_reference_is_pointed_out() -> None:
     assert "by their order" in found.rule
     (note,) = found.notes
     assert note == (
-        "x.jsonl: only 1 of 3 samples have the composition of the row they are placed at; is mine the right reference?"
+        "x.jsonl: only 1 of 3 samples have the composition of the row they are placed at; is mine the right reference, "
+        "and in the order of the samples?"
     )
     assert len(align([labelled([(0, 0), (1, 0)], element="Cs")], reference(ELEMENTS)).notes) == 1
     assert align([samples(["Li", "Na", "Cs", None])], reference(["Li", "Na", "K", None])).notes == ()
@@ -123,8 +128,8 @@ def test_composition_decides_otherwise() -> None:
     )
     assert [(c.target, c.candidate, c.reason) for c in found.unplaced] == [
         (UNPLACED, 2, "exploded"),
-        (UNPLACED, 3, "no row of the reference has its composition"),
-        (UNPLACED, 6, "no row of the reference has its composition"),
+        (UNPLACED, 3, "no row of the reference has its composition or its id"),
+        (UNPLACED, 6, "no row of the reference has its composition or its id"),
     ]
     assert found.unplaced[1].structure is not None
     assert found.notes == (

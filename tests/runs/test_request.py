@@ -122,13 +122,15 @@ def test_structure_prediction_in_a_known_cell(finished: Path, tmp_path: Path, ho
     ("arguments", "told"),
     [
         (["--elements", "Li,Xx"], "--elements: no element is called 'Xx'"),
+        (["--elements", "sr,O"], "no element is called 'sr'; did you mean 'Sr'?"),
         (["--elements", ","], "--elements: names no element"),
         (["--elements", "Lr"], "beyond atomic number 100"),
-        (["--atoms", "twenty"], "wants 'empirical', a number of atoms or a range"),
-        (["--contains", "Li9", "--atoms", "4-8"], "no crystal of 9 atoms or more is asked for"),
+        (["--atoms", "twenty"], "--atoms twenty: wants 'empirical', a number of atoms or a range"),
+        (["--contains", "Li9", "--atoms", "4-8"], "--atoms 4-8: no crystal of 9 atoms or more is asked for; ask for 9"),
+        (["--contains", "Sr0.5"], "--contains Sr0.5: wants whole numbers of atoms"),
         (["--contains", "Li", "--formula", "Li"], "--formula and --contains exclude each other"),
         (["--formula", "Li", "--atoms", "3"], "--atoms has no meaning where compositions are given"),
-        (["--contains", "LiX2"], "not a chemical formula"),
+        (["--contains", "LiX2"], "--contains LiX2: not a chemical formula; no element is called 'X'"),
         (["--contains", "Li2", "--elements", "O"], "atoms of atomic number 3 are kept"),
         (["--template", "nowhere.cif"], "nowhere.cif: no such file"),
         (["--keep-atoms", "1"], "--keep-atoms needs --template"),
@@ -143,7 +145,12 @@ def test_mistakes_are_told_in_a_sentence(finished_dng: Path, arguments: list[str
 
 
 def test_mistakes_with_a_template(finished_dng: Path, tmp_path: Path, host: Path) -> None:
-    assert "names atom 4 of 3" in refused("sample", finished_dng, "--template", host, "--keep-atoms", "2-4")
+    assert "the template has atoms 1 to 3, not '2-4'" in refused(
+        "sample", finished_dng, "--template", host, "--keep-atoms", "2-4"
+    )
+    assert "--keep-atoms 1,x: the template has atoms 1 to 3, not 'x'" in refused(
+        "sample", finished_dng, "--template", host, "--keep-atoms", "1,x"
+    )
     assert "did you mean 'cell'?" in refused("sample", finished_dng, "--template", host, "--keep", "cells")
     assert "no crystal of 3 atoms or more" in refused("sample", finished_dng, "--template", host, "--atoms", "2")
     (tmp_path / "broken.cif").write_text("data_nothing")

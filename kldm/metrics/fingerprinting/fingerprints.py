@@ -20,7 +20,7 @@ from kldm.data.cache import folder, load_or_make
 from kldm.data.formulas import reduced_counts
 from kldm.errors import KldmError
 from kldm.metrics.fingerprinting.voronoi import surely_found
-from kldm.metrics.structure import structural_validity, structure_bytes, without_charges
+from kldm.metrics.structure import elements_only, structural_validity, structure_bytes
 from kldm.runtime.files import atomic_write
 from kldm.runtime.numbers import Float
 from kldm.runtime.pool import Failure, parallel_map
@@ -77,7 +77,7 @@ def structure_fingerprint(structure: "Structure") -> Float:
     Raises:
         Exception: of any kind, if matminer has no fingerprint for one of the sites.
     """
-    structure = without_charges(structure)
+    structure = elements_only(structure)
     featurizer = _site_featurizer(threading.get_ident())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # two for every site: no oxidation states, covalent radii
@@ -97,7 +97,7 @@ def has_structure_fingerprint(structure: "Structure") -> bool:
     Raises:
         Exception: of any kind, if the search fails for one of the sites.
     """
-    structure = without_charges(structure)
+    structure = elements_only(structure)
     featurizer = _site_featurizer(threading.get_ident())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -83,9 +83,6 @@ UNCERTAIN = {
     "atoms nearly on each other": crystal(Lattice.cubic(5), SITES[0], (1e-4, 0, 0)),
     "images nearly on each other": crystal(Lattice.orthorhombic(0.25, 4, 4), SITES[0]),
     "own images only": crystal(Lattice.orthorhombic(8, 8, 2), SITES[0]),
-    "not periodic": crystal(Lattice(np.eye(3) * 4, pbc=(True, True, False)), *SITES[:2]),
-    "two elements on a site": Structure(Lattice.cubic(4), [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]]),
-    "no oxidation state": Structure(Lattice.cubic(4), [Species("Na", None)], [[0, 0, 0]]),
     "no such radius": crystal(Lattice.cubic(4), *SITES[:2], species=("O", "Bk")),
     "superheavy": crystal(Lattice.cubic(4), SITES[0], species=("Og",)),
     "no neighbours": crystal(Lattice.tetragonal(8, 12), SITES[0], SITES[2]),
@@ -93,9 +90,6 @@ UNCERTAIN = {
 """Where the first search fails, or where it is not tried."""
 
 FAILING = {
-    "not periodic": "RuntimeError: This structure is pathological",
-    "two elements on a site": "AttributeError",
-    "no oxidation state": "TypeError",
     "no such radius": "TypeError",
     "superheavy": "TypeError",
     "no neighbours": "ValueError: No Voronoi neighbors found",
@@ -137,6 +131,17 @@ def test_certain_sites_are_not_searched(monkeypatch: pytest.MonkeyPatch) -> None
     assert has_structure_fingerprint(ROCK_SALT)
     with pytest.raises(AssertionError):
         has_structure_fingerprint(UNCERTAIN["thin"])
+
+
+def test_decorations_are_left_out() -> None:
+    """Nothing is claimed of sites with several species or without an oxidation state, nor of slabs."""
+    alloy = Structure(Lattice.cubic(4), [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]])
+    spin = Structure(Lattice.cubic(4), [Species("Na", None)], [[0, 0, 0]])
+    slab = crystal(Lattice(np.eye(3) * 4, pbc=(True, True, False)), *SITES[:2])
+    assert not any(claims(structure)[0] for structure in (alloy, spin, slab))
+    assert has_fingerprint(alloy) == "ValueError: it is disordered"
+    assert has_fingerprint(spin) is True
+    assert has_fingerprint(slab) is True
 
 
 def test_oxidation_states_are_left_out() -> None:
