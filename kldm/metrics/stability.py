@@ -12,6 +12,7 @@ from attrs.validators import optional
 from kldm.errors import KldmError
 from kldm.interfaces import Candidate, Json, Measurement, Potential, Samples, Terms
 from kldm.metrics.relaxing import (
+    FAR_OFF,
     RELAXATION_SECONDS,
     Comparator,
     Hull,
@@ -271,6 +272,10 @@ class Stability:
         if hull is not None and (unsupported := sum(row.unsupported for row in rows)):
             what = "of the relaxed structures have no energy above hull, and count as not stable"
             notes.append(f"{unsupported} {what}.")
+        heights = [row.e_above_hull for row in rows if row.e_above_hull is not None]
+        if hull is not None and (odd := sum(abs(height) > FAR_OFF for height in heights)):
+            what = f"of {len(heights)} energies lie more than {FAR_OFF:g} eV/atom above or below the hull"
+            notes.append(f"{odd} {what}; if most do, hull and potential may be of different scales.")
         if unconverged := sum(row.converged is False for row in rows):
             notes.append(f"{unconverged} of {len(rows)} relaxations did not converge; the last structure counts.")
         return notes

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from kldm.errors import reason_of
+
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
@@ -47,7 +49,7 @@ def structural_validity(
     try:
         return _fault(structure, cutoff, minimum_volume, longest_edge)
     except Exception as error:  # one hopeless structure must not end the evaluation of the others
-        return f"cannot be examined: {type(error).__name__}"
+        return f"cannot be examined: {reason_of(error)}"
 
 
 def structural_rule(longest_edge: float | None = None) -> str:

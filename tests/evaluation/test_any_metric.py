@@ -199,7 +199,7 @@ def test_numbers_of_numpy_are_numbers(code: Path, samples: Path, tmp_path: Path)
     assert found.definition == {"weights": [1.0, 1.0]}
     (first, _) = (json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines())
     assert first["edges"] == pytest.approx([4.1, 4.1, 4.1])
-    told = refused("evaluate", samples, *arguments, "--metric.structures_alone", "true")
+    told = refused("evaluate", samples, *arguments[:-1], tmp_path / "none", "--metric.structures_alone", "true")
     assert told.startswith("arrays.v1: it returned 3 rows for 4 candidates; return one for each candidate")
 
 
@@ -213,12 +213,13 @@ def test_a_metric_of_one_s_own_stands_in_a_run(code: Path, tmp_path: Path, finis
     recipe.write_text(recipe.read_text() + '\n[metrics.room]\n@metrics = "roomy.v1"\nthreshold = 15.0\n')
     done = kldm("evaluate", folder, "--code", code)
     assert done.exit_code == 0, done.output
-    judged = Report.read(folder / "report.json").evaluation["test"]
+    judged = Report.read(folder / "evaluation-1" / "report.json").evaluation["test"]
     assert {name: found.metric for name, found in judged.metrics.items()} == {
         "csp": "match_rate.v1",
         "room": "roomy.v1",
     }
-    assert {"rms", "per_atom"} <= set(table(folder / "samples" / "test")[0])
+    with (folder / "evaluation-1" / "test.csv").open(newline="") as file:
+        assert {"rms", "per_atom"} <= set(next(csv.reader(file)))
     assert judged.metrics["csp"] == Report.read(finished / "report.json").evaluation["test"].metrics["csp"]
 
 
