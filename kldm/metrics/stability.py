@@ -71,7 +71,8 @@ class Stability:
         matcher: ``disordered`` (MatterGen's default, behind published shares) or ``ordered``; see ``same``.
         known: the structures that are not novel: ``DATASET/SPLIT`` or files; if empty, the reference of the samples.
         workers: processes; -1: as many as there are CPU cores. Use one for a potential on a GPU.
-        time_limit: seconds for the relaxation of one structure; one that takes longer has failed.
+        time_limit: seconds for the relaxation of one structure; one that takes longer has failed. Also for a
+            structure's comparisons; beyond, it is neither unique nor novel.
     """
 
     potential: Potential | None = None
@@ -196,11 +197,12 @@ class Stability:
     def _compare(self, results: Sequence["_Result"], known: "Sequence[Structure]") -> None:
         """Set uniqueness and novelty of the rows."""
         structures = [without_charges(result.structure) for result in results]
-        uniques = unique(structures, self.matcher, workers=self.workers)
+        work: dict[str, Any] = {"workers": self.workers, "time_limit": self.time_limit}
+        uniques = unique(structures, self.matcher, **work)
         for result, is_unique in zip(results, uniques, strict=True):
             result.row.unique = is_unique
         if known:
-            novels = novel(structures, known, self.matcher, workers=self.workers)
+            novels = novel(structures, known, self.matcher, **work)
             for result, is_novel in zip(results, novels, strict=True):
                 result.row.novel = is_novel
 

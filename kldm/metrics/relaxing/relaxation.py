@@ -94,7 +94,7 @@ def relaxed(
 
     Structures that were relaxed before by the same potential with the same settings come from the cache, so that
     interrupted work goes on where it stopped. Failures are tried again. A structure has failed, too, if one of its
-    atoms is isolated after relaxation, because local potentials give such atoms energies without a meaning.
+    atoms is isolated before or after relaxation, because local potentials give such atoms energies without a meaning.
 
     Args:
         structures: None, and structures without a possible cell, are failures.
@@ -122,10 +122,9 @@ def relaxed(
     )
     for key, result in zip(missing, results, strict=True):
         known[key] = Relaxed(None, reason=_reason(result.reason)) if isinstance(result, Failure) else result
-    cutoff = potential.cutoff if isinstance(potential, StatesCutoff) else CUTOFF
     for key, relaxation in known.items():
-        if relaxation.structure is not None and has_isolated_atoms(relaxation.structure, cutoff):
-            known[key] = Relaxed(None, reason=f"an atom has no other within {cutoff:g} angstrom")
+        if relaxation.structure is not None and (fault := _isolated(relaxation.structure, potential)):
+            known[key] = Relaxed(None, reason=fault)
     return tuple(known[key] if key else Relaxed(None, reason=fault) for key, fault in zip(keys, faults, strict=True))
 
 
@@ -143,6 +142,12 @@ def has_isolated_atoms(structure: "Structure", cutoff: float) -> bool:
     found: Any = neighbor_list("i", structure.to_ase_atoms(), cutoff)  # type: ignore[no-untyped-call]
     seen = set(found.tolist())
     return len(seen) < len(structure)
+
+
+def _isolated(structure: "Structure", potential: Potential) -> str:
+    """Why local potentials have no energy for it, or ``""``."""
+    cutoff = potential.cutoff if isinstance(potential, StatesCutoff) else CUTOFF
+    return f"an atom has no other within {cutoff:g} angstrom" if has_isolated_atoms(structure, cutoff) else ""
 
 
 def far_off(energies: Sequence[float]) -> list[int]:
@@ -216,6 +221,8 @@ def _relax(structure: "Structure", *, potential: Potential, settings: Relaxation
 
     if not structure.is_ordered:
         return Relaxed(None, reason="it is disordered")
+    if fault := _isolated(structure, potential):
+        return Relaxed(None, reason=fault)
     numbers = [site.specie.Z for site in structure]
     cell = structure.lattice.matrix
     atoms: Any = ase.Atoms(numbers, scaled_positions=structure.frac_coords, cell=cell, pbc=True)
