@@ -227,6 +227,8 @@ class _Worker:
     def _start(self) -> None:
         from multiprocessing import Pipe
 
+        import psutil
+
         self._pipe, theirs = Pipe()
         code = "import sys; sys.path[:] = sys.argv[2:]; from kldm.runtime.pool import _serve; _serve()"
         threads = {} if self.alone else {f"{name}_NUM_THREADS": "1" for name in _THREADS}
@@ -238,6 +240,7 @@ class _Worker:
                 env={**os.environ, **threads},
                 process_group=0,  # Ctrl-C is meant for this process, which ends the others
             )
+        self._view = psutil.Process(self._process.pid)
         # What the process before it had imported counts for no item's time.
         self._pipe.send(self._modules)
 
@@ -255,8 +258,10 @@ class _Worker:
         found: list[bytes | Failure] = []
         while len(found) < len(items) and not self._ended:
             self._give(work, items[len(found) :])
-            while len(found) < len(items) and self._process.poll() is None:
-                found.append(self._result(work))
+            alive = True
+            while alive and len(found) < len(items):
+                result, alive = self._result(work)
+                found.append(result)
         return found
 
     def _give(self, work: _Work, items: Sequence[bytes | Failure]) -> None:
@@ -267,42 +272,44 @@ class _Worker:
                 fault = self._pipe.recv()
             except (EOFError, OSError):
                 self._kill()
-                if self._ended:
+                if not self._ended:
+                    self._start()
+                if self._ended:  # perhaps while it was started
+                    self._kill()
                     return
-                self._start()
                 continue
             if fault is not None:
                 raise _unsendable(fault)
+            self._before = self._memory()
             return
         raise KldmError("a process for the work cannot be started", remedy="its error is above")
 
-    def _result(self, work: _Work) -> bytes | Failure:
-        """The result of one item, whose time begins now."""
+    def _result(self, work: _Work) -> tuple[bytes | Failure, bool]:
+        """The result of one item, whose time begins now, and whether the process is still there."""
         end = math.inf if work.time_limit is None else time.monotonic() + work.time_limit + GRACE
-        before = self._memory()
         while True:
             try:
                 if self._pipe.poll(max(0.0, min(LOOK, end - time.monotonic()))):
                     result, imported = cast("tuple[bytes | Failure, list[str]]", self._pipe.recv())
                     self._modules += imported
-                    return result
+                    return result, True
             except (EOFError, OSError):
                 status = self._process.wait()
                 how = f"signal {Signals(-status).name}" if status < 0 else f"exit status {status}"
-                return Failure(f"its process ended ({how})")
+                return Failure(f"its process ended ({how})"), False
             if time.monotonic() >= end:
                 self._kill()
-                return _late(work.time_limit)
-            if self._memory() - before > work.memory:
+                return _late(work.time_limit), False
+            if self._memory() - self._before > work.memory:
                 self._kill()
-                return Failure(f"it took more than {work.memory:g} GB of memory")
+                return Failure(f"it took more than {work.memory:g} GB of memory"), False
 
     def _memory(self) -> float:
         """GB of memory that the process holds."""
         import psutil
 
         try:
-            return float(psutil.Process(self._process.pid).memory_info().rss) / 1e9
+            return float(self._view.memory_info().rss) / 1e9
         except psutil.Error:  # it has ended
             return 0.0
 

@@ -9,6 +9,7 @@ import pytest
 from pymatgen.core.structure import Structure
 
 from kldm import registry
+from kldm.evaluation.comparison import compare
 from kldm.evaluation.report import Report
 from tests.evaluation.test_files import REFERENCE, lines
 from tests.metals import fcc, ordered
@@ -211,8 +212,14 @@ def test_a_metric_of_one_s_own_stands_in_a_run(code: Path, tmp_path: Path, finis
     shutil.copytree(finished, folder)
     recipe = folder / "recipe.cfg"
     recipe.write_text(recipe.read_text() + '\n[metrics.room]\n@metrics = "roomy.v1"\nthreshold = 15.0\n')
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     done = kldm("evaluate", folder, "--code", code)
     assert done.exit_code == 0, done.output
+    assert {file: file.read_bytes() for file in before} == before, "the run's own results"
+    assert [column.name for column in compare([folder]).columns] == [
+        "run/evaluation-1/test",
+        "run/evaluation-1/test_untrained",
+    ]
     judged = Report.read(folder / "evaluation-1" / "report.json").evaluation["test"]
     assert {name: found.metric for name, found in judged.metrics.items()} == {
         "csp": "match_rate.v1",

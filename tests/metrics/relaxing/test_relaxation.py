@@ -186,12 +186,13 @@ def test_what_flies_apart_has_failed(toy: Toy, reason: str) -> None:
 def test_isolated_atoms_have_failed(cache: Path) -> None:
     """Whatever their energy is, and in a cell of one atom as in one of several."""
     alone, pair = fcc("Cu", 30.0), ordered("Au", "Cu", 30.0)
-    dimer = Structure(Lattice.cubic(20.0), ["Cu"] * 3, [[0, 0, 0], [0.12, 0, 0], [0.5, 0.5, 0.5]])
+    sites = np.array([[0, 0, 0], [0.12, 0, 0], [0.5, 0.5, 0.5]])
+    dimer = Structure(Lattice.cubic(20.0), ["Cu"] * 3, sites)
     found = relaxed([alone, pair, dimer, fcc("Cu", 3.6)], EMT(), Relaxation(max_steps=0))
     reason = "an atom has no other within 6 angstrom"
     assert [result.reason for result in found] == [reason, reason, reason, ""]
     assert CHGNet().cutoff == 6.0
-    assert not has_isolated_atoms(Structure(Lattice.cubic(20.0), ["Cu"] * 2, [[0, 0, 0], [0.12, 0, 0]]), 6.0)
+    assert not has_isolated_atoms(Structure(Lattice.cubic(20.0), ["Cu"] * 2, sites[:2]), 6.0)
 
 
 def test_energies_far_from_all_others_are_found() -> None:
