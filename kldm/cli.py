@@ -3,7 +3,7 @@ sentence and status 1."""
 
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 from click.core import ParameterSource
 
-from kldm.errors import KldmError, nearest
+from kldm.errors import KldmError, nearest, printable
 from kldm.version import __version__
 
 if TYPE_CHECKING:
@@ -281,6 +281,7 @@ def sample(
         for name, number in report["violations"].items():
             if number:
                 _say(f"{number} structures violate the constraint on {name}", err=True)
+        _fail_if_all_failed(report["requests"], report["not_built"], folder)
 
 
 @main.command(context_settings=_EXTRA)
@@ -339,19 +340,25 @@ def relax(
     (samples.jsonl, samples.extxyz, structures.zip), relaxation.csv, relaxation.json, and entries.json.gz, a convex hull
     for `kldm evaluate --metric stability.v1`. Interrupted work resumes where it stopped.
     """
-    from kldm.evaluation.relaxing import relax_file, relaxing_with
-    from kldm.runtime.files import fresh_folder
+    from kldm.runtime.pool import start_worker
+
+    start_worker(workers, ["kldm.metrics"])
+    from kldm.evaluation.relaxing import FILES, relax_file, relaxing_with
+    from kldm.runtime.files import results_folder
 
     _load(code)
     relaxing = relaxing_with(potential, _overrides(ctx))
     source = Path(structures).expanduser()
     parent = (source if source.is_dir() else source.parent) if source.exists() else Path()
-    folder = out or fresh_folder(parent, "relaxed")
-    report = relax_file(structures, relaxing, folder, workers=workers, time_limit=time_limit, limit=limit)
-    click.echo(
+    with results_folder(out, parent, "relaxed", FILES) as folder:
+        report = relax_file(structures, relaxing, folder, workers=workers, time_limit=time_limit, limit=limit)
+    _say(
         f"{report['relaxed']} structures ({report['unconverged']} not converged), "
         f"{sum(report['failures'].values())} failed: {folder}"
     )
+    for note in report["notes"]:
+        _say(f"note: {note}", err=True)
+    _fail_if_all_failed(report["requests"], report["failures"], folder)
 
 
 @main.command(cls=_WithKeys, context_settings={"allow_extra_args": True, "max_content_width": 110})
@@ -368,7 +375,7 @@ def relax(
 @click.option("--workers", type=int, help="Processes of the metric; -1: one per CPU core.")
 @click.option("--time-limit", type=float, help="Seconds of the metric per structure; one that takes longer fails.")
 @_code
-@_out("Folder for report.json, results.csv and results.jsonl; by default beside the samples.")
+@_out("Folder for report.json and the rows; by default evaluation-1, evaluation-2 ... beside the samples.")
 @click.pass_context
 def evaluate(
     ctx: click.Context,
@@ -401,30 +408,42 @@ def evaluate(
 
     Options `--metric.key value` are keys of the metric as in a recipe; `kldm components` lists them.
     """
+    from kldm.runtime.pool import start_worker
+
+    start_worker(1 if workers is None else workers, ["kldm.metrics"])
     from kldm.evaluation.files import METRIC, judge_files, metric_called
+    from kldm.evaluation.judging import EVALUATION, RESULTS
     from kldm.evaluation.tables import judgements_table
     from kldm.runs import run as runs
+    from kldm.runtime.files import results_folder
 
     _load(code)
     keys = _overrides(ctx)
+    for path in samples:
+        if not path.exists():
+            raise KldmError("there is no such file or folder", place=str(path))
     if len(samples) == 1 and (samples[0] / "recipe.cfg").exists():
         of_the_run = ("reference", "metric", "k", "requested", "train", "workers", "time_limit")
         if given := [*_given(of_the_run), *(f"--{key}" for key in keys)]:
             remedy = f"leave {' and '.join(given)} out, or judge its file of samples"
             raise KldmError("a run folder has its own reference and metrics", place=str(samples[0]), remedy=remedy)
-        folder = out or samples[0]
-        report = runs.evaluate_run(samples[0], out)
+        with results_folder(out, samples[0], EVALUATION, runs.evaluation_files(samples[0])) as folder:
+            report = runs.evaluate_run(samples[0], folder)
     else:
-        folder = out or (samples[0] if samples[0].is_dir() else samples[0].parent)
         options = {"workers": workers, "time_limit": time_limit}
         options = {key: value for key, value in options.items() if value is not None}
         judge = metric_called(metric or METRIC, keys, options)
-        report = judge_files(samples, judge, folder, reference=reference, k=k, train=train, requested=requested)
+        parent = samples[0] if samples[0].is_dir() else samples[0].parent
+        with results_folder(out, parent, EVALUATION, RESULTS) as folder:
+            report = judge_files(samples, judge, folder, reference=reference, k=k, train=train, requested=requested)
     for read in report.about.get("read", ()):
         failed = f" ({read['failed']} failed)" if read["failed"] else ""
-        click.echo(f"{read['file']}: {read['structures']} structure{'s' * (read['structures'] != 1)}{failed}")
-    click.echo(judgements_table(report.evaluation))
-    click.echo(f"report: {folder / 'report.json'}")
+        _say(f"{read['file']}: {read['structures']} structure{'s' * (read['structures'] != 1)}{failed}")
+    _say(judgements_table(report.evaluation))
+    _say(f"report: {folder / 'report.json'}")
+    failures = [judgement.failure for judgement in report.evaluation.values()]
+    if all(failures):
+        raise KldmError(str(failures[0]), place=str(folder / "results.csv"))
 
 
 @main.command()
@@ -432,13 +451,18 @@ def evaluate(
 @_out("Folder for comparison.json, comparison.csv and published.csv as well.")
 def compare(paths: tuple[Path, ...], out: Path | None) -> None:
     """Put the reports of RUN ... side by side (run folders, folders of `kldm evaluate`, report.json files), and
-    published numbers beside them where the definitions agree."""
+    published numbers beside them where the definitions agree. Of a folder with several, the newest counts."""
+    from kldm.evaluation.comparison import FILES
     from kldm.evaluation.comparison import compare as compared
+    from kldm.runtime.files import make_writable, refuse_existing
 
+    if out is not None:
+        refuse_existing(out, FILES)
+        make_writable(out)
     comparison = compared(paths)
     if out is not None:
         comparison.write(out)
-    click.echo(comparison.text())
+    _say(comparison.text())
 
 
 @main.command(context_settings=_EXTRA)
@@ -537,11 +561,18 @@ def _unusable(device: str | None, error: Exception) -> KldmError:
 
 
 def _say(text: str, err: bool = False) -> None:
-    """Print, in one process only if there are several."""
+    """Print, in one process only if there are several, and nothing of a file that would control the terminal."""
     from kldm.runtime.distributed import world
 
     if world().is_writer:
-        click.echo(text, err=err)
+        click.echo("\n".join(map(printable, text.split("\n"))), err=err)
+
+
+def _fail_if_all_failed(requests: int, failures: Mapping[str, int], folder: Path) -> None:
+    from kldm.evaluation.judging import failure
+
+    if sentence := failure(requests, failures):
+        raise KldmError(sentence, place=str(folder))
 
 
 if __name__ == "__main__":

@@ -532,3 +532,13 @@ class Potential(Protocol):
             KldmError: its weights or its package are missing.
         """
         ...
+
+
+@runtime_checkable
+class StatesCutoff(Protocol):
+    """A potential that states how far its atoms see each other."""
+
+    @property
+    def cutoff(self) -> float:
+        """Angstrom. An atom without another one that near has an energy, but not that of a crystal."""
+        ...

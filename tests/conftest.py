@@ -1,11 +1,20 @@
 """Finished runs of the quickstart recipes, made tiny, that several tests look at."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import joblib
 import pytest
 
 from tests.small import QUICK, RECIPES, kldm, options
+
+
+@pytest.fixture
+def in_this_process() -> Iterator[None]:
+    """Work with a time limit is done in this process, where tests have replaced functions."""
+    with joblib.parallel_config(backend="threading", n_jobs=1):
+        yield
 
 
 @pytest.fixture(scope="session")

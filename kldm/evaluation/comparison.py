@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import attrs
 
 from kldm.errors import KldmError
+from kldm.evaluation.judging import EVALUATION
 from kldm.evaluation.published import Figure, comparable, published
 from kldm.evaluation.report import Finding, Judgement, Report
 from kldm.evaluation.results import write_json, write_table
@@ -28,6 +29,9 @@ RULES = {
     "mattergen": "definitions of MatterGen",
     "unstated": "rule not stated",
 }
+
+FILES = ("comparison.json", "comparison.csv", "published.csv")
+"""What a written comparison consists of."""
 
 HEADINGS = ("metric", "value")
 """Headings of the written table, which no column may have as its name."""
@@ -121,7 +125,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
     """Read reports of ``kldm evaluate`` and ``kldm run`` and find the published figures that agree with them.
 
     Args:
-        paths: reports, or folders with a ``report.json``.
+        paths: reports, or folders with a ``report.json`` or evaluations, of which the newest counts.
 
     Raises:
         KldmError: no path is given, a path is given twice, or a file is not a report with values.
@@ -155,7 +159,7 @@ def report_columns(paths: Sequence[Path]) -> tuple[Column, ...]:
     """
     if not paths:
         raise KldmError("there is nothing to compare", remedy="name at least one report or run folder")
-    files = [path / "report.json" if path.is_dir() else path for path in paths]
+    files = [_newest(path) if path.is_dir() else path for path in paths]
     for path, times in Counter(file.resolve() for file in files).items():
         if times > 1:
             raise KldmError("the report is given twice", place=str(path), remedy="name each report once")
@@ -167,6 +171,21 @@ def report_columns(paths: Sequence[Path]) -> tuple[Column, ...]:
         else column
         for column in columns
     )
+
+
+def _newest(folder: Path) -> Path:
+    """The report in a folder, of ``kldm run`` or of an evaluation, that was written last."""
+    own, evaluations = folder / "report.json", folder.glob(f"{EVALUATION}-*/report.json")
+    numbered = sorted(evaluations, key=lambda file: (len(file.parent.name), file.parent.name))
+    reports = [*([own] if not numbered or _is_evaluated(own) else []), *numbered]
+    return max(reversed(reports), key=lambda file: file.stat().st_mtime if file.exists() else 0.0)
+
+
+def _is_evaluated(file: Path) -> bool:
+    try:
+        return bool(Report.read(file).evaluation)
+    except KldmError:  # none, or that of ``kldm sample``
+        return False
 
 
 def _columns(file: Path) -> Iterable[Column]:
@@ -184,8 +203,12 @@ def _columns(file: Path) -> Iterable[Column]:
 
 
 def _report_name(file: Path) -> str:
-    """The name of its folder, or of the file where that is not called ``report.json``."""
-    return file.resolve().parent.name if file.name == "report.json" else file.stem
+    """The name of its folder, or of the file where that is not called ``report.json``; a numbered evaluation stands
+    behind the folder that it is in."""
+    if file.name != "report.json":
+        return file.stem
+    folder = file.resolve().parent
+    return f"{folder.parent.name}/{folder.name}" if folder.name.startswith(f"{EVALUATION}-") else folder.name
 
 
 def _by_metric(columns: Sequence[Column]) -> dict[str, list[Entry]]:

@@ -3,6 +3,7 @@
 import statistics
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,12 @@ from kldm.evaluation.results import write_lines, write_table
 from kldm.interfaces import Measurement, Metric, Samples
 from kldm.reading import Reference
 from kldm.runtime.files import make_writable
+
+EVALUATION = "evaluation"
+"""What the folders of ``kldm evaluate`` are called before their number."""
+
+RESULTS = ("report.json", "results.csv", "results.jsonl")
+"""The files of an evaluation of files."""
 
 
 @attrs.frozen(eq=False)
@@ -53,16 +60,38 @@ def judge(
     """
     make_writable(table.parent)  # fails now rather than after hours of measuring
     measured = {section: [_measured(judge, samples) for samples in sets] for section, judge in judges.items()}
-    _write_rows(table, measured, sets, names, rows, unplaced)
+    table_rows = _rows(measured, sets, names, rows)
+    for path, write in ((table, write_table), (table.with_suffix(".jsonl"), write_lines)):
+        write(path, [*table_rows, *unplaced])
     candidates = [candidate for samples in sets for candidate in samples.candidates]
+    not_built = [candidate.reason for candidate in candidates if candidate.structure is None]
+    unmeasured = [
+        [str(row.get("reason")) for part in measurements for row in part.rows]
+        for measurements in measured.values()
+        if sum(part.values.get("n_failed") or 0 for part in measurements) == len(candidates)
+    ]
+    failures = (failure(len(candidates), Counter(reasons)) for reasons in (not_built, *unmeasured))
     found = (note for measurements in measured.values() for part in measurements for note in part.notes)
     return Judgement(
         reference=None if reference is None else _judged_reference(reference, rows),
         requests=len(candidates),
-        not_built=sum(candidate.structure is None for candidate in candidates),
+        not_built=len(not_built),
         metrics={section: _finding(judges[section], measurements) for section, measurements in measured.items()},
         notes=tuple(dict.fromkeys([*notes, *found])),
+        failure=next(filter(None, failures), None),
     )
+
+
+def failure(requests: int, failures: Mapping[str, int]) -> str | None:
+    """A sentence if all requests failed, with the most common reason; None if one succeeded, or nothing was asked for.
+
+    Args:
+        failures: number of failed requests by reason.
+    """
+    if not requests or sum(failures.values()) < requests:
+        return None
+    reason, count = Counter(failures).most_common(1)[0]
+    return f"all {requests} structures failed" + ("" if count == requests else f", {count} of them") + f": {reason}"
 
 
 def _line(error: Exception, kind: type) -> str:
@@ -130,14 +159,13 @@ def _over_seeds(seeds: Sequence[Mapping[str, float | None]]) -> dict[str, float 
     return values
 
 
-def _write_rows(
-    path: Path,
+def _rows(
     measured: Mapping[str, Sequence[Measurement]],
     sets: Sequence[Samples],
     names: Sequence[Sequence[str]],
     judged: Sequence[int] | None,
-    unplaced: Sequence[Mapping[str, Any]],
-) -> None:
+) -> list[Mapping[str, Any]]:
+    """The rows of all metrics side by side."""
     rows: list[Mapping[str, Any]] = []
     for number, (samples, target_names) in enumerate(zip(sets, names, strict=True)):
         for index, candidate in enumerate(samples.candidates):
@@ -148,6 +176,4 @@ def _write_rows(
                 if measurements[number].rows:
                     row |= {**measurements[number].rows[index], "target": target}
             rows.append(row | ({"source": candidate.source} if candidate.source else {}))
-    rows += unplaced
-    write_table(path, rows)
-    write_lines(path.with_suffix(".jsonl"), rows)
+    return rows

@@ -11,14 +11,25 @@ from typing import Any
 import attrs
 
 from kldm.errors import KldmError
-from kldm.evaluation.results import library_versions, write_json, write_samples, write_table
+from kldm.evaluation.results import SAMPLE_FILES, library_versions, write_json, write_samples, write_table
 from kldm.interfaces import Candidate, Json, Potential
-from kldm.metrics.relaxing import RELAXATION_SECONDS, Relaxation, Relaxed, relaxation_versions, relaxed
+from kldm.metrics.relaxing import (
+    FAR_OFF,
+    RELAXATION_SECONDS,
+    Relaxation,
+    Relaxed,
+    far_off,
+    relaxation_versions,
+    relaxed,
+)
 from kldm.reading import read_file, read_reference, record_of
 from kldm.recipe import build, overridden
-from kldm.runtime.files import atomic_write, make_writable
+from kldm.runtime.files import atomic_write, make_writable, refuse_existing
 from kldm.runtime.pool import check_work
 from kldm.version import __version__
+
+FILES = (*SAMPLE_FILES, "relaxation.csv", "entries.json.gz", "relaxation.json")
+"""What a relaxation writes."""
 
 
 @attrs.frozen(kw_only=True)
@@ -66,20 +77,19 @@ def relax_file(
     - ``relaxation.csv``: energies, steps and reasons, one row per structure;
     - ``entries.json.gz``: pymatgen's computed entries with their structures, which ``stability.v1`` with the same
       potential takes as its hull;
-    - ``relaxation.json``: the potential, counts, failures by reason, and versions. It is not called ``report.json``,
-      because an evaluation may write that to the same folder.
+    - ``relaxation.json``: the potential, counts, failures by reason, notes, and versions.
 
     Args:
         source: a file in any format of ``kldm.reading``, a folder of samples, or ``DATASET/SPLIT``.
         limit: relax only this many structures, the first ones.
 
     Raises:
-        KldmError: the structures cannot be read, the potential cannot be used, or a file cannot be written.
+        KldmError: the structures cannot be read, the potential cannot be used, ``out`` has one of these files already,
+            or a file cannot be written.
     """
     started = time.monotonic()
     check_work(workers, time_limit)
-    if (out / "samples.jsonl").exists():
-        raise KldmError("the folder holds structures already", place=str(out), remedy="choose another --out")
+    refuse_existing(out, FILES)
     given, names = _given(source)
     given = given[:limit]
     make_writable(out)
@@ -99,6 +109,7 @@ def relax_file(
         "relaxed": sum(result.structure is not None for result in results),
         "unconverged": sum(result.structure is not None and not result.converged for result in results),
         "failures": dict(Counter(candidate.reason for candidate in candidates if candidate.structure is None)),
+        "notes": _notes(rows),
         "libraries": library_versions() | relaxation_versions(),
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -138,6 +149,17 @@ def _row(candidate: Candidate, result: Relaxed, names: Mapping[int, str]) -> dic
         "converged": result.converged if succeeded else None,
         "reason": candidate.reason,
     }
+
+
+def _notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sentences that a reader of the energies must see."""
+    known = [row for row in rows if row["energy"] is not None]
+    odd = [known[place] for place in far_off([row["energy"] / row["atoms"] for row in known])]
+    if not odd:
+        return []
+    first = f"target {odd[0]['target']} ({odd[0]['formula']}), {odd[0]['energy'] / odd[0]['atoms']:.2f} eV/atom"
+    count = "1 energy lies" if len(odd) == 1 else f"{len(odd)} energies lie"
+    return [f"{count} more than {FAR_OFF:g} eV/atom from those of the other structures; the first is that of {first}."]
 
 
 def _write_entries(

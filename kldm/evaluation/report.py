@@ -86,6 +86,7 @@ class Judgement:
         alignment: a sentence that says how the samples of files were assigned to the rows of the reference.
         unplaced: number of samples in files that answer no row.
         seconds: time that sampling and judging took.
+        failure: a sentence with the reason, if not one of the structures could be judged.
     """
 
     reference: JudgedReference | None = None
@@ -96,6 +97,7 @@ class Judgement:
     alignment: str | None = None
     unplaced: int | None = None
     seconds: float | None = None
+    failure: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -152,7 +154,9 @@ def flat(tree: Mapping[str, Any], place: str = "") -> dict[str, Any]:
 
 def _is_stated(attribute: "attrs.Attribute[Any]", value: Any) -> bool:
     """Whether the report has the field; these are left out where they are empty."""
-    return not (attribute.name in ("alignment", "unplaced", "seconds", "seeds", "failed") and value in (None, ()))
+    return not (
+        attribute.name in ("alignment", "unplaced", "seconds", "failure", "seeds", "failed") and value in (None, ())
+    )
 
 
 def _read_json(file: Path) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kldm.data.formulas import reduced_formula
+from kldm.errors import printable
 from kldm.interfaces import Candidate, Json
 from kldm.runtime.files import atomic_write
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
 
 LIBRARIES = ("kldm", "torch", "torch-geometric", "pymatgen", "smact", "matminer", "ase", "numpy", "scipy")
+
+
+SAMPLE_FILES = ("samples.jsonl", "samples.extxyz", "structures.zip")
+"""What ``write_samples`` writes."""
 
 
 def write_samples(
@@ -58,7 +63,9 @@ def write_samples(
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as CSV. The columns are the keys in the order of their first use; None becomes an empty cell."""
+    """Write rows as CSV, each on one line. The columns are the keys in the order of their first use; None becomes an
+    empty cell, and texts are made ``printable``, so that all programs count the same rows."""
+    rows = [{printable(key): printable(v) if isinstance(v, str) else v for key, v in row.items()} for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -75,9 +82,9 @@ def write_json(path: Path, value: Json) -> None:
 
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as JSON lines."""
+    """Write rows as lines of strict JSON."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, default=plain) + "\n" for row in rows)
+        file.writelines(json.dumps(strict(row), default=plain) + "\n" for row in rows)
 
 
 def library_versions() -> dict[str, str]:
@@ -95,7 +102,7 @@ def plain(value: object) -> Any:
     """A value of a type that JSON lacks: arrays become lists of numbers, everything else becomes its text."""
     import numpy as np
 
-    return strict(value.tolist()) if isinstance(value, np.ndarray | np.generic) else str(value)
+    return strict(value.tolist()) if isinstance(value, np.ndarray | np.generic) else strict(str(value))
 
 
 def _row(candidate: Candidate) -> dict[str, Any]:
@@ -104,19 +111,22 @@ def _row(candidate: Candidate) -> dict[str, Any]:
         "target": candidate.target,
         "candidate": candidate.candidate,
         "structure": None if structure is None else structure.as_dict(),
-        "reason": candidate.reason,
+        "reason": printable(candidate.reason),
         **({"species": candidate.species} if candidate.species else {}),
         **({"selected": True} if candidate.selected else {}),
     }
 
 
 def strict(value: Json) -> Any:
-    """The value for strict JSON: NaN and infinities become null, and every sequence becomes a list."""
+    """The value for strict JSON: NaN and infinities become null, every sequence becomes a list, and question marks
+    replace lone surrogates, which UTF-8 does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, Mapping):
-        return {key: strict(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
+        return {strict(key): strict(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
         return [strict(item) for item in value]
     return value
 
@@ -140,7 +150,7 @@ def _write_extxyz(
     for candidate, structure, energy in structures:
         info = {"target": candidate.target, "candidate": candidate.candidate, "formula": _formula(structure)}
         if candidate.target in names:
-            info["name"] = names[candidate.target]
+            info["name"] = printable(names[candidate.target])
         if candidate.selected:
             info["selected"] = True
         numbers = [site.specie.Z for site in structure]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
+from kldm.errors import printable
 from kldm.evaluation.report import Judgement
 
 
@@ -21,6 +22,7 @@ def number(name: str, value: float | None) -> str:
 
 def text_table(lines: Sequence[Sequence[str]]) -> str:
     """Lines of cells as a table. The first line is the heading, and the first column is aligned to the left."""
+    lines = [[printable(cell) for cell in line] for line in lines]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = [
         "  ".join(
@@ -51,4 +53,4 @@ def judgements_table(judgements: Mapping[str, Judgement]) -> str:
         ]
         lines.append([f"{section}.{name}", *cells])
     notes = dict.fromkeys(note for judged in sets for note in judged.notes)
-    return "\n".join([text_table(lines), *(f"note: {note}" for note in notes)])
+    return "\n".join([text_table(lines), *(f"note: {printable(note)}" for note in notes)])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import attrs
 
 from kldm.data.formulas import reduced_counts
-from kldm.errors import KldmError
+from kldm.errors import KldmError, reason_of
 
 if TYPE_CHECKING:
     from pymatgen.core.composition import Composition
@@ -67,7 +67,7 @@ def compositional_validity(
     try:
         counts = _reduced(composition)
     except (ArithmeticError, AttributeError, TypeError, ValueError) as error:  # whatever a caller took for counts
-        return f"cannot be examined: {type(error).__name__}"
+        return f"cannot be examined: {reason_of(error)}"
     return counts if isinstance(counts, str) else _fault(counts, states, legacy, most_combinations)
 
 

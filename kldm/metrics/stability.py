@@ -12,6 +12,7 @@ from attrs.validators import optional
 from kldm.errors import KldmError
 from kldm.interfaces import Candidate, Json, Measurement, Potential, Samples, Terms
 from kldm.metrics.relaxing import (
+    FAR_OFF,
     RELAXATION_SECONDS,
     Comparator,
     Hull,
@@ -70,7 +71,8 @@ class Stability:
         matcher: ``disordered`` (MatterGen's default, behind published shares) or ``ordered``; see ``same``.
         known: the structures that are not novel: ``DATASET/SPLIT`` or files; if empty, the reference of the samples.
         workers: processes; -1: as many as there are CPU cores. Use one for a potential on a GPU.
-        time_limit: seconds for the relaxation of one structure; one that takes longer has failed.
+        time_limit: seconds for the relaxation of one structure; one that takes longer has failed. Also for a
+            structure's comparisons; beyond, it is neither unique nor novel.
     """
 
     potential: Potential | None = None
@@ -192,11 +194,12 @@ class Stability:
     def _compare(self, results: Sequence["_Result"], known: "Sequence[Structure]") -> None:
         """Set uniqueness and novelty of the rows."""
         structures = [result.structure for result in results]
-        uniques = unique(structures, self.matcher, workers=self.workers)
+        work: dict[str, Any] = {"workers": self.workers, "time_limit": self.time_limit}
+        uniques = unique(structures, self.matcher, **work)
         for result, is_unique in zip(results, uniques, strict=True):
             result.row.unique = is_unique
         if known:
-            novels = novel(structures, known, self.matcher, workers=self.workers)
+            novels = novel(structures, known, self.matcher, **work)
             for result, is_novel in zip(results, novels, strict=True):
                 result.row.novel = is_novel
 
@@ -268,6 +271,10 @@ class Stability:
         if hull is not None and (unsupported := sum(row.unsupported for row in rows)):
             what = "of the relaxed structures have no energy above hull, and count as not stable"
             notes.append(f"{unsupported} {what}.")
+        heights = [row.e_above_hull for row in rows if row.e_above_hull is not None]
+        if hull is not None and (odd := sum(abs(height) > FAR_OFF for height in heights)):
+            what = f"of {len(heights)} energies lie more than {FAR_OFF:g} eV/atom above or below the hull"
+            notes.append(f"{odd} {what}; if most do, hull and potential may be of different scales.")
         if unconverged := sum(row.converged is False for row in rows):
             notes.append(f"{unconverged} of {len(rows)} relaxations did not converge; the last structure counts.")
         return notes

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kldm.data.structures import atomic_numbers
+from kldm.errors import reason_of
 from kldm.interfaces import Candidate, Samples
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def structural_validity(
     try:
         return _fault(structure, cutoff, minimum_volume, longest_edge)
     except Exception as error:  # one hopeless structure must not end the evaluation of the others
-        return f"cannot be examined: {type(error).__name__}"
+        return f"cannot be examined: {reason_of(error)}"
 
 
 def structural_rule(longest_edge: float | None = None) -> str:

@@ -46,6 +46,10 @@ class CHGNet:
     def identity(self) -> Mapping[str, Json]:
         return {"name": _NAME, "model": self.model, "chgnet": package_version("chgnet", _NAME)}
 
+    @property
+    def cutoff(self) -> float:
+        return 5.0 if self.model == "0.2.0" else 6.0
+
     def calculator(self) -> "Calculator":
         package_version("chgnet", _NAME)
         device = usual_device(self.device, _NAME)
@@ -57,4 +61,5 @@ class CHGNet:
             except Exception as error:  # its compiled parts and its imports raise in many ways
                 raise unusable("chgnet", _NAME, error) from error
             model = Model.load(model_name=self.model, use_device=device, verbose=False)
-            return cast("Calculator", CHGNetCalculator(model, use_device=device))
+            # The default warns on stderr, and gives such atoms an energy.
+            return cast("Calculator", CHGNetCalculator(model, use_device=device, on_isolated_atoms="error"))

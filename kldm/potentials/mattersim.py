@@ -52,6 +52,10 @@ class MatterSim:
         weights = _digest(file, file.stat().st_mtime_ns)
         return {"name": _NAME, "sha256": weights, "mattersim": package_version("mattersim", _NAME)}
 
+    @property
+    def cutoff(self) -> float:
+        return 5.0
+
     def calculator(self) -> "Calculator":
         package_version("mattersim", _NAME)
         file, device = self._file(), usual_device(self.device, _NAME)

@@ -18,6 +18,8 @@ def load_code(path: Path) -> ModuleType:
     Raises:
         KldmError: the file is missing, another file of that name was loaded, or the code raises (with its line).
     """
+    import cloudpickle
+
     path = Path(path).resolve()
     name = "kldm_code_" + re.sub(r"\W", "_", path.stem)
     if not path.is_file():
@@ -32,6 +34,7 @@ def load_code(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
+        cloudpickle.register_pickle_by_value(module)  # other processes cannot import it
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         if loaded is not None:

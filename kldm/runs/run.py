@@ -81,8 +81,15 @@ def run(
     return here.by_writer(finish)
 
 
-def evaluate_run(folder: Path, out: Path | None = None) -> Report:
-    """Judge the samples of a run folder again, with the metrics of its recipe."""
+def evaluation_files(folder: Path) -> list[str]:
+    """The files that ``evaluate_run`` may write."""
+    labels = sorted(path.parent.name for path in folder.glob("samples/*/samples.jsonl"))
+    return ["report.json", *(f"{label}{suffix}" for label in labels for suffix in (".csv", ".jsonl"))]
+
+
+def evaluate_run(folder: Path, out: Path) -> Report:
+    """Judge the samples of a run folder again, with the metrics of its recipe, and write ``report.json`` and one table
+    for each set of samples to ``out``."""
     experiment, tree = assemble(read_recipe(folder / "recipe.cfg"))
     results: dict[str, Judgement] = {}
     for split in experiment.evaluation.splits:
@@ -90,14 +97,14 @@ def evaluate_run(folder: Path, out: Path | None = None) -> Report:
             place = folder / "samples" / label
             if not (place / "samples.jsonl").exists():
                 continue
-            table = (out / f"{label}.csv") if out else place / "results.csv"
+            table = out / f"{label}.csv"
             samples = read_samples(place / "samples.jsonl")
             results[label] = EvaluationSplit.of(experiment, split).judged(experiment, tree, samples, table)
     if not results:
         raise KldmError("the run has no samples yet", place=str(folder), remedy="finish it with kldm run")
     earlier = _report(folder)
     report = Report(about=earlier.about if earlier else {}, libraries=library_versions(), evaluation=results)
-    report.write(out or folder)
+    report.write(out)
     return report
 
 

@@ -10,14 +10,14 @@ import attrs
 import torch
 
 from kldm.errors import KldmError
-from kldm.evaluation.results import library_versions, write_json, write_samples
+from kldm.evaluation.results import SAMPLE_FILES, library_versions, write_json, write_samples
 from kldm.execution import default_device, device_name, set_execution, used_precision
 from kldm.metrics.matching import CONSENSUS, consensus
 from kldm.recipe import Tree, overridden
 from kldm.runs.experiment import Experiment, assemble
 from kldm.runs.request import SamplingRequest
 from kldm.runtime.distributed import world
-from kldm.runtime.files import fresh_folder, make_writable
+from kldm.runtime.files import fresh_folder, make_writable, refuse_existing
 from kldm.runtime.pool import check_work
 from kldm.samplers import replaying
 from kldm.sampling.constraints import violations
@@ -122,8 +122,7 @@ def sample_run(
         targets.constraints.check(experiment.model.processes, targets.store)
         if here.is_writer:
             out = out or fresh_folder(file.parent if path.is_file() else path, "samples")
-            if (out / "samples.jsonl").exists():
-                raise KldmError("the folder holds samples already", place=str(out), remedy="choose another --out")
+            refuse_existing(out, (*SAMPLE_FILES, "report.json"))
             make_writable(out)
     max_pairs = sampling_pairs(max_pairs, experiment.model.network, device)
     wanted = requests(len(targets.store), count)

@@ -3,8 +3,9 @@
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from kldm.errors import KldmError
@@ -25,18 +26,72 @@ def make_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        problem = f"the folder cannot be created: {error.strerror or error}"
-        raise KldmError(problem, place=str(folder), remedy="choose another folder with --out") from error
+        raise _uncreatable(folder, error) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise KldmError("the folder is not writable", place=str(folder), remedy="choose another folder with --out")
 
 
+def _uncreatable(folder: Path, error: OSError) -> KldmError:
+    problem = f"the folder cannot be created: {error.strerror or error}"
+    return KldmError(problem, place=str(folder), remedy="choose another folder with --out")
+
+
 def fresh_folder(parent: Path, stem: str) -> Path:
-    """The first of ``stem-1``, ``stem-2``, ... that does not exist in ``parent``."""
-    number = 1
-    while (parent / f"{stem}-{number}").exists():
-        number += 1
-    return parent / f"{stem}-{number}"
+    """Make the first of ``stem-1``, ``stem-2``, ... that does not exist in ``parent``. Of several programs that ask at
+    once, each gets a folder of its own.
+
+    Raises:
+        KldmError: the folder cannot be created.
+    """
+    make_writable(parent)
+    for number in count(1):
+        folder = parent / f"{stem}-{number}"
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _uncreatable(folder, error) from error
+    raise AssertionError("numbers do not end")
+
+
+def refuse_existing(folder: Path, names: Iterable[str]) -> None:
+    """Raises ``KldmError`` if the folder holds one of the files that will be written to it."""
+    for name in names:
+        if os.path.lexists(folder / name):
+            raise KldmError(
+                f"the folder has a file {name} already, which is not replaced",
+                place=str(folder),
+                remedy=f"choose another --out, or remove {name}",
+            )
+
+
+@contextmanager
+def results_folder(out: Path | None, parent: Path, stem: str, names: Iterable[str]) -> Iterator[Path]:
+    """Yields the folder that results are written to: ``out``, or else a new ``stem-<number>`` in ``parent``.
+
+    It is there, and can be written to, before the work begins. If the work fails, a new folder that is still empty is
+    removed.
+
+    Args:
+        names: the files that will be written, which ``out`` must not have yet.
+
+    Raises:
+        KldmError: ``out`` has one of these files, or the folder cannot be created or written to.
+    """
+    new = out is None or not out.exists()
+    if out is not None:
+        refuse_existing(out, names)
+        make_writable(out)
+    folder = fresh_folder(parent, stem) if out is None else out
+    try:
+        yield folder
+    except BaseException:
+        if new:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+        raise
 
 
 @contextmanager

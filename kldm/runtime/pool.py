@@ -1,14 +1,34 @@
-"""Applies a function to many structures, in processes or on a cluster, in order and within a time limit."""
+"""Applies a function to many structures, in processes or on a cluster, in order and within limits of time and memory.
 
+A limit must hold for compiled code too, and only the end of a process ends that. Items with a limit are therefore
+worked on in processes of our own. Each is a Python program that is sent a function and items and answers with results,
+so that its state does not depend on that of this process: no fork, no import of the user's ``__main__``.
+"""
+
+import atexit
 import ctypes
+import math
+import os
 import pickle
+import subprocess
+import sys
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar, cast
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from importlib import import_module
+from itertools import islice
+from signal import Signals
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import attrs
 
-from kldm.errors import KldmError
+from kldm.errors import KldmError, reason_of
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -19,10 +39,25 @@ LARGEST_CHUNK = 16
 AGAIN = 1.0
 """Seconds after which a function that has caught the exception of the time limit gets it again."""
 
+GRACE = 1.0
+"""Seconds that a process has to notice the end of an item's time by itself, before it is ended."""
+
+MEMORY = 4.0
+"""GB that one item may take, as long as nothing else is said."""
+
+LOOK = 0.1
+"""Seconds between two looks at the memory of a process that works on an item."""
+
+KEPT = 300.0
+"""Seconds after which a process without work ends."""
+
+_THREADS = ("OMP", "MKL", "OPENBLAS", "BLIS", "NUMEXPR")
+"""Libraries whose number of threads is a variable of the environment."""
+
 
 @attrs.frozen
 class Failure:
-    """An item without a result. The reason is the time limit or the type of an exception, so that it can be counted."""
+    """An item without a result. The reason is a limit, or the error in its own words."""
 
     reason: str
 
@@ -41,41 +76,50 @@ def parallel_map(
     *,
     workers: int = 1,
     time_limit: float | None = None,
+    memory: float = MEMORY,
     description: str,
     unit: str = "structure",
 ) -> Iterator[R | Failure]:
     """``function(item)`` for every item, in the order of the items, whatever the number of workers.
 
-    The result is a ``Failure`` if the function raises, runs longer than ``time_limit``, or returns a value that cannot
-    be sent between processes; other items are not affected. One worker is the calling process. Several workers are
-    processes of joblib (loky, with one BLAS thread each). If a surrounding ``joblib.parallel_config`` names a backend,
-    such as dask, that backend does the work, even for one worker.
+    The result is a ``Failure`` if the function raises, exceeds a limit, ends its process, or returns a value that
+    cannot be sent between processes; other items are not affected. One worker without a time limit is the calling
+    process. Otherwise workers are processes, which are kept for the next call; where there are several, each has one
+    BLAS thread. If a surrounding ``joblib.parallel_config`` names a backend, such as dask, that backend does the work,
+    even for one worker; its processes are not ours to end, so that the limits hold for Python code only.
 
     Args:
         function: a function without side effects that other processes can import from its module.
         workers: number of processes; -1 means one for each CPU core.
-        time_limit: seconds of wall time per item. It interrupts Python code; a single call into compiled code is
-            interrupted only when it returns.
+        time_limit: seconds of wall time per item. It interrupts Python code, and ends the process of compiled code.
+        memory: GB that an item may take; beyond, its process is ended.
         description: text of the progress bar, which appears after two seconds.
         unit: name of an item in the progress bar.
     """
     from tqdm import tqdm
 
-    jobs = _jobs(workers, len(items)) if items else 0
     results: Iterable[R | Failure]
-    if jobs == 0:
-        results = (_outcome(function, item, time_limit) for item in items)
+    if not items:
+        results = ()
+    elif _configured():
+        results = _by_joblib(function, items, workers, time_limit)
+    elif workers == 1 and time_limit is None:
+        results = (_outcome(function, item, None) for item in items)
     else:
-        results = _parallel(function, items, jobs, time_limit)
+        results = _by_processes(function, items, workers, time_limit, memory)
     yield from tqdm(results, total=len(items), desc=description, unit=unit, delay=2)
 
 
-def _jobs(workers: int, items: int) -> int:
-    """Number of joblib workers; 0 if this process does the work itself."""
+def start_worker(workers: int, modules: Sequence[str]) -> None:
+    """Start one of the processes that will be needed, so that it imports ``modules`` while this process does so too."""
+    if not any(worker.alone == (workers == 1) for worker in _IDLE):
+        _IDLE.append(_Worker(workers == 1, modules))
+
+
+def _number(workers: int) -> int:
     from joblib import effective_n_jobs
 
-    jobs = int(effective_n_jobs(None if workers == 1 else workers))  # None: as the surrounding context says
-    return 0 if jobs == 1 and not _configured() else min(jobs, items)
+    return int(effective_n_jobs(workers))
 
 
 def _configured() -> bool:
@@ -85,27 +129,29 @@ def _configured() -> bool:
     return get_active_backend()[0] is get_active_backend()[0]
 
 
-def _parallel(
-    function: Callable[[T], R], items: Sequence[T], jobs: int, time_limit: float | None
+def _by_joblib(
+    function: Callable[[T], R], items: Sequence[T], workers: int, time_limit: float | None
 ) -> Iterator[R | Failure]:
-    from contextlib import nullcontext
-
-    from joblib import Parallel, delayed, parallel_config
+    from joblib import Parallel, delayed, effective_n_jobs
     from joblib.parallel import get_active_backend
 
-    size = max(1, min(LARGEST_CHUNK, len(items) // (4 * jobs)))
+    jobs = min(int(effective_n_jobs(None if workers == 1 else workers)), len(items))  # None: as the context says
+    size = _chunk_size(len(items), jobs)
     tasks = (
         delayed(_chunk)(function, [_packed(item) for item in items[start : start + size]], time_limit)
         for start in range(0, len(items), size)
     )
-    # Only loky can limit the threads of its processes; a backend chosen outside has its own settings.
-    with nullcontext() if _configured() else parallel_config(backend="loky", inner_max_num_threads=1):
-        # A few backends hand over all results at the end.
-        how = "generator" if get_active_backend()[0].supports_return_generator else "list"
-        pool = Parallel(n_jobs=jobs, prefer="processes", return_as=how, batch_size=1)
-    chunks: Iterable[list[bytes | Failure]] = pool(tasks)
+    # A few backends hand over all results at the end.
+    how = "generator" if get_active_backend()[0].supports_return_generator else "list"
+    chunks: Iterable[list[bytes | Failure]] = Parallel(n_jobs=jobs, prefer="processes", return_as=how, batch_size=1)(
+        tasks
+    )
     for chunk in chunks:
         yield from (cast("R | Failure", _unpacked(packed)) for packed in chunk)
+
+
+def _chunk_size(items: int, workers: int) -> int:
+    return max(1, min(LARGEST_CHUNK, items // (4 * workers)))
 
 
 def _chunk(
@@ -115,13 +161,228 @@ def _chunk(
     return [_packed(_outcome(function, _unpacked(packed), time_limit)) for packed in items]
 
 
+def _by_processes(
+    function: Callable[[T], R], items: Sequence[T], workers: int, time_limit: float | None, memory: float
+) -> Iterator[R | Failure]:
+    number = min(_number(workers), len(items))
+    size = _chunk_size(len(items), number)
+    work = _Work(_sendable(function), time_limit, memory)
+    hired = [_hired(workers == 1) for _ in range(number)]
+    free = deque(hired)
+
+    def chunk(start: int) -> list[bytes | Failure]:
+        worker = free.popleft()  # there are as many as threads
+        try:
+            return worker.results(work, [_packed(item) for item in items[start : start + size]])
+        finally:
+            free.append(worker)
+
+    threads, starts = ThreadPoolExecutor(number, "kldm-pool"), iter(range(0, len(items), size))
+    try:
+        chunks: deque[Future[list[bytes | Failure]]] = deque()
+        chunks.extend(threads.submit(chunk, start) for start in islice(starts, 4 * number))
+        while chunks:
+            found = chunks.popleft().result()
+            chunks.extend(threads.submit(chunk, start) for start in islice(starts, 1))
+            yield from (cast("R | Failure", _unpacked(packed)) for packed in found)
+        _IDLE.extend(hired)
+        hired = []
+    finally:
+        for worker in hired:  # after an interruption, or where nobody wants further results
+            worker.end()
+        threads.shutdown(cancel_futures=True)
+
+
+def _sendable(function: Callable[[Any], Any]) -> bytes:
+    import cloudpickle
+
+    try:
+        return bytes(cloudpickle.dumps(function))
+    except Exception as error:  # pickling can raise errors of any type
+        raise _unsendable(reason_of(error)) from error
+
+
+def _unsendable(reason: str) -> KldmError:
+    remedy = "components that work in other processes must be picklable"
+    return KldmError(f"a function cannot be sent to another process ({reason})", remedy=remedy)
+
+
+@attrs.frozen
+class _Work:
+    """A function, pickled, and the limits of each item; see ``parallel_map``."""
+
+    function: bytes
+    time_limit: float | None
+    memory: float
+
+
+class _Worker:
+    """A process, seen from this one. It may end at any time, and is started again as long as it is not told to end."""
+
+    def __init__(self, alone: bool, modules: Sequence[str] = ()) -> None:
+        """It imports ``modules`` at once. If it is not ``alone``, it has one BLAS thread."""
+        self.alone, self._modules, self._ended = alone, list(modules), False
+        self._start()
+
+    def _start(self) -> None:
+        from multiprocessing import Pipe
+
+        import psutil
+
+        self._pipe, theirs = Pipe()
+        code = "import sys; sys.path[:] = sys.argv[2:]; from kldm.runtime.pool import _serve; _serve()"
+        threads = {} if self.alone else {f"{name}_NUM_THREADS": "1" for name in _THREADS}
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code, str(theirs.fileno()), *sys.path],
+                stdin=subprocess.PIPE,  # by which it notices the end of this process, and nothing else
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, **threads},
+                process_group=0,  # Ctrl-C is meant for this process, which ends the others
+            )
+        self._view = psutil.Process(self._process.pid)
+        # What the process before it had imported counts for no item's time.
+        self._pipe.send(self._modules)
+
+    def end(self) -> None:
+        """End the process for good, whatever it is doing."""
+        self._ended = True
+        self._kill()
+
+    def _kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def results(self, work: _Work, items: Sequence[bytes | Failure]) -> list[bytes | Failure]:
+        """The results of pickled items."""
+        found: list[bytes | Failure] = []
+        while len(found) < len(items) and not self._ended:
+            self._give(work, items[len(found) :])
+            alive = True
+            while alive and len(found) < len(items):
+                result, alive = self._result(work)
+                found.append(result)
+        return found
+
+    def _give(self, work: _Work, items: Sequence[bytes | Failure]) -> None:
+        """Send items, and wait until the function has arrived. A process that has ended meanwhile is replaced."""
+        for _ in range(3):
+            try:
+                self._pipe.send((work.function, work.time_limit, items))
+                fault = self._pipe.recv()
+            except (EOFError, OSError):
+                self._kill()
+                if not self._ended:
+                    self._start()
+                if self._ended:  # perhaps while it was started
+                    self._kill()
+                    return
+                continue
+            if fault is not None:
+                raise _unsendable(fault)
+            self._before = self._memory()
+            return
+        raise KldmError("a process for the work cannot be started", remedy="its error is above")
+
+    def _result(self, work: _Work) -> tuple[bytes | Failure, bool]:
+        """The result of one item, whose time begins now, and whether the process is still there."""
+        end = math.inf if work.time_limit is None else time.monotonic() + work.time_limit + GRACE
+        while True:
+            try:
+                if self._pipe.poll(max(0.0, min(LOOK, end - time.monotonic()))):
+                    result, imported = cast("tuple[bytes | Failure, list[str]]", self._pipe.recv())
+                    self._modules += imported
+                    return result, True
+            except (EOFError, OSError):
+                status = self._process.wait()
+                how = f"signal {Signals(-status).name}" if status < 0 else f"exit status {status}"
+                return Failure(f"its process ended ({how})"), False
+            if time.monotonic() >= end:
+                self._kill()
+                return _late(work.time_limit), False
+            if self._memory() - self._before > work.memory:
+                self._kill()
+                return Failure(f"it took more than {work.memory:g} GB of memory"), False
+
+    def _memory(self) -> float:
+        """GB of memory that the process holds."""
+        import psutil
+
+        try:
+            return float(self._view.memory_info().rss) / 1e9
+        except psutil.Error:  # it has ended
+            return 0.0
+
+
+_IDLE: list[_Worker] = []
+"""Processes without work, kept because they have imported what work needs."""
+
+
+def _hired(alone: bool) -> _Worker:
+    for worker in list(_IDLE):
+        if worker.alone == alone:
+            with suppress(ValueError):  # another thread was quicker
+                _IDLE.remove(worker)
+                return worker
+    return _Worker(alone)
+
+
+@atexit.register
+def _end_all() -> None:
+    while _IDLE:
+        _IDLE.pop().end()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_IDLE.clear)  # they are those of the parent
+
+
+def _serve() -> None:
+    """The program of a process: it answers until it has had no work for long."""
+    import fcntl
+    from multiprocessing.connection import Connection
+    from signal import SIG_DFL, SIGIO, signal
+
+    # The system sends SIGIO when the program that started this one has ended in whatever way, and closed the pipe. It
+    # ends this process at once, in compiled code too.
+    signal(SIGIO, SIG_DFL)
+    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
+    pipe = Connection(int(sys.argv[1]))
+    sys.argv[1:] = []
+    with suppress(EOFError, OSError):  # the other program has ended
+        for module in pipe.recv():
+            with suppress(Exception):  # whoever needs it will say so
+                import_module(module)
+        _answer(pipe)
+
+
+def _answer(pipe: "Connection[Any, Any]") -> None:
+    known, function, modules = b"", cast("Callable[[Any], Any]", None), set(sys.modules)
+    while pipe.poll(KEPT):
+        sent, time_limit, items = pipe.recv()
+        if sent != known:
+            try:
+                function, known = pickle.loads(sent), sent
+            except Exception as error:  # unpickling can raise errors of any type
+                pipe.send(reason_of(error))
+                continue
+        pipe.send(None)
+        for packed in items:
+            result = _packed(_outcome(function, _unpacked(packed), time_limit))
+            more = len(sys.modules) > len(modules)
+            imported = [name for name in list(sys.modules) if name not in modules] if more else []
+            modules.update(imported)
+            pipe.send((result, imported))
+
+
 def _packed(value: object) -> bytes | Failure:
     if isinstance(value, Failure):
         return value
     try:
         return pickle.dumps(value)
-    except Exception as error:  # pickling can raise errors of any type
-        return Failure(type(error).__name__)
+    except Exception as error:
+        return Failure(reason_of(error))
 
 
 def _unpacked(packed: bytes | Failure) -> Any:
@@ -129,8 +390,8 @@ def _unpacked(packed: bytes | Failure) -> Any:
         return packed
     try:
         return pickle.loads(packed)
-    except Exception as error:  # and so can unpickling
-        return Failure(type(error).__name__)
+    except Exception as error:
+        return Failure(reason_of(error))
 
 
 def _outcome(function: Callable[[T], R], item: T, time_limit: float | None) -> R | Failure:
@@ -139,9 +400,15 @@ def _outcome(function: Callable[[T], R], item: T, time_limit: float | None) -> R
     try:
         return function(item) if time_limit is None else _within(time_limit, function, item)
     except _OutOfTimeError:
-        return Failure(f"time limit of {time_limit:g} s")
+        return _late(time_limit)
+    except SystemExit as error:
+        return Failure(f"it wanted to end the program (exit status {error.code})")
     except Exception as error:  # whatever an item raises is the failure of that item only
-        return Failure(type(error).__name__)
+        return Failure(reason_of(error))
+
+
+def _late(time_limit: float | None) -> Failure:
+    return Failure(f"time limit of {time_limit:g} s")
 
 
 class _OutOfTimeError(BaseException):

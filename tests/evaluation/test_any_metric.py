@@ -9,6 +9,7 @@ import pytest
 from pymatgen.core.structure import Structure
 
 from kldm import registry
+from kldm.evaluation.comparison import compare
 from kldm.evaluation.report import Report
 from tests.evaluation.test_files import REFERENCE, lines
 from tests.metals import fcc, ordered
@@ -199,7 +200,7 @@ def test_numbers_of_numpy_are_numbers(code: Path, samples: Path, tmp_path: Path)
     assert found.definition == {"weights": [1.0, 1.0]}
     (first, _) = (json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines())
     assert first["edges"] == pytest.approx([4.1, 4.1, 4.1])
-    told = refused("evaluate", samples, *arguments, "--metric.structures_alone", "true")
+    told = refused("evaluate", samples, *arguments[:-1], tmp_path / "none", "--metric.structures_alone", "true")
     assert told.startswith("arrays.v1: it returned 3 rows for 4 candidates; return one for each candidate")
 
 
@@ -211,14 +212,21 @@ def test_a_metric_of_one_s_own_stands_in_a_run(code: Path, tmp_path: Path, finis
     shutil.copytree(finished, folder)
     recipe = folder / "recipe.cfg"
     recipe.write_text(recipe.read_text() + '\n[metrics.room]\n@metrics = "roomy.v1"\nthreshold = 15.0\n')
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     done = kldm("evaluate", folder, "--code", code)
     assert done.exit_code == 0, done.output
-    judged = Report.read(folder / "report.json").evaluation["test"]
+    assert {file: file.read_bytes() for file in before} == before, "the run's own results"
+    assert [column.name for column in compare([folder]).columns] == [
+        "run/evaluation-1/test",
+        "run/evaluation-1/test_untrained",
+    ]
+    judged = Report.read(folder / "evaluation-1" / "report.json").evaluation["test"]
     assert {name: found.metric for name, found in judged.metrics.items()} == {
         "csp": "match_rate.v1",
         "room": "roomy.v1",
     }
-    assert {"rms", "per_atom"} <= set(table(folder / "samples" / "test")[0])
+    with (folder / "evaluation-1" / "test.csv").open(newline="") as file:
+        assert {"rms", "per_atom"} <= set(next(csv.reader(file)))
     assert judged.metrics["csp"] == Report.read(finished / "report.json").evaluation["test"].metrics["csp"]
 
 

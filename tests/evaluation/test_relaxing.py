@@ -50,6 +50,10 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_relaxed_folder_holds_structures_energies_and_entries(place: Path, hull: Path) -> None:
     found = rows_of(hull.parent / "relaxation.csv")
     assert [row["formula"] for row in found] == ["Cu", "Au"]
@@ -78,7 +82,7 @@ def test_failed_structures_keep_their_numbers_and_reasons(place: Path, tmp_path:
     kept = read_samples(tmp_path / "out" / "samples.jsonl")
     assert [candidate.target for candidate in kept] == [0, 1, 2, 3, 4]
     assert [candidate.reason for candidate in kept][3:] == [
-        "the potential failed (NotImplementedError)",
+        "the potential failed: No EMT-potential for Fe",
         "no structure",
     ]
     assert len(rows_of(tmp_path / "out" / "relaxation.csv")) == 5
@@ -112,10 +116,10 @@ def test_samples_are_judged_by_the_hull(place: Path, hull: Path, tmp_path: Path)
 
 
 def test_an_evaluation_beside_a_relaxation_leaves_it_alone(place: Path, hull: Path) -> None:
-    before = {file: file.read_bytes() for file in hull.parent.iterdir()}
+    before = contents(hull.parent)
     done = kldm("evaluate", hull.parent, "--reference", place / "elements.json", "--metric", "stability.v1")
     assert done.exit_code == 0, done.output
-    assert (hull.parent / "report.json").is_file()
+    assert (hull.parent / "evaluation-1" / "report.json").is_file()
     assert {file: file.read_bytes() for file in before} == before
 
 
@@ -198,11 +202,11 @@ def test_mistakes_are_one_sentence(
 
 
 def test_structures_that_are_there_are_kept(place: Path, hull: Path) -> None:
-    before = {file: file.read_bytes() for file in hull.parent.iterdir()}
+    before = contents(hull.parent)
     done = kldm("relax", place / "samples.jsonl", "--potential", "emt.v1", "--out", hull.parent)
     assert done.exit_code == 1
-    assert "the folder holds structures already" in done.output
-    assert {file: file.read_bytes() for file in hull.parent.iterdir()} == before
+    assert "the folder has a file samples.jsonl already, which is not replaced" in done.output
+    assert contents(hull.parent) == before
 
 
 def test_a_folder_that_cannot_be_made_is_told_before_the_work(place: Path, tmp_path: Path) -> None:

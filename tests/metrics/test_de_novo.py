@@ -150,6 +150,7 @@ def test_the_composition_of_an_impossible_cell_still_counts() -> None:
     assert (found.values["struct_valid"], found.values["comp_valid"]) == (0.0, 1.0)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_valid_asks_for_a_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("infinite vertex")
@@ -157,7 +158,7 @@ def test_valid_asks_for_a_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fingerprints, "structure_fingerprint", broken)
     found = measure(answers(salt()), [salt()])
     assert (found.values["struct_valid"], found.values["comp_valid"], found.values["valid"]) == (1.0, 1.0, 0.0)
-    assert found.rows[0]["reason"] == "no fingerprint: RuntimeError"
+    assert found.rows[0]["reason"] == "no fingerprint: infinite vertex"
     assert found.values["wdist_density"] is None
     assert found.values["cov_recall"] is None
     assert "1 of 1 reference structures have no fingerprint; left out." in found.notes

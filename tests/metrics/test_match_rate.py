@@ -289,6 +289,7 @@ def test_earlier_comparisons_do_not_change_the_result() -> None:
     assert one(second, target) == alone
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_matcher_exceptions_are_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise np.linalg.LinAlgError("singular")
@@ -296,7 +297,7 @@ def test_matcher_exceptions_are_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Matcher, "distance", broken)
     found = measure([Candidate(0, 0, rock_salt())], [rock_salt()])
     assert found.values["structural.match_rate@1"] == 0.0
-    assert found.rows[0]["reason"] == "matcher failed: LinAlgError"
+    assert found.rows[0]["reason"] == "matcher failed: LinAlgError: singular"
     assert found.rows[0]["struct_valid"] is True
 
 
@@ -371,6 +372,7 @@ def displaced() -> list[Structure]:
     return [caesium_chloride(edge, x) for x in (0.02, 0.01, 0.03, 0.04)]
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_full_rule_asks_by_rms_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     target, some = caesium_chloride(2 ** (1 / 3) * 3), displaced()
     answers = Fingerprints([some[1]])
@@ -384,6 +386,7 @@ def test_full_rule_asks_by_rms_and_stops(monkeypatch: pytest.MonkeyPatch) -> Non
     assert match_rate.NO_FULL_SEEDS in found.notes
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_full_rule_asks_once_of_equal_structures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies of the target and of each other; another cell, another place or another species is another question."""
     answers = Fingerprints([])
@@ -473,6 +476,7 @@ def test_implausible_results_are_pointed_out() -> None:
     assert honest.notes == ()
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_pair_over_the_time_limit_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(_: Matcher, target: Examined, candidate: Examined) -> PairResult:
         if len(candidate.species) == 1:  # type: ignore[attr-defined]

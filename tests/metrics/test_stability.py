@@ -99,7 +99,7 @@ def test_failed_and_unsupported_candidates_stay_in_every_denominator(measured: M
 
 def test_every_candidate_has_a_row_and_a_reason(measured: Measurement) -> None:
     assert [row["reason"] for row in measured.rows] == [
-        *("", "", "", "the potential failed (NotImplementedError)", "the hull lacks one of its elements"),
+        *("", "", "", "the potential failed: No EMT-potential for Fe", "the hull lacks one of its elements"),
         *("never built", "coordinates not finite"),
     ]
     assert [row["unique"] for row in measured.rows] == [True, True, False, None, True, None, None]

@@ -18,7 +18,6 @@ from kldm.runs import run as runs
 from kldm.runs.experiment import Experiment
 from kldm.runs.run import evaluate_run
 from kldm.runs.trained import load_run
-from kldm.runtime.files import fresh_folder
 from kldm.training import checkpoint as checkpoints
 from tests.small import QUICK, RECIPES, kldm, losses, options, refused, rows
 
@@ -280,12 +279,6 @@ def test_a_run_s_samples_are_judged_again(finished: Path, tmp_path: Path) -> Non
         expected = (finished / "samples" / label / "results.csv").read_bytes()
         assert (tmp_path / "out" / f"{label}.csv").read_bytes() == expected
     assert (tmp_path / "out" / "report.json").exists()
-
-
-def test_fresh_folders_are_counted(tmp_path: Path) -> None:
-    assert fresh_folder(tmp_path, "samples").name == "samples-1"
-    (tmp_path / "samples-1").mkdir()
-    assert fresh_folder(tmp_path, "samples").name == "samples-2"
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

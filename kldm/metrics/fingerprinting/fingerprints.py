@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from kldm.data.cache import folder, load_or_make
 from kldm.data.formulas import reduced_counts
-from kldm.errors import KldmError
+from kldm.errors import KldmError, reason_of
 from kldm.metrics.fingerprinting.voronoi import surely_found
 from kldm.metrics.structure import elements_only, structural_validity, structure_bytes
 from kldm.runtime.files import atomic_write
@@ -133,7 +133,7 @@ def fingerprint(structure: "Structure | None") -> Fingerprint:
         composition = composition_fingerprint(structure.composition)
         sites = structure_fingerprint(structure)
     except Exception as error:  # matminer and pymatgen raise all sorts; each is one structure without fingerprint
-        return Fingerprint(None, None, f"no fingerprint: {type(error).__name__}")
+        return Fingerprint(None, None, f"no fingerprint: {reason_of(error)}")
     if not np.isfinite(sites).all():
         return Fingerprint(None, None, "no fingerprint: not finite")
     return Fingerprint(sites, composition)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kldm.data.formulas import reduced_counts
+from kldm.errors import reason_of
 from kldm.metrics.matching.matcher import Matcher
 from kldm.metrics.matching.reduction import ReducedCell
 from kldm.metrics.structure import structural_validity
@@ -131,7 +132,7 @@ def _examine(structure: "Structure | None", *, validity: bool, longest_edge: flo
         formula = proportions(structure)
         return Examined("", formula, ReducedCell.of(structure))
     except Exception as error:  # pymatgen raises all sorts on odd cells; each is one structure that matches nothing
-        return Examined("", fault=type(error).__name__)
+        return Examined("", fault=reason_of(error))
 
 
 def _match(matcher: Matcher, item: tuple[ReducedCell, Sequence[ReducedCell]]) -> list[PairResult]:
@@ -143,7 +144,7 @@ def _match_pair(matcher: Matcher, target: ReducedCell, candidate: ReducedCell) -
     try:
         distance = matcher.distance(candidate, target)
     except Exception as error:  # of any kind, as above
-        return PairResult(reason=f"matcher failed: {type(error).__name__}")
+        return PairResult(reason=f"matcher failed: {reason_of(error)}")
     if distance is None:
         return PairResult()
     if not math.isfinite(distance[0]):

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +15,7 @@ import numpy as np
 
 from kldm.data.cache import folder
 from kldm.data.structures import Impossible, plain_structure, structure_of
-from kldm.interfaces import Json, Potential
+from kldm.interfaces import Json, Potential, StatesCutoff
 from kldm.metrics.structure import structural_validity, structure_bytes
 from kldm.runtime.pool import Failure, parallel_map
 from kldm.validators import above, one_of, within
@@ -26,6 +26,16 @@ if TYPE_CHECKING:
 
 RELAXATION_SECONDS = 600.0
 """Seconds for one structure: ten times what an ordinary one needs on one core with a graph network."""
+
+RELAXATION_MEMORY = 16.0
+"""GB for one structure: several times what a thousand atoms need in a graph network."""
+
+CUTOFF = 6.0
+"""Angstrom within which an atom must have another, where the potential states nothing else: no graph network in use
+sees farther, and no crystal has its atoms farther apart."""
+
+FAR_OFF = 1.0
+"""eV/atom: an energy that lies farther from all others is worth a word."""
 
 _FORMAT = "kldm.relaxations.v1"
 
@@ -84,7 +94,8 @@ def relaxed(
     """Relax every structure, and return the results in their order. A failure has a reason.
 
     Structures that were relaxed before by the same potential with the same settings come from the cache, so that
-    interrupted work goes on where it stopped. Failures are tried again.
+    interrupted work goes on where it stopped. Failures are tried again. A structure has failed, too, if one of its
+    atoms is isolated before or after relaxation, because local potentials give such atoms energies without a meaning.
 
     Args:
         structures: None, and structures without a possible cell, are failures.
@@ -100,21 +111,58 @@ def relaxed(
     keys = ["" if s is None or fault else _key(s) for s, fault in zip(structures, faults, strict=True)]
     known = cache.read(set(keys))
     missing = {key: s for key, s in zip(keys, structures, strict=True) if s is not None and key and key not in known}
+    if missing:
+        cache.prepare()
     results = parallel_map(
         partial(_relax_and_save, potential=potential, settings=settings, cache=cache),
         list(missing.values()),
         workers=workers,
         time_limit=time_limit,
+        memory=RELAXATION_MEMORY,
         description="relaxations",
     )
     for key, result in zip(missing, results, strict=True):
         known[key] = Relaxed(None, reason=_reason(result.reason)) if isinstance(result, Failure) else result
+    for key, relaxation in known.items():
+        if relaxation.structure is not None and (fault := _isolated(relaxation.structure, potential)):
+            known[key] = Relaxed(None, reason=fault)
     return tuple(known[key] if key else Relaxed(None, reason=fault) for key, fault in zip(keys, faults, strict=True))
 
 
 def impossible(structure: "Structure | None") -> str:
     """Why no potential has an energy for it, or ``""``: the structural rule without its smallest distance."""
     return structural_validity(structure, cutoff=0)
+
+
+def has_isolated_atoms(structure: "Structure", cutoff: float) -> bool:
+    """Whether an atom has no other, nor an image of itself, within the cutoff (angstrom)."""
+    if min(structure.lattice.abc) <= cutoff:  # every atom has its own images
+        return False
+    from ase.neighborlist import neighbor_list
+
+    found: Any = neighbor_list("i", structure.to_ase_atoms(), cutoff)  # type: ignore[no-untyped-call]
+    seen = set(found.tolist())
+    return len(seen) < len(structure)
+
+
+def _isolated(structure: "Structure", potential: Potential) -> str:
+    """Why local potentials have no energy for it, or ``""``."""
+    cutoff = potential.cutoff if isinstance(potential, StatesCutoff) else CUTOFF
+    return f"an atom has no other within {cutoff:g} angstrom" if has_isolated_atoms(structure, cutoff) else ""
+
+
+def far_off(energies: Sequence[float]) -> list[int]:
+    """The places of the energies (eV/atom) that lie more than ``FAR_OFF`` above or below all others, one after the
+    other from the outside; none if those are not the few."""
+    order = sorted(range(len(energies)), key=lambda place: energies[place])
+    below = above = 0
+    for step in range(1, (len(order) + 1) // 2):
+        if energies[order[step]] - energies[order[step - 1]] > FAR_OFF:
+            below = step
+        if energies[order[-step]] - energies[order[-step - 1]] > FAR_OFF:
+            above = step
+    places = order[:below] + order[len(order) - above :]
+    return sorted(places) if len(places) < len(order) / 2 else []
 
 
 def relaxation_versions() -> dict[str, str]:
@@ -160,7 +208,7 @@ def _relax_and_save(structure: "Structure", *, potential: Potential, settings: R
 
 
 def _reason(failure: str) -> str:
-    return failure if failure.startswith("time limit") else f"the potential failed ({failure})"
+    return failure if failure.startswith("time limit") else f"the potential failed: {failure}"
 
 
 def _relax(structure: "Structure", *, potential: Potential, settings: Relaxation) -> Relaxed:
@@ -172,6 +220,8 @@ def _relax(structure: "Structure", *, potential: Potential, settings: Relaxation
 
     if not structure.is_ordered:
         return Relaxed(None, reason="it is disordered")
+    if fault := _isolated(structure, potential):
+        return Relaxed(None, reason=fault)
     numbers = [site.specie.Z for site in structure]
     cell = structure.lattice.matrix
     atoms: Any = ase.Atoms(numbers, scaled_positions=structure.frac_coords, cell=cell, pbc=True)
@@ -198,12 +248,6 @@ def _relax(structure: "Structure", *, potential: Potential, settings: Relaxation
     except Impossible as error:
         return Relaxed(None, before=before, reason=f"after relaxation {error}")
     return Relaxed(result, energy, before, int(optimizer.nsteps), converged)
-
-
-@cache
-def _warn(text: str) -> None:
-    """Cached, so that every warning is given once, not for every structure."""
-    log.warning("%s", text)
 
 
 @attrs.frozen
@@ -240,15 +284,22 @@ class _Cache:
                 continue
         return relaxations
 
+    def prepare(self) -> None:
+        """Make the folder of the file, and warn if the file cannot be written."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.open("ab").close()
+        except OSError as error:
+            log.warning("%s: %s (relaxations are not kept for the next time)", self.path, error.strerror or error)
+
     def add(self, key: str, result: Relaxed) -> None:
         assert result.structure is not None
         row = {"key": key, **attrs.asdict(result, recurse=False), "structure": result.structure.as_dict()}
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab", buffering=0) as file:
                 file.write(b"\n" + json.dumps(row).encode() + b"\n")
-        except OSError as error:
-            _warn(f"{self.path}: {error.strerror or error} (relaxations are not kept for the next time)")
+        except OSError:  # the process that asked for it has warned, if it is not a disk that is full only now
+            pass
 
 
 def _from_row(row: Mapping[str, Any]) -> Relaxed:

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from itertools import combinations
+from threading import TIMEOUT_MAX
 from typing import TYPE_CHECKING, Any, Literal
 
 from kldm.data.formulas import reduced_formula
@@ -43,13 +44,17 @@ def same(structure: "Structure", other: "Structure", matcher: Comparator) -> boo
             return True
 
 
-def unique(structures: "Sequence[Structure]", matcher: Comparator, *, workers: int = 1) -> list[bool]:
-    """For each structure whether it differs from all unique ones before it."""
+def unique(
+    structures: "Sequence[Structure]", matcher: Comparator, *, workers: int = 1, time_limit: float | None = None
+) -> list[bool]:
+    """For each structure whether it differs from all unique ones before it. None of a formula is unique if the formula
+    with the most structures would take longer than ``time_limit`` seconds for each of them."""
     flags = [False] * len(structures)
     groups = _by_formula(structures)
     items = [[structures[row] for row in rows] for rows in groups.values()]
     compare = partial(_unique, matcher=matcher)
-    results = parallel_map(compare, items, workers=workers, description="unique", unit="formula")
+    limit = None if time_limit is None else min(time_limit * max(map(len, items), default=1), TIMEOUT_MAX)
+    results = parallel_map(compare, items, workers=workers, time_limit=limit, description="unique", unit="formula")
     for rows, result in zip(groups.values(), results, strict=True):
         for row, flag in zip(rows, [] if isinstance(result, Failure) else result, strict=False):
             flags[row] = flag
@@ -57,13 +62,20 @@ def unique(structures: "Sequence[Structure]", matcher: Comparator, *, workers: i
 
 
 def novel(
-    structures: "Sequence[Structure]", known: "Sequence[Structure]", matcher: Comparator, *, workers: int = 1
+    structures: "Sequence[Structure]",
+    known: "Sequence[Structure]",
+    matcher: Comparator,
+    *,
+    workers: int = 1,
+    time_limit: float | None = None,
 ) -> list[bool]:
-    """For each structure whether it differs from all known ones."""
+    """For each structure whether it differs from all known ones. One that takes longer than ``time_limit`` seconds is
+    not novel."""
     groups = _by_formula(known)
     formulas = [reduced_formula(structure.composition) for structure in structures]
     items = [(s, [known[row] for row in groups.get(name, ())]) for s, name in zip(structures, formulas, strict=True)]
-    results = parallel_map(partial(_differs, matcher=matcher), items, workers=workers, description="novel")
+    differs = partial(_differs, matcher=matcher)
+    results = parallel_map(differs, items, workers=workers, time_limit=time_limit, description="novel")
     return [result is True for result in results]
 
 

@@ -88,6 +88,7 @@ def test_every_target_has_one_and_nothing_else_changes() -> None:
         consensus(made, workers=0)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_pair_over_the_time_limit_does_not_match(monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT as AseEMT
+from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
 from scipy.optimize import minimize_scalar
 
 from kldm.errors import KldmError
 from kldm.interfaces import EnergyScale, Json
 from kldm.metrics.relaxing import relaxation
-from kldm.metrics.relaxing.relaxation import Relaxation, relaxed
-from kldm.potentials import EMT
+from kldm.metrics.relaxing.relaxation import Relaxation, far_off, has_isolated_atoms, relaxed
+from kldm.potentials import EMT, CHGNet
 from tests.metals import fcc, ordered
 
 
@@ -148,10 +149,10 @@ def test_failures_have_reasons_and_touch_no_other() -> None:
     iron, copper = fcc("Fe", 3.6), fcc("Cu", 3.7)
     found = relaxed([iron, None, copper, iron], EMT(), Relaxation())
     assert [result.reason for result in found] == [
-        "the potential failed (NotImplementedError)",
+        "the potential failed: No EMT-potential for Fe",
         "no structure",
         "",
-        "the potential failed (NotImplementedError)",
+        "the potential failed: No EMT-potential for Fe",
     ]
     assert [result.structure is None for result in found] == [True, True, False, True]
 
@@ -178,8 +179,27 @@ def test_oxidation_states_are_dropped() -> None:
     ],
 )
 def test_what_flies_apart_has_failed(toy: Toy, reason: str) -> None:
-    (result,) = relaxed([fcc("Cu", 3.6)], toy, Relaxation())
+    (result,) = relaxed([fcc("Cu", 3.6)], toy, Relaxation(max_steps=60))
     assert (result.structure, result.reason) == (None, reason)
+
+
+def test_isolated_atoms_have_failed(cache: Path) -> None:
+    """Whatever their energy is, and in a cell of one atom as in one of several."""
+    alone, pair = fcc("Cu", 30.0), ordered("Au", "Cu", 30.0)
+    sites = np.array([[0, 0, 0], [0.12, 0, 0], [0.5, 0.5, 0.5]])
+    dimer = Structure(Lattice.cubic(20.0), ["Cu"] * 3, sites)
+    found = relaxed([alone, pair, dimer, fcc("Cu", 3.6)], EMT(), Relaxation(max_steps=0))
+    reason = "an atom has no other within 6 angstrom"
+    assert [result.reason for result in found] == [reason, reason, reason, ""]
+    assert CHGNet().cutoff == 6.0
+    assert not has_isolated_atoms(Structure(Lattice.cubic(20.0), ["Cu"] * 2, sites[:2]), 6.0)
+
+
+def test_energies_far_from_all_others_are_found() -> None:
+    assert far_off([-3.0, -3.9, 4.19, -3.5, -3.2]) == [2]
+    assert far_off([23.3, -3.0, -3.5, 4.19, -3.2]) == [0, 3]
+    assert far_off([-3.0, -3.2, -30.0]) == [2]
+    assert far_off([-3.0, -9.0]) == far_off([]) == far_off([-1.0, -3.0, -5.0, -7.0]) == []
 
 
 def test_time_is_limited() -> None:
@@ -228,7 +248,7 @@ def test_another_setting_or_potential_is_another_cache(cache: Path) -> None:
 def test_a_failure_leaves_nothing_behind() -> None:
     """ASE's EMT that failed is in no state for another structure of the same species."""
     found = relaxed([fcc("Fe", edge) for edge in (3.5, 3.6, 3.7)], EMT(), Relaxation())
-    assert {result.reason for result in found} == {"the potential failed (NotImplementedError)"}
+    assert {result.reason for result in found} == {"the potential failed: No EMT-potential for Fe"}
 
 
 def test_what_is_finished_is_kept_when_the_work_is_interrupted(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +264,7 @@ def test_what_is_finished_is_kept_when_the_work_is_interrupted(cache: Path, monk
     relax = relaxation._relax
     monkeypatch.setattr(relaxation, "_relax", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        relaxed(given, EMT(), Relaxation())
+        relaxed(given, EMT(), Relaxation(), time_limit=None)  # in this process
     assert sum(bool(line) for line in only(cache).read_text().splitlines()) == 2
 
 
@@ -263,7 +283,7 @@ def test_a_warning_comes_once(cache: Path, caplog: pytest.LogCaptureFixture) -> 
 
 def test_failures_are_tried_again(cache: Path) -> None:
     relaxed([fcc("Fe", 3.6)], EMT(), Relaxation())
-    assert not (cache / "relaxations").exists()
+    assert only(cache).read_text() == ""
 
 
 def test_a_line_cut_short_costs_one_relaxation(cache: Path) -> None:
