@@ -335,14 +335,12 @@ def _orbits(sites: _Sites, positions: Float, symmetry: Operations, matrix: Float
     result: list[Float] = []
     of_element: dict[int, Float] = {}
     atoms = 0
-    for number, position, multiplicity in zip(sites.numbers, positions, sites.multiplicities, strict=True):
+    for number, position in zip(sites.numbers, positions, strict=True):
         images = symmetry.rotations @ position + symmetry.translations
         orbit = _merged(images - np.floor(images), tolerance)
         atoms += len(orbit)
         if atoms > MOST_ATOMS:
             raise StructureError(f"it has more than {MOST_ATOMS} atoms", unread=False)
-        if multiplicity not in (None, len(orbit)):
-            raise StructureError("the multiplicity that it gives for an atom contradicts its symmetry operations")
         if too_close(matrix, orbit) or _closest(orbit) < doubtful:
             raise StructureError(
                 "copies of an atom by symmetry lie on top of each other: its coordinates have few digits"
@@ -352,6 +350,10 @@ def _orbits(sites: _Sites, positions: Float, symmetry: Operations, matrix: Float
             raise StructureError("it lists an atom and a copy of it by symmetry")
         of_element[number] = np.concatenate([others, orbit])
         result.append(orbit)
+    given = [(m, len(orbit)) for m, orbit in zip(sites.multiplicities, result, strict=True) if m is not None]
+    as_order = all(m * copies == len(symmetry) for m, copies in given)  # SHELXL-97 wrote the order of the site symmetry
+    if not as_order and any(m != copies for m, copies in given):
+        raise StructureError("the multiplicity that it gives for an atom contradicts its symmetry operations")
     return result
 
 

@@ -110,6 +110,11 @@ READ: dict[str, tuple[str, str]] = {
     "an atom listed twice": (f"data_x\n{CELL}{IN_FULL}Na9 0 0 0\n", "Na5 Cl4"),
     "an atom listed nearly twice": (f"data_x\n{CELL}{IN_FULL}K9 0.00001 0 0\n", "K1 Na4 Cl4"),
     "the right formula": (named("_chemical_formula_sum 'Cl Na'\n_cell_formula_units_Z 4"), "Na4 Cl4"),
+    "orders of site symmetries": (
+        NACL.replace("occupancy", "symmetry_multiplicity").replace(" 1\n", " 48\n"),
+        "Na4 Cl4",
+    ),
+    "multiplicities": (NACL.replace("occupancy", "site_symmetry_multiplicity").replace(" 1\n", " 4\n"), "Na4 Cl4"),
     "the formula of the cell": (named("_chemical_formula_sum 'Na4 Cl4'\n_cell_formula_units_Z 4"), "Na4 Cl4"),
     "P1 in full, under the name of its group": (
         f"data_x\n{CELL}_symmetry_equiv_pos_as_xyz x,y,z\n_symmetry_Int_Tables_number 225\n"

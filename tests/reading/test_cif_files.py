@@ -134,7 +134,7 @@ def test_poscars_one_after_the_other(tmp_path: Path) -> None:
         (POSCAR.replace("Na Cl\n1 1", "Na\n1"), "it lists more sites than its numbers of atoms say"),
         (POSCAR[:-12], "it is no POSCAR, or is cut short"),
         (POSCAR.replace("0.5", "nan"), "the coordinates hold a number that is not finite"),
-        (POSCAR.replace("Na Cl", "Xx Cl"), "is no element"),
+        (POSCAR.replace("Na Cl", "Xx Cl"), "'Xx' is no element"),
         (POSCAR.replace("3.0", "0.0"), "the cell"),
     ],
 )
