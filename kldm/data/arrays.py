@@ -103,8 +103,13 @@ def too_close(matrix: Float, fractional: Float, limit: float = OVERLAP) -> bool:
         fractional: [K, 3].
         limit: angstrom.
     """
-    reciprocal = np.linalg.inv(matrix)
-    reach = np.floor(limit * np.linalg.norm(reciprocal, axis=0) + 0.5)  # 0 if the lattice planes are far apart
+    reach = _reach(matrix, limit)
+    if reach.max() > 1:  # a skewed cell, which has a better basis
+        from pymatgen.core.lattice import Lattice
+
+        better = np.asarray(Lattice(matrix).get_lll_reduced_lattice().matrix)
+        matrix, fractional = better, fractional @ matrix @ np.linalg.inv(better)
+        reach = _reach(matrix, limit)
     axes = [np.arange(-n, n + 1) for n in np.minimum(reach, FARTHEST_IMAGE)]
     shifts = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
     count = len(fractional)
@@ -116,3 +121,8 @@ def too_close(matrix: Float, fractional: Float, limit: float = OVERLAP) -> bool:
         if close.sum() > len(close):  # more than every atom to itself
             return True
     return False
+
+
+def _reach(matrix: Float, limit: float) -> Float:
+    """The number of cells along each axis in which images may lie within ``limit``; 0 where planes are far apart."""
+    return np.asarray(np.floor(limit * np.linalg.norm(np.linalg.inv(matrix), axis=0) + 0.5))

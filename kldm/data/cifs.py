@@ -12,7 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cmp_to_key
-from math import inf, isnan
+from math import gcd, inf, isnan
 from typing import TYPE_CHECKING
 
 import attrs
@@ -335,14 +335,12 @@ def _orbits(sites: _Sites, positions: Float, symmetry: Operations, matrix: Float
     result: list[Float] = []
     of_element: dict[int, Float] = {}
     atoms = 0
-    for number, position, multiplicity in zip(sites.numbers, positions, sites.multiplicities, strict=True):
+    for number, position in zip(sites.numbers, positions, strict=True):
         images = symmetry.rotations @ position + symmetry.translations
         orbit = _merged(images - np.floor(images), tolerance)
         atoms += len(orbit)
         if atoms > MOST_ATOMS:
             raise StructureError(f"it has more than {MOST_ATOMS} atoms", unread=False)
-        if multiplicity not in (None, len(orbit)):
-            raise StructureError("the multiplicity that it gives for an atom contradicts its symmetry operations")
         if too_close(matrix, orbit) or _closest(orbit) < doubtful:
             raise StructureError(
                 "copies of an atom by symmetry lie on top of each other: its coordinates have few digits"
@@ -352,6 +350,10 @@ def _orbits(sites: _Sites, positions: Float, symmetry: Operations, matrix: Float
             raise StructureError("it lists an atom and a copy of it by symmetry")
         of_element[number] = np.concatenate([others, orbit])
         result.append(orbit)
+    given = [(m, len(orbit)) for m, orbit in zip(sites.multiplicities, result, strict=True) if m is not None]
+    as_order = all(m * copies == len(symmetry) for m, copies in given)  # SHELXL-97 wrote the order of the site symmetry
+    if not as_order and any(m != copies for m, copies in given):
+        raise StructureError("the multiplicity that it gives for an atom contradicts its symmetry operations")
     return result
 
 
@@ -393,10 +395,10 @@ def _check_formula(items: Items, atoms: Counter[int]) -> bool:
     if set(atoms) != set(formula) or max(ratios) - min(ratios) > 0.01 or min(ratios) < 0.99:
         raise StructureError("its atoms contradict its chemical formula (_chemical_formula_sum)")
     wanted = _number(_only(items, "_cell_formula_units_z") or "0", "_cell_formula_units_Z")
-    if not wanted:  # pymatgen writes 0 for a single atom of an element of molecules, such as N
+    if not wanted:  # pymatgen counts molecules of N2 and units of Na2O2, so that there are none in N or NaO
         return False
     of_cell = all(abs(count / wanted - round(count / wanted)) < 1e-6 for count in formula.values())
-    of_cell = of_cell or (len(formula) == 1 and sum(formula.values()) // 2 == wanted)  # N5 is 2 N2
+    of_cell = of_cell or gcd(*map(round, formula.values())) // 2 == wanted
     if abs(ratios[0] - wanted) > 0.01 and not (of_cell and abs(ratios[0] - 1) < 0.01):
         raise StructureError("its atoms contradict the number of its formula units (_cell_formula_units_Z)")
     return True

@@ -4,6 +4,7 @@ The workers are joblib's, which do not run the caller's main module again, so th
 """
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -82,7 +83,9 @@ def reduced(structure: "Structure") -> Arrays:
 def reduced_or_reason(read: Callable[[S], "Structure"], source: S) -> Arrays | str:
     """The reduced crystal that ``read`` makes of the source, or the reason why there is none."""
     try:
-        return reduced(read(source))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pymatgen remarks on elements without an electronegativity
+            return reduced(read(source))
     except Exception as error:  # damaged input makes the parser raise anything; the row is skipped and reported
         return " ".join(str(error).split())[:200] or type(error).__name__
 

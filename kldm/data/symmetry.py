@@ -26,6 +26,9 @@ NAMES = (
 MISFIT = 0.1
 """The largest change of a scalar product of cell vectors under an operation, as a part of the longest edge squared."""
 
+E_GLIDES = {"aem2": "abm2", "aea2": "aba2"}
+"""The older symbols of two groups, which the tables have by the newer ones alone."""
+
 FRACTIONS = 24
 """Translations of space groups are multiples of a 24th; those that are written with three digits are rounded to it."""
 
@@ -121,6 +124,9 @@ def _pure_translations(found: Operations) -> int:
     return int((found.rotations == np.eye(3)).all((1, 2)).sum())
 
 
+_OPERATION = re.compile(r"[xyz\d+\-/. ]+(?:,[xyz\d+\-/. ]+){2}", re.IGNORECASE | re.ASCII)
+
+
 @lru_cache(256)
 def _parsed(texts: tuple[str, ...]) -> Operations:
     from pymatgen.core.operations import SymmOp
@@ -131,7 +137,7 @@ def _parsed(texts: tuple[str, ...]) -> Operations:
             found = SymmOp.from_xyz_str(text)
         except (ValueError, IndexError, ZeroDivisionError):
             raise ValueError(f"the symmetry operation {text[:30]!r} cannot be read") from None
-        if text.count(",") != 2 or not np.isclose(abs(np.linalg.det(found.rotation_matrix)), 1):
+        if not _OPERATION.fullmatch(text) or not np.isclose(abs(np.linalg.det(found.rotation_matrix)), 1):
             raise ValueError(f"the symmetry operation {text[:30]!r} cannot be read")
         rotations.append(found.rotation_matrix)
         exact = np.round(found.translation_vector * FRACTIONS) / FRACTIONS
@@ -163,7 +169,7 @@ def _given(items: Mapping[str, str | list[str]], key: str) -> str:
     return "" if text in ("?", ".") else text
 
 
-_STANDARD = ("", "b", "b1", "-b1", "1", "2", "H", "R")
+_STANDARD = ("", "b", "b1", "1", "2", "H", "R")
 """Choices among which a number, without a name, is meant: the unique axis b, both origins, both axes."""
 
 _SUFFIX = re.compile(r"(.+?):?([12HRSZ])", re.IGNORECASE)
@@ -209,8 +215,9 @@ def _settings() -> tuple[_Setting, ...]:
                 names |= {" ".join(word for word in name.split() if word != "1") for name in names}
             if kind.number >= 195:  # F m -3 m was F m 3 m
                 names |= {name.replace("-3", "3") for name in names}
-            compact = frozenset(map(_compact, names))
-            settings.append(_Setting(hall_number, kind.number, kind.hall_symbol, compact, kind.choice))
+            compact = set(map(_compact, names))
+            compact |= {E_GLIDES[name] for name in compact & E_GLIDES.keys()}
+            settings.append(_Setting(hall_number, kind.number, kind.hall_symbol, frozenset(compact), kind.choice))
     return tuple(settings)
 
 

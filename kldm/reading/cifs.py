@@ -71,16 +71,19 @@ def _single(path: Path, poscar: bool) -> Sequence[Row]:
     pieces = _pieces(text, _stem(path.name), str(path), poscar)
     if len(pieces) > 1 and not poscar:  # blocks have names of their own
         pieces = [attrs.evolve(piece, name=piece.name.split(", ", 1)[1]) for piece in pieces]
-    return _rows(pieces, path.name)
+    return _of_pieces(pieces, path.name)
 
 
 def read_table(path: Path) -> Sequence[Row]:
     """The rows of a CSV with a column ``cif`` or ``structure`` of CIFs or of pymatgen's dicts."""
-    pieces = [
-        _Piece(text, name, f"{path}, row {number}", "" if text.strip() else "the entry is empty")
-        for number, (name, text) in enumerate(zip(*read_rows(path), strict=True))
-    ]
-    return _rows(pieces, path.name)
+    ids, texts = read_rows(path)
+    return _rows(texts, ids, [f"{path}, row {number}" for number in range(len(texts))], path.name)
+
+
+def _rows(texts: Sequence[str], names: Sequence[str], places: Sequence[str], title: str) -> Sequence[Row]:
+    """Rows of texts that are each a CIF or a dict of pymatgen."""
+    reasons = ["" if text.strip() else "the entry is empty" for text in texts]
+    return _of_pieces([_Piece(*parts) for parts in zip(texts, names, places, reasons, strict=True)], title)
 
 
 def read_texts(texts: Sequence[str], names: Sequence[str], places: Sequence[str], title: str) -> Sequence[Row]:
@@ -176,7 +179,7 @@ def _of_entries(entries: Iterable[_Entry], path: Path) -> Sequence[Row]:
         found = [_Piece("", stem, place, reason)] if reason else _pieces(text, stem, place, poscar)
         note = SEVERAL if len(entries) > 1 and len(found) > 1 else ""
         pieces += [attrs.evolve(piece, note=note) for piece in found]
-    rows = _rows(pieces, path.name)
+    rows = _of_pieces(pieces, path.name)
     numbers = [_NUMBERED.fullmatch(Path(entry.name).name) for entry in entries]
     if len(rows) != len(entries) or not all(numbers):
         return rows
@@ -236,7 +239,7 @@ def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part)
 
 
-def _rows(pieces: Sequence[_Piece], title: str) -> Sequence[Row]:
+def _of_pieces(pieces: Sequence[_Piece], title: str) -> Sequence[Row]:
     results = parse_texts(_parsed, pieces, f"reading {title}", delay=2)
     return [
         attrs.evolve(row, place=printable(piece.place), name=printable(piece.name), note=piece.note)

@@ -76,12 +76,16 @@ def read_poscar_text(text: str) -> "Structure":
     Raises:
         StructureError: it is none, does not name its elements, or is no crystal.
     """
+    from pymatgen.core.periodic_table import Element
     from pymatgen.io.vasp.inputs import Poscar
 
     lines = text.split("\n")
     symbols, counts, _ = _header(lines, 0)
     if symbols and len(symbols) != len(counts):
         raise StructureError("it is no POSCAR, or its symbols and numbers of atoms do not agree")
+    for symbol in symbols:
+        if not Element.is_valid_symbol(re.split("[/_]", symbol)[0]):
+            raise StructureError(f"{symbol[:20]!r} is no element")
     end = _end(lines, 0)
     if end < len(lines) and _NUMBERS.fullmatch(lines[end]):
         raise StructureError("it lists more sites than its numbers of atoms say")

@@ -13,7 +13,7 @@ from kldm.errors import KldmError
 LARGEST_UNPACKED = 2**30
 """Most bytes that are unpacked from one compressed file or archive, all of its entries together."""
 
-PACKED: Mapping[str, Any] = {".gz": gzip.GzipFile, ".tgz": gzip.GzipFile, ".bz2": bz2.BZ2File}
+_UNPACKERS: Mapping[str, Any] = {".gz": gzip.GzipFile, ".tgz": gzip.GzipFile, ".bz2": bz2.BZ2File}
 
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -68,21 +68,22 @@ def too_large(path: Path) -> KldmError:
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """A regular file, unpacked as it is read if its name ends like that of ``PACKED``.
+    """A regular file, unpacked as it is read if its name ends in ``.gz``, ``.tgz`` or ``.bz2``.
 
     Raises:
         OSError: it cannot be opened.
         KldmError: it is a pipe or a device; or, as it is read, it unpacks to more than ``LARGEST_UNPACKED`` bytes.
     """
     refuse_irregular(path)
-    if unpacking := PACKED.get(path.suffix.lower()):
-        return io.BufferedReader(Bounded(unpacking(path), path), 2**16)
-    return path.open("rb")
+    unpacker = _UNPACKERS.get(path.suffix.lower())
+    if unpacker is None:
+        return path.open("rb")
+    return io.BufferedReader(Bounded(unpacker(path), path), 2**16)
 
 
 def open_text(path: Path, *, errors: str = "replace", newline: str | None = None) -> TextIO:
-    """A text file, compressed by gzip or bzip2 or not, as ``open_bytes`` opens it. By default, bytes that are not UTF-8
-    become U+FFFD and spoil their own row alone."""
+    """A text file, compressed or not, as ``open_bytes`` opens it. By default, bytes that are not UTF-8 become
+    U+FFFD and spoil their own row alone."""
     file = open_bytes(path)
     start = file.peek(2)[:2] if isinstance(file, io.BufferedReader) else b""
     encoding = "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"

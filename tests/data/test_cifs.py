@@ -3,7 +3,7 @@
 import json
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,12 @@ import pytest
 from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
 from pymatgen.io.cif import CifWriter
+from pymatgen.symmetry.groups import SpaceGroup
 
 from kldm.data.cifs import LONGEST_DICT, StructureError, blocks, read_text
 from kldm.data.parsing import parse_cif
+from kldm.data.symmetry import operations
+from kldm.runtime.numbers import Float
 
 CASES = Path(__file__).parent.parent / "cases"
 NACL = (CASES / "05" / "NaCl.cif").read_text()
@@ -107,6 +110,11 @@ READ: dict[str, tuple[str, str]] = {
     "an atom listed twice": (f"data_x\n{CELL}{IN_FULL}Na9 0 0 0\n", "Na5 Cl4"),
     "an atom listed nearly twice": (f"data_x\n{CELL}{IN_FULL}K9 0.00001 0 0\n", "K1 Na4 Cl4"),
     "the right formula": (named("_chemical_formula_sum 'Cl Na'\n_cell_formula_units_Z 4"), "Na4 Cl4"),
+    "orders of site symmetries": (
+        NACL.replace("occupancy", "symmetry_multiplicity").replace(" 1\n", " 48\n"),
+        "Na4 Cl4",
+    ),
+    "multiplicities": (NACL.replace("occupancy", "site_symmetry_multiplicity").replace(" 1\n", " 4\n"), "Na4 Cl4"),
     "the formula of the cell": (named("_chemical_formula_sum 'Na4 Cl4'\n_cell_formula_units_Z 4"), "Na4 Cl4"),
     "P1 in full, under the name of its group": (
         f"data_x\n{CELL}_symmetry_equiv_pos_as_xyz x,y,z\n_symmetry_Int_Tables_number 225\n"
@@ -172,6 +180,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "a group of another cell": (without_operations("_space_group_IT_number 194"), "does not fit its cell"),
     "operations of another cell": (NACL.replace("gamma 90", "gamma 120"), "do not fit its cell"),
     "two groups": (NACL.replace(" 225", " 221"), "contradict each other"),
+    "an operation with a product": (NACL.replace("'x, y, z'", "'1*x, y, z'"), "'1*x, y, z' cannot be read"),
     "a damaged operation": (NACL.replace("'x, y, z'", "'x, y'"), "the symmetry operation 'x, y' cannot be read"),
     "one digit of a third": (
         without_operations("_space_group_IT_number 191", loop("Al1 Al 0 0 0 1", "B1 B .3 .7 .5 1"), HEXAGONAL),
@@ -233,6 +242,25 @@ def test_sites_are_those_of_the_writer_to_the_last_bit() -> None:
         assert read_text(text).frac_coords.tolist() == Structure.from_str(text, fmt="cif").frac_coords.tolist()
 
 
+SYMBOLS = ["P-1", "P2_1/c", "P 1 21/c 1", "C2/c", "Pnma", "P b n m", "Aba2", "I4_1md", "R-3m", "P6_3/mmc", "Ia-3d"]
+
+
+@pytest.mark.parametrize("symbol", SYMBOLS)
+def test_named_groups_have_the_operations_of_pymatgen(symbol: str) -> None:
+    lengths = (5, 6, 7) if symbol[0] in "PCA" and "6" not in symbol else (5, 5, 7 if "-3d" not in symbol else 5)
+    angles = (90, 97 if "/c" in symbol else 90, 120 if symbol in ("R-3m", "P6_3/mmc") else 90)
+    matrix = Lattice.from_parameters(*lengths, *angles).matrix
+    found, complete = operations({"_space_group_name_h-m_alt": symbol}, matrix)
+    group = SpaceGroup("P2_1/c" if "21/c" in symbol else symbol.replace(" ", ""))
+    expected = [(op.rotation_matrix, op.translation_vector % 1) for op in group.symmetry_ops]
+
+    def rounded(pairs: Iterable[tuple[Float, Float]]) -> set[str]:
+        return {str([np.rint(rotation).tolist(), np.rint(shift * 24).tolist()]) for rotation, shift in pairs}
+
+    assert complete
+    assert rounded(zip(found.rotations, found.translations % 1, strict=True)) == rounded(expected)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_the_writer_counts_molecules_of_an_element(count: int) -> None:
     given = Structure(Lattice.cubic(4), ["N"] * count, np.arange(count)[:, None] / count * [1, 1, 1])
@@ -259,7 +287,9 @@ def test_blocks_without_atoms_are_passed_over() -> None:
 
 @pytest.mark.parametrize("written", [json.dumps, str, lambda value: json.dumps(json.dumps(value))])
 def test_dicts_of_pymatgen(written: Callable[[object], str]) -> None:
-    given = Structure(Lattice.cubic(4), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]).add_oxidation_state_by_guess()
+    given = Structure(
+        Lattice.cubic(4), ["Cs", "Cl"], np.array([[0, 0, 0], [0.5, 0.5, 0.5]])
+    ).add_oxidation_state_by_guess()
     assert formula(written(given.as_dict())) == "Cs1 Cl1"
 
 

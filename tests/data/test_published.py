@@ -13,6 +13,8 @@ from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
 
 from kldm.data import read_csv
+from kldm.data.arrays import too_close
+from kldm.data.cache import load_store, save_store
 from kldm.data.convert import to_structures
 from kldm.data.parsing import parse_cif, parse_texts
 from kldm.data.published import read_columns, read_rows
@@ -107,6 +109,28 @@ def test_bad_row_is_reported_and_skipped(tmp_path: Path, caplog: pytest.LogCaptu
         parsed.report(str(path))
     assert f"{path}: row 57 (mp-57) skipped: " in caplog.text
     assert f"{path}: 1 of 100 rows skipped" in caplog.text
+
+
+def test_atoms_on_top_of_each_other_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Such crystals are kept, and the report comes again when they are taken from the cache."""
+    close = cif_of(Structure(Lattice.cubic(4), ["Na", "Cl"], np.array([[0, 0, 0.99], [0, 0, 0.1]])))
+    parsed = read_csv(write(tmp_path / "x.csv", [cif_of(SKEWED), close, close]), workers=1)
+    assert (len(parsed.store), parsed.overlapping) == (3, ("mp-1", "mp-2"))
+    save_store(tmp_path / "x.safetensors", parsed)
+    with caplog.at_level(logging.WARNING, "kldm.data"):
+        load_store(tmp_path / "x.safetensors").report("x.csv")
+    assert "x.csv: 2 of 3 crystals have atoms closer than 0.5 angstrom (the first is mp-1)" in caplog.text
+
+
+@pytest.mark.parametrize("skew", [0, 7])
+def test_close_atoms_are_found_in_any_cell(skew: int) -> None:
+    """Of one crystal in several cells; distances through the faces and to an atom's own images count."""
+    cell = np.array([[1, skew, 0], [0, 1, 2 * skew], [0, 0, 1]])
+    for cartesian, close in (([0, 0, 3.6], True), ([0.3, 0.3, 3.9], True), ([0, 0, 3.4], False), ([2, 2, 2], False)):
+        positions = np.array([[0, 0, 0], cartesian]) @ np.linalg.inv(cell @ (np.eye(3) * 4))
+        assert too_close(cell @ (np.eye(3) * 4), positions) == close
+    assert too_close(np.diag([4, 4, 0.4]), np.zeros((1, 3)))
+    assert not too_close(np.diag([4, 4, 0.6]), np.zeros((1, 3)))
 
 
 def test_more_than_one_percent_is_an_error(tmp_path: Path) -> None:
