@@ -77,18 +77,13 @@ def _single(path: Path, poscar: bool) -> Sequence[Row]:
 def read_table(path: Path) -> Sequence[Row]:
     """The rows of a CSV with a column ``cif`` or ``structure`` of CIFs or of pymatgen's dicts."""
     ids, texts = read_rows(path)
-    return _rows(texts, ids, [f"{path}, row {number}" for number in range(len(texts))], path.name)
-
-
-def _rows(texts: Sequence[str], names: Sequence[str], places: Sequence[str], title: str) -> Sequence[Row]:
-    """Rows of texts that are each a CIF or a dict of pymatgen."""
-    reasons = ["" if text.strip() else "the entry is empty" for text in texts]
-    return _of_pieces([_Piece(*parts) for parts in zip(texts, names, places, reasons, strict=True)], title)
+    return read_texts(texts, ids, [f"{path}, row {number}" for number in range(len(texts))], path.name)
 
 
 def read_texts(texts: Sequence[str], names: Sequence[str], places: Sequence[str], title: str) -> Sequence[Row]:
-    """CIFs, or dicts as texts, which another file holds at the given places under the given names."""
-    return _rows([_Piece(*piece) for piece in zip(texts, names, places, strict=True)], title)
+    """The rows of CIFs, or of pymatgen's dicts as texts, which another file holds at these places."""
+    reasons = ["" if text.strip() else "the entry is empty" for text in texts]
+    return _of_pieces([_Piece(*parts) for parts in zip(texts, names, places, reasons, strict=True)], title)
 
 
 def read_folder(path: Path) -> Sequence[Row]:
