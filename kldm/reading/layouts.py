@@ -49,7 +49,8 @@ def read_items(path: Path, is_record: IsRecord) -> Iterator[Item]:
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and "\n" not in text[: error.pos].strip():  # lines, whatever the file is called
+        first = text[: error.pos].lstrip()
+        if error.msg == "Extra data" and "\n" in first and "\n" not in first.rstrip():  # JSON lines of another name
             yield from _lines(text.split("\n"), path)
             return
         raise KldmError(_not_json("file", error), place=str(path), remedy=_REWRITE) from None
