@@ -43,6 +43,7 @@ def read(path: Path, content: Any) -> SampleFile:
     [
         *((TABLE.to_json(orient=orient), NAMES) for orient in ("columns", "records", "index", "split", "table")),
         (TABLE.set_index("material_id").to_json(), NAMES),
+        (TABLE.to_json(orient="values"), NONE),
         (TABLE.to_json(orient="records", lines=True), NAMES),
         (TABLE.to_dict("list"), NAMES),
         (OF_ENTRIES.to_json(), NAMES),
@@ -78,6 +79,7 @@ def test_layouts(tmp_path: Path, name: str, content: Any, names: tuple[str, str]
     [
         ([{"atoms": {"lattice_mat": [], "coords": []}}], "entry 0: it is a structure of JARVIS and not of pymatgen"),
         ([{"attributes": {"lattice_vectors": []}}], "entry 0: it is a structure of OPTIMADE"),
+        ({"data": [{"id": 1, "attributes": {"lattice_vectors": []}}], "meta": {}}, "it is a structure of OPTIMADE"),
         ({"1": {"positions": [], "cell": []}, "ids": [1]}, "it is a structure of ASE"),
         ([{"a": DICTS[0], "b": DICTS[1]}], r"it has several structures \('a', 'b'\); keep one of them"),
         ({"first": [DICTS[0]], "second": [DICTS[1], 1]}, "it holds several lists"),
