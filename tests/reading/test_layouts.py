@@ -88,7 +88,6 @@ def test_layouts(tmp_path: Path, name: str, content: Any, names: tuple[str, str]
         (LINES.replace("\n", ",\n"), r"the file is not JSON \(Extra data\)"),
         (f'{{"target": {"1" * 5000}}}', r"x.json: the file is not JSON \(Exceeds the limit"),
         ([{"structure": "none"}], "its 'structure' is a text that is neither JSON nor a CIF"),
-        ([{"structure": {**DICTS[0], "sites": [{"species": [{"element": "Na", "occu": 0.5}]}]}}], "it is disordered"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, content: Any, told: str) -> None:
@@ -110,6 +109,13 @@ def test_bad_lines_and_entries_fail_alone(tmp_path: Path) -> None:
         read(tmp_path / "x.jsonl", "\n".join([*rows, "{"]))
     file = read(tmp_path / "x.json", [DICTS[0], {"formula": "NaCl"}, None])
     assert [c.reason for c in file.candidates] == ["", "it has no 'structure' (found: formula)", "no structure"]
+
+
+def test_disordered_structures_fail(tmp_path: Path) -> None:
+    mixed = {"species": [{"element": "Na", "occu": 0.5}, {"element": "K", "occu": 0.5}], "abc": [0, 0, 0]}
+    half = {"species": [{"element": "Na", "occu": 0.5}], "abc": [0, 0, 0]}
+    file = read(tmp_path / "x.json", [{**DICTS[0], "sites": [site]} for site in (mixed, half)])
+    assert [c.reason for c in file.candidates] == ["it is disordered"] * 2
 
 
 def test_decorations_are_left_out(tmp_path: Path) -> None:
