@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from kldm.errors import KldmError
 from kldm.reading import read_file
+from tests.reading.test_samples import outcome
 
 SITES = (("Na", 0.0, 0.0, 0.0), ("Cl", 2.82, 2.82, 2.82))
 LATTICE = 'Lattice="3.99 3.99 0 0 3.99 3.99 3.99 0 3.99"'
@@ -118,3 +121,33 @@ def test_periodicity_targets_and_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["a", "a=", "a={", 'a="', "a=[", "a= ", "Lattice=", "x:R:1:", "\t"])
 def test_long_lines_take_no_time(tmp_path: Path, text: str) -> None:
     assert reasons(tmp_path / "x.extxyz", frame() + frame(text * 100_000))[0] == SALT
+
+
+PIECES = [
+    "",
+    "1",
+    "2",
+    "0",
+    "x",
+    LATTICE,
+    'Lattice="nan inf"',
+    COLUMNS,
+    "pbc=[T",
+    "Na 0 0 0",
+    "11 1 1",
+    "Na+ 1e400 1_0 0",
+    "=",
+]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pieces=st.lists(st.sampled_from(PIECES) | st.text(max_size=8), max_size=12))
+def test_garbage_never_costs_the_first_frame(tmp_path: Path, pieces: list[str]) -> None:
+    path = tmp_path / "x.extxyz"
+    path.write_text(frame() + frame() + "\n".join(pieces), errors="replace")
+    found = outcome(path)
+    if isinstance(found, str):
+        assert found.startswith(str(path))
+        assert "\n" not in found
+    else:
+        assert found[0].structure is not None
