@@ -74,6 +74,8 @@ def main(ctx: click.Context) -> None:
     Start with `kldm run recipes/quickstart.cfg`. Any key of a recipe can be overridden on the command line:
     `--training.epochs 100 --model.network.hidden 64`.
     """
+    # Workers are started by ``python -m`` or ``-c``, which would import a joblib.py of the working directory.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     if ctx.invoked_subcommand not in _SHARED and "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":
         ctx.exit()  # only the first of torchrun's processes does work that is not shared
 

@@ -35,7 +35,7 @@ _SPECIES = re.compile(r"([A-Za-z]{1,2})(?:\d*\.?\d*[+-]|[+-]\d+\.?\d*)?(?:,spin=
 
 
 class Impossible(ValueError):
-    """What was read is no crystal, as opposed to what cannot be read at all."""
+    """What was read is no crystal, or a disordered one, as opposed to what cannot be read at all."""
 
 
 def atomic_number(symbol: str) -> int:
@@ -198,10 +198,10 @@ def _number(site: Any) -> int:
     if not isinstance(species, Sequence) or isinstance(species, str) or not species:
         raise ValueError("a site has no 'species'")
     if len(species) > 1:
-        raise ValueError("it is disordered")
+        raise Impossible("it is disordered")
     symbol = _entry(species[0], "element")
     if species[0].get("occu", 1) != 1:
-        raise ValueError("it is disordered")
+        raise Impossible("it is disordered")
     if not isinstance(symbol, str):
         raise ValueError("an element is not given by its symbol")
     return atomic_number(symbol)

@@ -49,7 +49,8 @@ def read_items(path: Path, is_record: IsRecord) -> Iterator[Item]:
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and "\n" not in text[: error.pos].strip():  # lines, whatever the file is called
+        first = text[: error.pos].lstrip()
+        if error.msg == "Extra data" and "\n" in first and "\n" not in first.rstrip():  # JSON lines of another name
             yield from _lines(text.split("\n"), path)
             return
         raise KldmError(_not_json("file", error), place=str(path), remedy=_REWRITE) from None
@@ -60,12 +61,13 @@ def read_items(path: Path, is_record: IsRecord) -> Iterator[Item]:
 
 
 def found(value: Any, is_record: IsRecord) -> tuple[Any, Mapping[str, Any]] | None:
-    """The record in a value, and what stands beside it: the value itself, the first of a list, or what the only key
-    holds that has a record. None if there is none, or more than one."""
+    """The record in a value, and what stands beside it: the value itself, or the only record in a list or under a key.
+    None if there is none, or more than one."""
     if is_record(value):
         return value, {}
-    if isinstance(value, list) and value and is_record(value[0]) and not any(map(is_record, value[1:])):
-        return value[0], {}
+    if isinstance(value, list):
+        records = list(filter(is_record, value))
+        return (records[0], {}) if len(records) == 1 else None
     if isinstance(value, Mapping):
         keys = record_keys(value, is_record)
         if len(keys) == 1:

@@ -108,11 +108,19 @@ def _foreign(value: Any) -> _ForeignError:
     if several:
         names = ", ".join(map(repr, several[:4]))
         return _ForeignError(f"it has several structures ({names})", "keep one of them, under the key 'structure'")
-    for part in (value, *(part for part in value.values() if isinstance(part, Mapping))):
-        for key, reason in _FOREIGN:
-            if key in part:
-                return _ForeignError(reason, _REMEDY)
+    keys = _keys(value)
+    for key, reason in _FOREIGN:
+        if key in keys:
+            return _ForeignError(reason, _REMEDY)
     return _ForeignError(f"it has no 'structure' (found: {', '.join(map(str, list(value)[:6]))})", _REMEDY)
+
+
+def _keys(value: Any, depth: int = 4) -> set[Any]:
+    """The keys of a mapping and of those within it, of lists their first entry's."""
+    if depth == 0 or not isinstance(value, Mapping | list):
+        return set()
+    parts = list(value.values()) if isinstance(value, Mapping) else value[:1]
+    return set(value if isinstance(value, Mapping) else ()).union(*(_keys(part, depth - 1) for part in parts))
 
 
 _KINDS: Mapping[type, str] = {list: "list", str: "text", bool: "truth value"}

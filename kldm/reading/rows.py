@@ -162,11 +162,6 @@ def _whole(value: object, place: str) -> int | None:
     raise KldmError("'target' and 'candidate' must be whole numbers from 0", place=place)
 
 
-def failure_reason(error: Exception) -> str:
-    """Why a structure could not be built; without the error's own numbers, so that equal reasons can be counted."""
-    return f"structure cannot be built: {type(error).__name__}"
-
-
 def formulas(structures: "Iterable[Structure | None]") -> tuple[str | None, ...]:
     """The reduced formula of each structure, without oxidation states; None if there is none."""
     return tuple(map(_formula, structures))

@@ -45,8 +45,8 @@ def read_file(path: str | Path) -> SampleFile:
 
     - ``.jsonl``: rows ``{"target", "candidate", "structure", "reason"}``, of which only ``structure`` (pymatgen's dict
       or null) is required; a cell whose matrix is null, and NaN, are allowed;
-    - ``.json``: pymatgen's dict of one structure, a list of them or of records with a ``structure`` (such as computed
-      entries), or a mapping from names to them;
+    - ``.json``: pymatgen's dict of one structure, or a list, mapping or table of them or of records with one, in any
+      layout of ``kldm.reading.layouts``;
     - ``.extxyz``, ``.xyz``: frames, with ``target`` and ``candidate`` in their info line;
     - ``.csv`` with a column ``cif`` or ``structure``, as the data sets are published (``material_id`` names the rows);
       an entry is a CIF, or pymatgen's dict as JSON or as Python prints it;

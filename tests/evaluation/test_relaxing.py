@@ -176,7 +176,7 @@ RELAX = ("relax", "SAMPLES", "--potential")
         ((*BARE, "--metric.hull", "HULL"), "--metric.hull: a hull is of no use without energies"),
         ((*JUDGE, "--metric.hull", "HULL"), "--metric.hull: unknown key"),
         ((*JUDGE, "--potential.device", "cpu"), "--potential.device: is no key of the metric"),
-        ((*STABILITY, "--metric.hull", "SAMPLES"), "samples.jsonl, entry 0: it is not an entry with a composition"),
+        ((*STABILITY, "--metric.hull", "SAMPLES"), "samples.jsonl:1: it is not an entry with a composition"),
         ((*STABILITY, "--metric.hull", "REFERENCE"), "elements.json, entry 0: it is not an entry with a composition"),
         ((*STABILITY, "--metric.hull", '["absent.json"]'), "absent.json: cannot be read (No such file or directory)"),
         ((*STABILITY, "--metric.hull", "HULL", "--metric.corrections", "mp20"), "--metric.corrections: wants"),

@@ -107,6 +107,34 @@ def test_lists_of_batches(tmp_path: Path) -> None:
     check(save(tmp_path / "d.pt", [stacked(2), stacked(2)]), 2, repeats=2)
 
 
+def targets(path: Path) -> list[tuple[int, int]]:
+    return [(c.target, c.candidate) for c in read_samples(path)]
+
+
+def test_rows_that_the_file_states(tmp_path: Path) -> None:
+    """FlowMM's processes each answer every other row; its evaluations are lists beside each other. ADiT numbers single
+    crystals."""
+    rows = torch.tensor([2, 0, 1])
+    assert targets(save(tmp_path / "a.pt", {**batch(), "batch_indices": rows})) == [(2, 0), (0, 0), (1, 0)]
+    both = [(2, 0), (0, 0), (1, 0), (2, 1), (0, 1), (1, 1)]
+    assert targets(save(tmp_path / "b.pt", {**stacked(2), "batch_indices": rows})) == both
+    listed = {name: [tensor, tensor] for name, tensor in {**batch(), "batch_indices": rows}.items()}
+    assert targets(save(tmp_path / "c.pt", listed)) == both
+    parts = {**listed, "batch_indices": [torch.tensor([0, 2, 4]), torch.tensor([1, 3, 5])]}
+    assert targets(save(tmp_path / "d.pt", parts)) == [(row, 0) for row in (0, 2, 4, 1, 3, 5)]
+    numbered = [{**crystal, "sample_idx": row} for crystal, row in zip(crystals(), (1, 2, 0), strict=True)]
+    assert targets(save(tmp_path / "e.pt", {"crystal_list": numbered, "time": 1.0})) == [(1, 0), (2, 0), (0, 0)]
+    named = [{**crystal, "sample_idx": f"mp-{row}"} for row, crystal in enumerate(crystals())]
+    found = read_file(save(tmp_path / "f.pt", named))
+    assert (found.labelled, found.names) == (False, ("mp-0", "mp-1", "mp-2"))
+
+
+def test_types_that_count_from_zero_are_doubted(tmp_path: Path) -> None:
+    found = read_file(save(tmp_path / "x.pt", {**batch(), "atom_types": torch.tensor([10, 16, 0, 2, 7, 7])}))
+    assert [c.reason for c in found.candidates] == ["", "no element has the atomic number 0", ""]
+    assert "atom_types holds 0, so that it may count the elements from 0" in found.notes[0]
+
+
 def fortran(tensor: Tensor) -> Any:
     return np.asfortranarray(tensor.numpy())
 
@@ -229,6 +257,15 @@ def without(*names: str) -> dict[str, Tensor]:
         ({**batch(), "angles": torch.full((3, 3), math.pi / 2)}, "as if they were radians; they must be degrees"),
         ({**stacked(2), "num_atoms": torch.tensor([SIZES])}, "disagree on the number of evaluations"),
         (Data(frac_coords=torch.rand(2, 3)), "it holds no crystals"),
+        (tuple(batch().values()), "it holds no crystals; give a dict of the tensors"),
+        ({**without("angles", "lengths"), "lattices": torch.rand(3, 3, 3)}, "save edges .* of its lattices"),
+        ({**stacked(3), "num_atoms": torch.tensor(SIZES)}, "as in a trajectory; keep the last step: "),
+        ({**batch(), "batch_indices": torch.tensor([0, 1, 0])}, "name a row twice.*; keep one of each"),
+        ({**batch(), "batch_indices": torch.tensor([0, 1])}, "has not one number for each crystal"),
+        ({**batch(), "batch_indices": torch.tensor([0, -1, 1])}, "holds no numbers of rows"),
+        ([{**crystal, "sample_idx": np.int64(1)} for crystal in crystals()], "not read as the number of a row"),
+        ([{**crystals()[0], "sample_idx": 1}, crystals()[1]], "only some of its crystals say"),
+        ({**batch(), "frac_coords": torch.zeros(1, 1).expand(10**12, 3)}, "fewer numbers than its shape says"),
         ({**batch(), "num_atoms": np.array(["a"])}, "x.pt: "),
     ],
 )

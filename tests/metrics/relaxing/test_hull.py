@@ -1,5 +1,6 @@
 """Energies above the hull against hand-made hulls and pymatgen's; files that are no reference."""
 
+import bz2
 import gzip
 import json
 from collections.abc import Mapping, Sequence
@@ -127,6 +128,56 @@ def test_lines_of_entries(tmp_path: Path, suffix: str) -> None:
     path.write_bytes(gzip.compress(lines.encode()) if suffix.endswith("gz") else lines.encode())
     made = read_hull([path], "none")
     assert (made.lowest, made.entries) == (hull(tmp_path, BINARY).lowest, 6)
+
+
+def test_tables_and_lists_under_any_key(tmp_path: Path) -> None:
+    records = [ComputedEntry(formula, energy).as_dict() for formula, energy in BINARY]
+    columns = {"id": {str(n): n for n in range(6)}, "entry": {str(n): record for n, record in enumerate(records)}}
+    rows = "\n".join(json.dumps({"material_id": "a", "entry": record}) for record in records)
+    contents = {"a.json": json.dumps(columns), "b.jsonl": rows, "c.json": json.dumps({"data": records, "meta": {}})}
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+        assert read_hull([tmp_path / name], "none").lowest == hull(tmp_path, BINARY).lowest
+    (tmp_path / "d.json.bz2").write_bytes(bz2.compress(json.dumps({"entries": records}).encode()))
+    assert read_hull([tmp_path / "d.json.bz2"], "none").entries == 6
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"parameters": {"run_type": "R2SCAN"}}, "its run_type is R2SCAN"),
+        ({"parameters": {"run_type": "HSE06"}}, "its run_type is HSE06"),
+        ({"data": {"thermo_type": "GGA_GGA+U_R2SCAN"}}, "its thermo_type is GGA_GGA"),
+        ({"entry_id": "mp-1-r2SCAN"}, "its id is 'mp-1-r2SCAN'"),
+        ({"energy_adjustments": [{"name": "MP GGA(+U)/r2SCAN mixing adjustment"}]}, "its correction is 'MP GGA"),
+        ({"energy_adjustments": [{"cls": {"@class": "MaterialsProjectDFTMixingScheme"}}]}, "its correction is "),
+        ({"energy_adjustments": [{"value": -1.0}], "correction": None}, "but no 'correction' that sums them up"),
+    ],
+)
+def test_energies_of_other_functionals_are_refused(tmp_path: Path, more: dict[str, Any], told: str) -> None:
+    path = tmp_path / "entries.json"
+    path.write_text(json.dumps([ENTRY, {**ENTRY, **more}]))
+    with pytest.raises(KldmError, match=r"entries\.json, entry 1: ") as caught:
+        read_hull([path], "mp2020")
+    assert told in str(caught.value)
+
+
+def test_energies_of_pbe_are_taken(tmp_path: Path) -> None:
+    """The corrections of MP2020 among GGA and GGA+U have 'mixing' in their names too."""
+    adjustments = [{"name": "MP2020 GGA/GGA+U mixing correction (Fe)", "value": -2.0, "cls": None}]
+    entry = {"composition": {"Fe": 1.0}, "energy": -8.0, "correction": -2.0, "energy_adjustments": adjustments}
+    path = tmp_path / "entries.json"
+    path.write_text(json.dumps([{**entry, "parameters": {"run_type": run}} for run in ("GGA", "GGA+U", None)]))
+    made = read_hull([path], "mp2020")
+    assert (made.lowest, made.notes) == ({frozenset(("Fe",)): {(("Fe", 1.0),): -10.0}}, ())
+
+
+def test_energies_far_from_all_others_are_noted(tmp_path: Path) -> None:
+    (note,) = hull(tmp_path, (*BINARY, ("NaCl", -100.0))).notes
+    assert "the lowest entry of NaCl (-50.00 eV/atom) lies more than 1 eV/atom below all others" in note
+    (note,) = hull(tmp_path, (("Na", -1.0), ("Cl2", -4.0), ("NaCl", -100.0))).notes
+    assert "NaCl (-50.00 eV/atom) lies more than 6 eV/atom from its elements" in note
+    assert hull(tmp_path, BINARY).notes == ()
 
 
 def test_oxidation_states_of_entries_are_dropped(tmp_path: Path) -> None:
