@@ -371,7 +371,7 @@ def relax(
 @click.option(
     "--requested",
     is_flag=True,
-    help="Judge only the rows of the reference that the samples have as targets, failed ones included.",
+    help="Judge only the rows of the reference that the samples name (by target, id or number), failed ones included.",
 )
 @click.option("--train", default="", help="The training set, to check whether the reference overlaps with it.")
 @click.option("--workers", type=int, help="Processes of the metric; -1: one per CPU core.")

@@ -35,7 +35,8 @@ def write_samples(
 
     - ``samples.jsonl`` is the full record. Its rows are ``{"target", "candidate", "structure", "reason"}``, where
       ``structure`` is a pymatgen dict (NaN is written as ``NaN``), or null for a candidate that failed. A failed
-      candidate has its atomic numbers as ``species`` if they are known; a selected one has ``"selected": true``.
+      candidate has its atomic numbers as ``species`` if they are known; a selected one has ``"selected": true``; and
+      rows of a target with a name have this ``name``.
     - ``samples.extxyz`` is extended xyz with ``target``, ``candidate``, ``formula`` (and ``name``, ``selected``) of
       each structure.
     - ``structures.zip`` holds one CIF per structure, ``<target>_<candidate>_<formula>.cif``. Equal structures make
@@ -52,7 +53,8 @@ def write_samples(
     """
     with atomic_write(folder / "samples.jsonl") as path, path.open("w", encoding="utf-8") as file:
         for candidate in candidates:
-            file.write(json.dumps(_row(candidate)) + "\n")
+            named = {"name": names[candidate.target]} if names.get(candidate.target) else {}
+            file.write(json.dumps(_row(candidate) | named) + "\n")
     finite = [
         (candidate, candidate.structure, energy)
         for candidate, energy in zip(candidates, energies or [None] * len(candidates), strict=True)

@@ -8,7 +8,7 @@ import attrs
 
 from kldm.errors import KldmError
 from kldm.interfaces import Candidate
-from kldm.reading.clues import REMEDY, Clue, Place, are_row_numbers, by_ids, by_numbers, cleaned, unlike_note
+from kldm.reading.clues import BY_ID, REMEDY, Clue, Place, are_row_numbers, by_ids, by_numbers, cleaned, unlike_note
 from kldm.reading.reference import Reference
 from kldm.reading.rows import SampleFile, formulas
 
@@ -133,9 +133,7 @@ def _place(file: SampleFile, reference: Reference) -> _Placed:
     compositions = formulas(candidate.structure for candidate in file.candidates)
     names = [cleaned(name) for name in file.names]
     if file.labelled:
-        _check_labels(file, names, reference)
-        places = tuple((candidate.target, candidate.candidate) for candidate in file.candidates)
-        return _Placed(places, BY_TARGET, _mismatch_notes(file, places, compositions, reference), stated=True)
+        return _by_target(file, names, compositions, reference)
     agreement = partial(_agreement, compositions, reference)
     k, left = divmod(len(file.candidates), len(reference)) if len(reference) else (0, 1)
     order = None if left else _by_order(file, compositions, reference, k)
@@ -170,26 +168,44 @@ def _by_numbers(
     return by_numbers(names, len(reference), agreement, str(file.path))
 
 
-def _check_labels(file: SampleFile, names: Sequence[str], reference: Reference) -> None:
-    rows, places = len(reference), dict[Place, str]()
-    for candidate, place in zip(file.candidates, file.places, strict=True):
-        target, number = candidate.target, candidate.candidate
+def _by_target(
+    file: SampleFile, names: Sequence[str], compositions: Sequence[str | None], reference: Reference
+) -> _Placed:
+    """The places that rows carry. If they have ids of other rows too, the targets count the rows of another reference,
+    and the ids count, provided that the compositions agree with them."""
+    places = tuple((candidate.target, candidate.candidate) for candidate in file.candidates)
+    ids = [cleaned(name) for name in reference.ids]
+    rows = {name: row for row, name in enumerate(ids)}
+    note = ""
+    if set(names) <= set(rows) and len(rows) == len(ids) and not are_row_numbers(ids):
+        by_id = tuple((rows[name], candidate.candidate) for name, candidate in zip(names, file.candidates, strict=True))
+        if by_id != places:
+            first = next(row for row, (one, other) in enumerate(zip(places, by_id, strict=True)) if one != other)
+            problem = (
+                f"it answers target {places[first][0]}, but its id {names[first]!r} is that of row {by_id[first][0]}"
+            )
+            kept = [place if place[0] < len(reference) else None for place in places]
+            if _agreement(compositions, reference, by_id) <= _agreement(compositions, reference, kept):
+                remedy = "give the reference that the samples were made for, or leave the targets or the ids out"
+                raise KldmError(problem, place=file.places[first], remedy=remedy)
+            note = f"{file.places[first]}: {problem}; the compositions agree with the ids, which were taken."
+            places = by_id
+    _check_places(file, places, len(reference))
+    notes = (*([note] if note else []), *_mismatch_notes(file, places, compositions, reference))
+    return _Placed(places, BY_ID if note else BY_TARGET, notes, stated=True)
+
+
+def _check_places(file: SampleFile, places: Sequence[Place], rows: int) -> None:
+    taken: dict[Place, str] = {}
+    for (target, number), source in zip(places, file.places, strict=True):
         if target >= rows:
             remedy = f"the reference has rows 0 to {rows - 1}; is it the right one?"
             remedy = remedy if rows else "the reference is empty"
-            raise KldmError(f"it answers target {target}", place=place, remedy=remedy)
-        first = places.setdefault((target, number), place)
-        if first is not place:
+            raise KldmError(f"it answers target {target}", place=source, remedy=remedy)
+        first = taken.setdefault((target, number), source)
+        if first is not source:
             problem = f"target {target} has a candidate {number} in {first} too"
-            raise KldmError(problem, place=place, remedy="number them 0, 1, ...")
-    ids = [cleaned(name) for name in reference.ids]
-    if not set(names) <= set(ids) or are_row_numbers(ids):
-        return
-    for candidate, name, place in zip(file.candidates, names, file.places, strict=True):
-        if ids[candidate.target] != name:
-            problem = f"it answers target {candidate.target}, but its id {name!r} is that of row {ids.index(name)}"
-            remedy = "the rows of the reference stand in another order than when the samples were made"
-            raise KldmError(problem, place=place, remedy=f"{remedy}; give that reference, or leave the targets out")
+            raise KldmError(problem, place=source, remedy="number them 0, 1, ...")
 
 
 def _by_order(file: SampleFile, compositions: Sequence[str | None], reference: Reference, k: int) -> _Placed:

@@ -16,6 +16,8 @@ _ENDING = re.compile(r"\.(cif|vasp|poscar|json|xyz|extxyz)$", re.IGNORECASE)
 _LONGEST_NAME = 200
 """Longer names, or names of many words, are no ids with a number behind them."""
 
+BY_ID = "Rows are placed by their ids, which are those of the reference."
+
 REMEDY = "give every row a 'target', the row of the reference that it answers, counted from 0"
 
 
@@ -78,12 +80,16 @@ def by_ids(names: Sequence[str], ids: Sequence[str], place: str) -> Clue | None:
     if len(known) < len(unknown):
         problem = f"the reference has only {len(known)} of the {len(known) + len(unknown)} ids of its samples"
         raise KldmError(f"{problem}, and lacks {unknown[0]!r}", place=place, remedy="is it the right reference?")
+    targets: list[int | None]
     if shared := next((hit[0] for hit in known if len(rows[hit[0]]) > 1), None):
-        in_order = [ids[row % len(ids)] for row in range(len(names))]
-        if [hit and hit[0] for hit in found] != [cleaned(name) for name in in_order]:
+        count, k = len(ids), max(1, len(names) // len(ids))
+        orders = [row % count for row in range(len(names))], [row // k % count for row in range(len(names))]
+        told = [hit and hit[0] for hit in found]
+        agreeing = [order for order in orders if told == [cleaned(ids[row]) for row in order]]
+        if not agreeing:
             problem = f"the id {shared!r} of a sample is that of {len(rows[shared])} rows of the reference"
             raise KldmError(problem, place=place, remedy=REMEDY)
-        targets: list[int | None] = [row % len(ids) for row in range(len(names))]
+        targets = list(agreeing[0])
     else:
         targets = [None if hit is None else rows[hit[0]][0] for hit in found]
     numbers = [None if hit is None else hit[1] for hit in found]
@@ -93,8 +99,7 @@ def by_ids(names: Sequence[str], ids: Sequence[str], place: str) -> Clue | None:
             f"{len(unknown)} of {len(names)} samples have an id that the reference lacks, such as {unknown[0]!r}; "
             "they answer no row."
         )
-    rule = "Rows are placed by their ids, which are those of the reference."
-    return Clue(tuple(places), rule, tuple(notes), weak=are_row_numbers(names) or are_row_numbers(names, 1))
+    return Clue(tuple(places), BY_ID, tuple(notes), weak=are_row_numbers(names) or are_row_numbers(names, 1))
 
 
 def by_numbers(

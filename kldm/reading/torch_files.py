@@ -58,6 +58,7 @@ class _Evaluation:
 def read_torch(path: Path) -> Sequence[Row]:
     """The crystals of the file. Of several evaluations, crystal b of evaluation e is candidate e of target b."""
     content = load_inert(path)
+    _refuse_asymmetric_units(content, path)
     try:
         evaluations = _evaluations(content)
         _check_degrees(evaluations)
@@ -334,3 +335,14 @@ def _whole(name: str, values: Tensor) -> Tensor:
         remedy = _ONE_HOT if is_type else "save it as it was"
         raise KldmError(f"{name!r} holds numbers that are not whole", remedy=remedy)
     return values.to(torch.int64)
+
+
+def _refuse_asymmetric_units(content: Any, path: Path) -> None:
+    """SymmCD writes one atom of every orbit: read as they are, these would be other crystals."""
+    parts = content if isinstance(content, list | tuple) else [content]
+    found = {
+        key for part in parts if isinstance(part, Mapping) for key in ("site_symm", "site_symmetries") if key in part
+    }
+    if found:
+        problem = f"it holds asymmetric units, with their symmetry under {min(found)!r}"
+        raise KldmError(problem, place=str(path), remedy="expand them, and write whole cells")

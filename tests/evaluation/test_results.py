@@ -70,7 +70,8 @@ def test_jsonl_keeps_everything(folder: Path) -> None:
     assert found[1].structure is None
     assert found[3].species == (11, 17)
     rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-    assert [set(row) for row in rows] == [{"target", "candidate", "structure", "reason"}] * 4
+    assert [set(row) for row in rows] == [{"target", "candidate", "structure", "reason", "name"}] * 4
+    assert [row["name"] for row in rows] == [f"mp-{c.target}" for c in CANDIDATES]
 
 
 @pytest.mark.parametrize("name", ["samples.extxyz", "structures.zip"])

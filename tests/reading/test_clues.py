@@ -12,11 +12,11 @@ from pymatgen.io.cif import CifWriter
 
 from kldm.errors import KldmError
 from kldm.reading import Reference, SampleFile, align, read_file, read_reference
+from kldm.reading.clues import BY_ID
 from tests.reading.test_alignment import crystal, labelled, reference, samples, where
 
 IDS = ("mp-66", "mp-48", "mp-47", "mp-99", "mp-7")
 SALTS = ("Li", "Na", "K", "Rb", "Cs")
-BY_ID = "Rows are placed by their ids, which are those of the reference."
 NUMBERED = "Rows are placed by the numbers in their names, counted from {}."
 
 
@@ -116,6 +116,15 @@ def test_ids_that_several_rows_have() -> None:
     with pytest.raises(KldmError, match="the id 'a-1' of a sample is that of 2 rows of the reference"):
         align([samples(["Li"] * 3, ids=("a-2", "a-1", "a-1"))], reference(["Li"] * 3, twice))
     assert where(align([samples(["Li"] * 3, ids=twice)], reference(["Li"] * 3, twice))) == {(t, 0): t for t in range(3)}
+    together = [name for name in twice for _ in range(2)]
+    assert where(align([samples(["Li"] * 6, ids=together)], reference(["Li"] * 3, twice))) == {
+        (0, 0): 0,
+        (0, 1): 1,
+        (1, 0): 2,
+        (1, 1): 3,
+        (2, 0): 4,
+        (2, 1): 5,
+    }
     with pytest.raises(KldmError, match="'mp-7_01' and 'mp-7_1' are the same candidate of one target"):
         align([samples(["Li"] * 3, ids=("mp-7_1", "mp-7_01", "mp-66_1"))], reference(["Li"] * 5, IDS))
 
@@ -210,9 +219,16 @@ def test_other_numbers_are_no_rows(names: Sequence[str]) -> None:
 def test_targets_against_ids() -> None:
     targets = [(0, 0), (1, 0), (2, 0)]
     assert align([labelled(targets, ids=IDS[:3])], reference(SALTS, IDS)).notes == ()
-    told = r"x.jsonl:0: it answers target 0, but its id 'mp-48' is that of row 1; the rows of the reference stand in"
+    told = r"x.jsonl:0: it answers target 0, but its id 'mp-48' is that of row 1; give the reference that the samples"
     with pytest.raises(KldmError, match=told):
         align([labelled(targets, ids=("mp-48", "mp-66", "mp-47"))], reference(SALTS, IDS))
+    found = align([labelled(targets, ids=("mp-47", "mp-66", "mp-48"))], reference(("Na", "K", "Li"), IDS[:3]))
+    assert [c.target for c in found.candidates] == [0, 1, 2]
+    assert found.rule == BY_ID
+    told = "x.jsonl:0: it answers target 0, but its id 'mp-47' is that of row 2; the compositions agree with the ids"
+    assert found.notes[0].startswith(told)
+    filtered = align([labelled([(3, 0), (4, 0)], ids=IDS[:2])], reference(("Rb", "Cs"), IDS[:2]))
+    assert [c.target for c in filtered.candidates] == [0, 1], "the reference has fewer rows than that of the samples"
     assert align([labelled(targets, ids=("a", "b", "c"))], reference(SALTS, IDS)).notes == ()
 
 

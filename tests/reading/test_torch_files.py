@@ -88,6 +88,12 @@ def test_evaluations(tmp_path: Path, evaluations: int) -> None:
     check(save(tmp_path / "x.pt", stacked(evaluations)), evaluations)
 
 
+def test_asymmetric_units_are_no_crystals(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.pt", {**batch(), "spacegroups": torch.ones(3), "site_symmetries": torch.zeros(9, 15, 13)})
+    with pytest.raises(KldmError, match="it holds asymmetric units, with their symmetry under 'site_symmetries'"):
+        read_file(path)
+
+
 def test_extras_of_the_peers_are_not_looked_at(tmp_path: Path) -> None:
     """CDVAE and DiffCSP put their command line and a torch-geometric batch beside the tensors."""
     ground = Batch.from_data_list([Data(x=torch.ones(2, 3), y=torch.ones(1), num_nodes=2, mp_id="mp-1")] * 2)
