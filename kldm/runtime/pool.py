@@ -232,14 +232,18 @@ class _Worker:
         self._pipe, theirs = Pipe()
         code = "import sys; sys.path[:] = sys.argv[2:]; from kldm.runtime.pool import _serve; _serve()"
         threads = {} if self.alone else {f"{name}_NUM_THREADS": "1" for name in _THREADS}
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code, str(theirs.fileno()), *sys.path],
-                stdin=subprocess.PIPE,  # by which it notices the end of this process, and nothing else
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, **threads},
-                process_group=0,  # Ctrl-C is meant for this process, which ends the others
-            )
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", code, str(theirs.fileno()), *sys.path],
+                    stdin=subprocess.PIPE,  # by which it notices the end of this process, and nothing else
+                    pass_fds=[theirs.fileno()],
+                    env={**os.environ, **threads},
+                    process_group=0,  # Ctrl-C is meant for this process, which ends the others
+                )
+        except OSError as error:
+            problem = f"a process for the work cannot be started ({error.strerror or error})"
+            raise KldmError(problem, remedy="use fewer workers") from error
         self._view = psutil.Process(self._process.pid)
         # What the process before it had imported counts for no item's time.
         self._pipe.send(self._modules)
