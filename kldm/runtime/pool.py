@@ -62,6 +62,11 @@ class Failure:
     reason: str
 
 
+def is_of_a_limit(reason: str) -> bool:
+    """Whether a reason is, or quotes, that of a ``Failure`` which says nothing of the item but what it took."""
+    return any(words in reason for words in ("time limit of ", "it took more than ", "its process ended "))
+
+
 def check_work(workers: int, time_limit: float | None) -> None:
     """Raises ``KldmError`` for values that ``parallel_map`` cannot use."""
     if workers < 1 and workers != -1:
@@ -349,9 +354,10 @@ def _serve() -> None:
 
     # The system sends SIGIO when the program that started this one has ended in whatever way, and closed the pipe. It
     # ends this process at once, in compiled code too.
-    signal(SIGIO, SIG_DFL)
-    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
+    with suppress(OSError):  # where the system has no such signals for pipes, it ends after the item
+        signal(SIGIO, SIG_DFL)
+        fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
     pipe = Connection(int(sys.argv[1]))
     sys.argv[1:] = []
     with suppress(EOFError, OSError):  # the other program has ended

@@ -108,6 +108,15 @@ def test_if_all_failed_the_reason_ends_the_command(tmp_path: Path) -> None:
     assert len((tmp_path / "evaluation-1" / "results.csv").read_text().splitlines()) == 4
 
 
+def test_a_limit_that_nothing_keeps_ends_the_command(tmp_path: Path) -> None:
+    samples = lines(tmp_path / "a.jsonl", [{"structure": salt("Cs", "Cl", 4.1).as_dict()}])
+    done = kldm("evaluate", samples, "--reference", samples, "--time-limit", "1e-9")
+    assert done.exit_code == 1
+    assert done.output.splitlines()[-1].endswith(
+        "all 1 structures failed: target cannot be compared: time limit of 1e-09 s"
+    )
+
+
 def test_the_most_common_reason_stands_for_all() -> None:
     assert failure(3, {"a": 2, "b": 1}) == "all 3 structures failed, 2 of them: a"
     assert failure(3, {"a": 2}) is failure(0, {}) is None
