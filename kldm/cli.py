@@ -308,7 +308,7 @@ def export(ctx: click.Context, model: Path, out: Path, precision: "Rounding", co
 
     _load(code)
     trained.export(model, out, precision, _overrides(ctx))
-    click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+    _say(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
 @main.command(context_settings=_EXTRA)
@@ -482,12 +482,12 @@ def check(ctx: click.Context, recipe: Path, code: tuple[Path, ...]) -> None:
     experiment.prepare(built)
     if built.training.start_from is not None:
         checkpoint.locate(built.training.start_from, state=built.training.start_with == "state")
-    click.echo(recipe_text(tree))
+    _say(recipe_text(tree))
     parameters = sum(parameter.numel() for parameter in built.model.parameters())
-    click.echo(f"# network: {parameters:,} parameters")
+    _say(f"# network: {parameters:,} parameters")
     validation = [built.validation.split] if built.validation else []
     for split in dict.fromkeys(["train", *validation, *built.evaluation.splits]):
-        click.echo(f"# data: {split}: {built.data.locate(split)}")
+        _say(f"# data: {split}: {built.data.locate(split)}")
 
 
 @main.command()

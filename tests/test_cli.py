@@ -281,7 +281,7 @@ def test_components_lists_all_with_a_line_and_parameters() -> None:
         (["run", QUICKSTART, "--code", "nowhere.py"], "nowhere.py: no such file"),
         (["sample", "nowhere"], "no checkpoint here"),
         (["sample", QUICKSTART], "the file is broken"),
-        (["evaluate", "nowhere"], "needs a reference"),
+        (["evaluate", "nowhere"], "nowhere: there is no such file or folder"),
         (["evaluate", "nowhere.jsonl", "--reference", "mp_20/test"], "nowhere.jsonl: there is no such file or folder"),
     ],
     ids=lambda value: " ".join(Path(str(part)).name for part in value[:2]) if isinstance(value, list) else "",

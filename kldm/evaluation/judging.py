@@ -16,6 +16,7 @@ from kldm.evaluation.results import write_lines, write_table
 from kldm.interfaces import Measurement, Metric, Samples
 from kldm.reading import Reference
 from kldm.runtime.files import make_writable
+from kldm.runtime.pool import is_of_a_limit
 
 EVALUATION = "evaluation"
 """What the folders of ``kldm evaluate`` are called before their number."""
@@ -65,11 +66,10 @@ def judge(
         write(path, [*table_rows, *unplaced])
     candidates = [candidate for samples in sets for candidate in samples.candidates]
     not_built = [candidate.reason for candidate in candidates if candidate.structure is None]
-    unmeasured = [
-        [str(row.get("reason")) for part in measurements for row in part.rows]
+    unmeasured = (
+        [reason for pair in zip(sets, measurements, strict=True) for reason in _failures(*pair)]
         for measurements in measured.values()
-        if sum(part.values.get("n_failed") or 0 for part in measurements) == len(candidates)
-    ]
+    )
     failures = (failure(len(candidates), Counter(reasons)) for reasons in (not_built, *unmeasured))
     found = (note for measurements in measured.values() for part in measurements for note in part.notes)
     return Judgement(
@@ -92,6 +92,14 @@ def failure(requests: int, failures: Mapping[str, int]) -> str | None:
         return None
     reason, count = Counter(failures).most_common(1)[0]
     return f"all {requests} structures failed" + ("" if count == requests else f", {count} of them") + f": {reason}"
+
+
+def _failures(samples: Samples, measurement: Measurement) -> list[str]:
+    """The reasons of the candidates of which the metric could say nothing."""
+    everyone = measurement.values.get("n_failed") == len(measurement.rows)
+    reasons = [str(row.get("reason")) for row in measurement.rows]
+    pairs = zip(samples.candidates, reasons, strict=False)  # a metric may have no rows
+    return [reason for candidate, reason in pairs if everyone or candidate.structure is None or is_of_a_limit(reason)]
 
 
 def _line(error: Exception, kind: type) -> str:

@@ -62,6 +62,11 @@ class Failure:
     reason: str
 
 
+def is_of_a_limit(reason: str) -> bool:
+    """Whether a reason is, or quotes, that of a ``Failure`` which says nothing of the item but what it took."""
+    return any(words in reason for words in ("time limit of ", "it took more than ", "its process ended "))
+
+
 def check_work(workers: int, time_limit: float | None) -> None:
     """Raises ``KldmError`` for values that ``parallel_map`` cannot use."""
     if workers < 1 and workers != -1:
@@ -232,14 +237,18 @@ class _Worker:
         self._pipe, theirs = Pipe()
         code = "import sys; sys.path[:] = sys.argv[2:]; from kldm.runtime.pool import _serve; _serve()"
         threads = {} if self.alone else {f"{name}_NUM_THREADS": "1" for name in _THREADS}
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code, str(theirs.fileno()), *sys.path],
-                stdin=subprocess.PIPE,  # by which it notices the end of this process, and nothing else
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, **threads},
-                process_group=0,  # Ctrl-C is meant for this process, which ends the others
-            )
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", code, str(theirs.fileno()), *sys.path],
+                    stdin=subprocess.PIPE,  # by which it notices the end of this process, and nothing else
+                    pass_fds=[theirs.fileno()],
+                    env={**os.environ, **threads},
+                    process_group=0,  # Ctrl-C is meant for this process, which ends the others
+                )
+        except OSError as error:
+            problem = f"a process for the work cannot be started ({error.strerror or error})"
+            raise KldmError(problem, remedy="use fewer workers") from error
         self._view = psutil.Process(self._process.pid)
         # What the process before it had imported counts for no item's time.
         self._pipe.send(self._modules)
@@ -345,9 +354,10 @@ def _serve() -> None:
 
     # The system sends SIGIO when the program that started this one has ended in whatever way, and closed the pipe. It
     # ends this process at once, in compiled code too.
-    signal(SIGIO, SIG_DFL)
-    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
+    with suppress(OSError):  # where the system has no such signals for pipes, it ends after the item
+        signal(SIGIO, SIG_DFL)
+        fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
     pipe = Connection(int(sys.argv[1]))
     sys.argv[1:] = []
     with suppress(EOFError, OSError):  # the other program has ended

@@ -216,10 +216,7 @@ def test_a_metric_of_one_s_own_stands_in_a_run(code: Path, tmp_path: Path, finis
     done = kldm("evaluate", folder, "--code", code)
     assert done.exit_code == 0, done.output
     assert {file: file.read_bytes() for file in before} == before, "the run's own results"
-    assert [column.name for column in compare([folder]).columns] == [
-        "run/evaluation-1/test",
-        "run/evaluation-1/test_untrained",
-    ]
+    assert "run/evaluation-1/test" in [column.name for column in compare([folder]).columns]
     judged = Report.read(folder / "evaluation-1" / "report.json").evaluation["test"]
     assert {name: found.metric for name, found in judged.metrics.items()} == {
         "csp": "match_rate.v1",

@@ -10,6 +10,7 @@ import pytest
 
 from kldm.errors import KldmError, printable, reason_of
 from kldm.evaluation.comparison import compare
+from kldm.evaluation.judging import failure
 from kldm.evaluation.results import write_lines, write_table
 from tests.evaluation.test_files import lines, salt
 from tests.metals import fcc
@@ -105,6 +106,20 @@ def test_if_all_failed_the_reason_ends_the_command(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert "all 3 structures failed: no luck" in done.output.splitlines()[-1]
     assert len((tmp_path / "evaluation-1" / "results.csv").read_text().splitlines()) == 4
+
+
+def test_a_limit_that_nothing_keeps_ends_the_command(tmp_path: Path) -> None:
+    samples = lines(tmp_path / "a.jsonl", [{"structure": salt("Cs", "Cl", 4.1).as_dict()}])
+    done = kldm("evaluate", samples, "--reference", samples, "--time-limit", "1e-9")
+    assert done.exit_code == 1
+    assert done.output.splitlines()[-1].endswith(
+        "all 1 structures failed: target cannot be compared: time limit of 1e-09 s"
+    )
+
+
+def test_the_most_common_reason_stands_for_all() -> None:
+    assert failure(3, {"a": 2, "b": 1}) == "all 3 structures failed, 2 of them: a"
+    assert failure(3, {"a": 2}) is failure(0, {}) is None
 
 
 ODD = """

@@ -195,6 +195,18 @@ def test_isolated_atoms_have_failed(cache: Path) -> None:
     assert not has_isolated_atoms(Structure(Lattice.cubic(20.0), ["Cu"] * 2, sites[:2]), 6.0)
 
 
+@pytest.mark.slow
+def test_chgnet_does_not_see_isolated_atoms(cache: Path) -> None:
+    """Its calculator would give them an energy, which converges at once (CederGroupHub/chgnet#55)."""
+    pytest.importorskip("chgnet")
+    helium = Structure(Lattice.cubic(30.0), ["He"], np.array([[0, 0, 0]]))
+    hydrogen = Structure(Lattice.cubic(14.0), ["H", "H"], np.array([[0, 0, 0], [0.5, 0.0, 0]]))
+    caesium = Structure(Lattice.cubic(6.16), ["Cs", "Cs"], np.array([[0, 0, 0], [0.5, 0.5, 0.5]]))
+    found = relaxed([helium, hydrogen, caesium], CHGNet(device="cpu"), Relaxation(max_steps=0))
+    reason = "an atom has no other within 6 angstrom"
+    assert [result.reason for result in found] == [reason, reason, ""]
+
+
 def test_energies_far_from_all_others_are_found() -> None:
     assert far_off([-3.0, -3.9, 4.19, -3.5, -3.2]) == [2]
     assert far_off([23.3, -3.0, -3.5, 4.19, -3.2]) == [0, 3]
