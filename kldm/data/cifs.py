@@ -19,7 +19,7 @@ import attrs
 import numpy as np
 
 from kldm.data.arrays import too_close
-from kldm.data.structures import FARTHEST, numbers_of, plain_structure, structure_of
+from kldm.data.structures import FARTHEST, MOST_ATOMS, numbers_of, plain_structure, structure_of
 from kldm.data.symmetry import LISTED, Operations, operations
 from kldm.runtime.numbers import Float
 
@@ -34,9 +34,6 @@ SAME = 1e-4
 
 ROUNDED = 1e-4
 """Coordinates of training data within this part of 1/3 or 2/3 are these, as pymatgen has it."""
-
-MOST_ATOMS = 5000
-"""Cells of more atoms are refused before all of their copies are made."""
 
 LONGEST_DICT = 2**22
 """Characters; reading a dict takes a hundred times as many bytes."""

@@ -10,7 +10,7 @@ from typing import IO, Any, TextIO
 
 from kldm.errors import KldmError
 
-LARGEST_UNPACKED = 2**30
+LARGEST_UNPACKED = 2**32
 """Most bytes that are unpacked from one compressed file or archive, all of its entries together."""
 
 _UNPACKERS: Mapping[str, Any] = {".gz": gzip.GzipFile, ".tgz": gzip.GzipFile, ".bz2": bz2.BZ2File}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd  # type: ignore[import-untyped]
+import pandas as pd
 import pytest
 from pymatgen.core.lattice import Lattice
 from pymatgen.core.periodic_table import Species
