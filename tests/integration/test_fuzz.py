@@ -66,15 +66,19 @@ ODD: Sequence[Any] = (
 IMPOSSIBLE = (NaN, INFINITY, -INFINITY, 1e308, -1e308)
 """Numbers that no key of a recipe takes."""
 
-CRYSTALS: Sequence[Structure] = (
-    Structure(Lattice.cubic(4.2), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
-    Structure(Lattice.hexagonal(3.0, 3.26), ["Al", "B", "B"], [[0, 0, 0], [1 / 3, 2 / 3, 0.5], [2 / 3, 1 / 3, 0.5]]),
-    Structure(Lattice.from_parameters(3.1, 4.2, 5.3, 80, 95, 101), ["Li", "O", "O"], np.eye(3) * 0.37),
-    Structure(
-        Lattice.tetragonal(3.9, 4.1),
-        ["Ba", "Ti", "O", "O", "O"],
-        np.vstack([[[0, 0, 0], [0.5, 0.5, 0.51]], np.eye(3) / 2]),
-    ),
+THIRD = 1 / 3
+CRYSTALS: Sequence[Structure] = tuple(
+    Structure(lattice, elements, np.array(coordinates))
+    for lattice, elements, coordinates in (
+        (Lattice.cubic(4.2), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
+        (Lattice.hexagonal(3, 3.26), ["Al", "B", "B"], [[0, 0, 0], [THIRD, -THIRD, 0.5], [-THIRD, THIRD, 0.5]]),
+        (Lattice.from_parameters(3.1, 4.2, 5.3, 80, 95, 101), ["Li", "O", "O"], np.eye(3) * 0.37),
+        (
+            Lattice.tetragonal(3.9, 4.1),
+            ["Ba", "Ti", "O", "O"],
+            [[0, 0, 0], [0.5, 0.5, 0.51], [0.5, 0, 0.5], [0, 0.5, 0.5]],
+        ),
+    )
 )
 
 Edit = tuple[int, tuple[Any, ...], Any]
