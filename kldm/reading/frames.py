@@ -146,6 +146,7 @@ def _floats(words: Sequence[str]) -> Float:
 
 def _fractional(positions: Float, matrix: Float) -> Float:
     try:
-        return np.asarray(positions @ np.linalg.inv(matrix))
+        with np.errstate(all="ignore"):  # what is not finite is told by the reason
+            return np.asarray(positions @ np.linalg.inv(matrix))
     except np.linalg.LinAlgError:
         raise Impossible("the cell is flat or impossible") from None

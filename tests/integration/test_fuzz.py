@@ -140,9 +140,9 @@ def scratched(text: str, how: str, seed: int) -> str:
         other = draw.randrange(len(lines))
         lines[at], lines[other] = lines[other], lines[at]
     elif how == "cut":
-        lines = [*lines[:at], lines[at][: draw.randrange(len(lines[at]))]]
+        lines = [*lines[:at], lines[at][: draw.randrange(len(lines[at]))].rstrip("\n") + "\n"]
     elif how == "bytes":
-        place = draw.randrange(len(lines[at]))
+        place = draw.randrange(max(1, len(lines[at]) - 1))  # not the end of the line, which may be that of a frame
         lines[at] = lines[at][:place] + chr(draw.choice([0, 10, 13, 27, 127, 233, 0x2028])) + lines[at][place + 1 :]
     elif tokens := re.findall(r"\S+", lines[at]):
         lines[at] = lines[at].replace(draw.choice(tokens), str(draw.choice(ODD)).replace("\ud800", "?"), 1)
@@ -218,7 +218,7 @@ def try_texts(folder: Callable[[], Path], reference: Path, wanted: Sequence[Any]
     else:
         path.write_bytes("".join(texts).encode("utf-8", "replace"))
     intact = sorted(set(range(20)) - {number for number, _, _ in wanted})
-    judged(path, here / "out", reference, 20 if kind in ("csv", "zip") else 0, intact if kind != "extxyz" else ())
+    judged(path, here / "out", reference, 20 if kind in ("csv", "zip") else 0, intact)
 
 
 def cif(number: int) -> str:
