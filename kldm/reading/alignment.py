@@ -172,7 +172,7 @@ def _by_target(
     file: SampleFile, names: Sequence[str], compositions: Sequence[str | None], reference: Reference
 ) -> _Placed:
     """The places that rows carry. If they have ids of other rows too, the targets count the rows of another reference,
-    and the ids count, provided that the compositions agree with them."""
+    and the ids count, unless the compositions agree better with the targets."""
     places = tuple((candidate.target, candidate.candidate) for candidate in file.candidates)
     ids = [cleaned(name) for name in reference.ids]
     rows = {name: row for row, name in enumerate(ids)}
@@ -185,10 +185,10 @@ def _by_target(
                 f"it answers target {places[first][0]}, but its id {names[first]!r} is that of row {by_id[first][0]}"
             )
             kept = [place if place[0] < len(reference) else None for place in places]
-            if _agreement(compositions, reference, by_id) <= _agreement(compositions, reference, kept):
+            if _agreement(compositions, reference, by_id) < _agreement(compositions, reference, kept):
                 remedy = "give the reference that the samples were made for, or leave the targets or the ids out"
                 raise KldmError(problem, place=file.places[first], remedy=remedy)
-            note = f"{file.places[first]}: {problem}; the compositions agree with the ids, which were taken."
+            note = f"{file.places[first]}: {problem}; the ids were taken."
             places = by_id
     _check_places(file, places, len(reference))
     notes = (*([note] if note else []), *_mismatch_notes(file, places, compositions, reference))

@@ -225,7 +225,7 @@ def test_targets_against_ids() -> None:
     found = align([labelled(targets, ids=("mp-47", "mp-66", "mp-48"))], reference(("Na", "K", "Li"), IDS[:3]))
     assert [c.target for c in found.candidates] == [0, 1, 2]
     assert found.rule == BY_ID
-    told = "x.jsonl:0: it answers target 0, but its id 'mp-47' is that of row 2; the compositions agree with the ids"
+    told = "x.jsonl:0: it answers target 0, but its id 'mp-47' is that of row 2; the ids were taken."
     assert found.notes[0].startswith(told)
     filtered = align([labelled([(3, 0), (4, 0)], ids=IDS[:2])], reference(("Rb", "Cs"), IDS[:2]))
     assert [c.target for c in filtered.candidates] == [0, 1], "the reference has fewer rows than that of the samples"
