@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from kldm.cli import main
 from kldm.crystals import lattice_matrix
 from kldm.data import SPLITS, Data, Parsed, save_store
+from kldm.reading import read_reference
 from kldm.recipe import read_recipe
 from kldm.recipe.signatures import parameters
 from kldm.registry import SHELVES
@@ -105,7 +106,12 @@ def test_the_components_of_the_pages_run_from_their_recipe(tmp_path: Path, cache
     report = json.loads((tmp_path / "mine" / "report.json").read_text())
     assert set(report["evaluation"]["test"]["metrics"]["volume"]["values"]) == {"volume_error", "within"}
     own = ("--metric", "volume_error.v1", "--metric.tolerance", "0.3", "--code", "volume_error.py", "--out", "judged")
-    file = ("mine/samples/test/samples.jsonl", "--reference", "aflow_prototypes/test", "--requested")
+    known = read_reference("aflow_prototypes/test").structures[:2]
+    rows = [
+        json.dumps({"target": row, "structure": crystal and crystal.as_dict()}) for row, crystal in enumerate(known)
+    ]
+    (tmp_path / "samples.jsonl").write_text("\n".join(rows))
+    file = ("samples.jsonl", "--reference", "aflow_prototypes/test", "--requested")
     python(tmp_path, cache, "-m", "kldm", "evaluate", *file, *own)
     assert "volume_error" in (tmp_path / "judged" / "results.csv").read_text().splitlines()[0].split(",")
     python(tmp_path, cache, "-m", "kldm", "compare", "mine", "judged")

@@ -227,10 +227,12 @@ def test_their_samples_and_judgements_are_those_of_one(place: Place, together: l
     assert kldm("sample", finished, *arguments).exit_code == 0
     result = kldm("evaluate", alone, "--reference", "aflow_prototypes/test", "--metric.rules", '["structural"]')
     assert result.exit_code == 0, result.output
-    for name in ("samples.jsonl", "samples.extxyz", "structures.zip", "results.csv", "results.jsonl"):
+    results = (f"evaluation-1/{name}" for name in ("results.csv", "results.jsonl"))
+    for name in ("samples.jsonl", "samples.extxyz", "structures.zip", *results):
         assert (both / name).read_bytes() == (alone / name).read_bytes(), name
     single, shared = (
-        json.loads((folder / "report.json").read_text().replace(str(folder), "")) for folder in (alone, both)
+        json.loads((folder / "evaluation-1" / "report.json").read_text().replace(str(folder), ""))
+        for folder in (alone, both)
     )
     assert single["evaluation"] == shared["evaluation"]
 
