@@ -168,17 +168,24 @@ def takes_compositions(model: JointModel) -> bool:
     return not model.processes["species"].predicts
 
 
-def prepare(experiment: Experiment) -> None:
-    """Check before training that the metrics have the files and packages that they need, and that the splits to be
-    judged have the columns of the model, and that a metric gives the score of validation. Raises ``KldmError``."""
-    if experiment.data.columns:
-        for split in experiment.evaluation.splits:
-            experiment.data.load(split)
+def prepare(experiment: Experiment, *, everything: bool = True) -> None:
+    """Check before training that the splits to be judged can be read and are not empty, that the metrics have the
+    files and packages that they need, and that one gives the score of validation. Raises ``KldmError``.
+
+    Args:
+        everything: whether splits are read that take minutes, or must be downloaded.
+    """
+    validated = [experiment.validation.split] if experiment.validation and experiment.validates else []
+    data = experiment.data
+    for split in dict.fromkeys((*experiment.evaluation.splits, *validated)):
+        if (everything or data.columns or data.loads_at_once(split)) and not len(data.load(split)):
+            remedy = "take another split, or more crystals"
+            raise KldmError("the split is empty", place=f"{data.name}/{split}", remedy=remedy)
     validation = experiment.validation.metrics if experiment.validation else {}
     for metric in (*experiment.metrics.values(), *validation.values()):
         if isinstance(metric, Prepares):
             metric.prepare()
-    if experiment.validates:
+    if experiment.validation is not None:
         score_of(experiment, Samples((), ()))
 
 

@@ -14,6 +14,22 @@ from kldm.training.checkpoint import StartWith
 from kldm.training.times import Draw
 from kldm.validators import above, at_least, each, one_of, within
 
+RESUMED_WITH = (
+    "epochs",
+    "minutes",
+    "max_pairs",
+    "learning_rate",
+    "learning_rate_schedule",
+    "plateau",
+    "clip_value",
+    "clip_norm",
+    "precision",
+    "validate_every",
+    "checkpoint_every",
+)
+"""The settings that may differ when training is resumed: how long it lasts, how it is watched and cut into pieces, and
+what keeps it stable."""
+
 
 @attrs.frozen(kw_only=True)
 class Plateau:

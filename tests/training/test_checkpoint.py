@@ -154,7 +154,7 @@ def _folder(path: Path) -> None:
         (_not_json, "the file is broken"),
         (_no_recipe, "the file is broken"),
         (_foreign, "not a checkpoint of kldm"),
-        (_later, "format 999 is not format 1"),
+        (_later, "format 999 is not format 2"),
         (_folder, "no such checkpoint"),
         (Path.unlink, "no such checkpoint"),
     ],
