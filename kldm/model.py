@@ -109,8 +109,8 @@ class JointModel(nn.Module):
             if name not in self._processes:
                 raise KldmError("no such modality", place=f"weights.{name}", remedy=nearest(name, self._processes))
         learnt = [self.weights.get(name, 1.0) for name, process in self._processes.items() if process.predicts]
-        if not all(weight >= 0 for weight in self.weights.values()) or not sum(learnt) > 0:
-            raise KldmError("must be at least 0, and above 0 for some modality that is learnt", place="weights")
+        if not all(0 <= weight <= 1e6 for weight in self.weights.values()) or not sum(learnt) > 0:
+            raise KldmError("must be from 0 to 1e6, and above 0 for some modality that is learnt", place="weights")
         self.interface = _merged(self._processes)
         try:
             _check_size(network, self.interface)

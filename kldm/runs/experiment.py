@@ -16,7 +16,7 @@ from kldm.model import JointModel, statistics
 from kldm.recipe import Tree, build, overridden
 from kldm.sampling.targets import EMPIRICAL, atom_range, histogram
 from kldm.training import Training
-from kldm.validators import at_least, each, one_of
+from kldm.validators import at_least, each, one_of, within
 
 
 @attrs.frozen(kw_only=True)
@@ -40,8 +40,8 @@ class Evaluation:
 
     splits: tuple[str, ...] = attrs.field(default=("test",), validator=each(one_of(*SPLITS)))
     limit: int | None = attrs.field(default=None, validator=optional(at_least(1)))
-    candidates: int = attrs.field(default=1, validator=at_least(1))
-    count: int | None = attrs.field(default=None, validator=optional(at_least(1)))
+    candidates: int = attrs.field(default=1, validator=within(1, 10**5))
+    count: int | None = attrs.field(default=None, validator=optional(within(1, 10**7)))
     atoms: int | str = EMPIRICAL
     histogram: Mapping[str, int] | None = None
     seed: int = 0
@@ -121,7 +121,7 @@ def assemble(tree: Tree) -> tuple[Experiment, Tree]:
     seed = training.get("seed", 0) if isinstance(training, dict) else 0
     # Weights are drawn on the host. Without a list of devices torch would open every GPU of the machine.
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed if isinstance(seed, int) else 0)
+        torch.default_generator.manual_seed(seed if isinstance(seed, int) and abs(seed) < 2**63 else 0)
         return build(tree, Experiment)
 
 

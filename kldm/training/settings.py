@@ -111,8 +111,8 @@ class Training:
     start_from: Path | None = None
     start_with: StartWith = attrs.field(default="weights", validator=one_of())
     batch_size: int = attrs.field(default=256, validator=at_least(1))
-    learning_rate: float = attrs.field(default=1e-3, validator=above(0))
-    weight_decay: float = attrs.field(default=0.0, validator=at_least(0))
+    learning_rate: float = attrs.field(default=1e-3, validator=within(0, 10, ends="high"))
+    weight_decay: float = attrs.field(default=0.0, validator=within(0, 100))
     amsgrad: bool = True
     ema_decay: float = attrs.field(default=0.999, validator=within(0, 1, ends="low"))
     ema_start: int = attrs.field(default=500, validator=at_least(0))

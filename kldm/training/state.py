@@ -127,10 +127,10 @@ class TrainingState:
             if self.plateau is not None and "plateau" in state:
                 self.plateau.load_state_dict(state["plateau"])
             if self.learning_rate_changes and "learning_rate" in state:
-                earlier = record.recipe["training"][
-                    "learning_rate"
-                ]  # lowered by the user, it lowers what is left of it
-                self.learning_rate = state["learning_rate"] * self._settings.learning_rate / earlier
+                # A learning rate that the user has lowered meanwhile lowers what the plateau has left of it.
+                now = self._settings.learning_rate
+                earlier = record.recipe.get("training", {}).get("learning_rate", now)
+                self.learning_rate = state["learning_rate"] * (now / earlier)
             # Checkpoints of older versions lack the key; they ended epochs only at their last step.
             state.setdefault("summed", (state["step"] - 1) % steps_per_epoch + 1 if self.sums else 0)
             self.progress = Progress(**{field.name: state[field.name] for field in attrs.fields(Progress)})

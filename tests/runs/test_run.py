@@ -54,7 +54,7 @@ def timeless(value: Any) -> Any:
 def test_the_folder_holds_everything(finished: Path) -> None:
     from pymatgen.io.cif import CifParser
 
-    assert {"recipe.cfg", "train.jsonl", "report.json", "checkpoints", "samples", "tensorboard"} == {
+    assert {".lock", "recipe.cfg", "train.jsonl", "report.json", "checkpoints", "samples", "tensorboard"} == {
         path.name for path in finished.iterdir()
     }
     assert {path.name for path in (finished / "checkpoints").iterdir()} == {"best.safetensors", "last.safetensors"}
