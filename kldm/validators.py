@@ -101,7 +101,8 @@ def _satisfies(condition: Callable[[Any], bool], requirement: str) -> Validator:
         if not accepted:
             raise KldmError(f"must be {requirement}, got {text}", place=attribute.name)
         if value and not SMALLEST <= abs(value) <= LARGEST:
-            problem = f"must be 0 or from {SMALLEST:g} to {LARGEST:g} in size, got {value:g}"
+            got = f"{value:g}" if abs(value) < 1e300 else "a larger one"
+            problem = f"must be 0 or from {SMALLEST:g} to {LARGEST:g} in size, got {got}"
             raise KldmError(problem, place=attribute.name)
 
     return check
