@@ -62,9 +62,7 @@ def one_of(*names: str) -> Validator:
 
 def worker_count() -> Validator:
     """A number of processes, or -1 for as many as there are CPU cores."""
-    return _satisfies(
-        lambda value: 1 <= value <= 1024 or value == -1, "a number of processes up to 1,024, or -1 for all cores"
-    )
+    return _satisfies(lambda value: 1 <= value <= 1024 or value == -1, "a number of processes, or -1 for all cores")
 
 
 def duration() -> Validator:

@@ -36,7 +36,7 @@ def verdict(validator: Validator, value: Any) -> str:
             worker_count(),
             [-1, 1, 64],
             [0, -2, 1025],
-            "option: must be a number of processes up to 1,024, or -1 for all cores, got ",
+            "option: must be a number of processes, or -1 for all cores, got ",
         ),
         (duration(), [1e-3, 3600], [0, -1, inf, nan], f"option: must be above 0 and at most {TIMEOUT_MAX:,}, got "),
         (within(0, 1), [0, 0.5, 1], [-0.001, 1.001, nan], "option: must be from 0 to 1, got "),

@@ -140,6 +140,11 @@ def _parsed(path: Path, extended_by: Path | None) -> Tree:
     headers = [line for line in text.split("\n") if line.startswith("[")]
     if len(headers) > _MOST or any(line.count(".") > _DEEPEST for line in headers):
         raise KldmError(f"has more than {_MOST} sections, or more than {_DEEPEST} in each other", place=str(path))
+    if text.startswith(("version https://git-lfs", "<")):
+        pointer = text.startswith("v")
+        problem = f"is a {'Git LFS pointer' if pointer else 'web page'}, not a recipe"
+        remedy = "run git lfs pull" if pointer else "download the file itself"
+        raise KldmError(problem, place=str(path), remedy=remedy)
     lines = _parents_first(text.replace("$$", _DOLLAR))
     try:
         return dict(Config().from_str("\n".join(line for _, line in lines), interpolate=False))

@@ -224,8 +224,10 @@ def _doubling(value: str) -> str:
         (_doubling("[" + ", ".join(["X"] * 10) + "]"), "with what its references stand for"),
         ("[a]\nx = [" + ",".join("1" * 2**20) + "]", "is longer than 1,048,576 characters"),
         ('[recipe]\nextends = "a\\u0000b"', "wants names of recipes"),
+        ("version https://git-lfs.github.com/spec/v1", "is a Git LFS pointer, not a recipe; run git lfs pull"),
+        ("<!DOCTYPE html>", "is a web page, not a recipe"),
     ],
-    ids=["lists", "sections", "many", "text", "references", "long", "zero"],
+    ids=["lists", "sections", "many", "text", "references", "long", "zero", "pointer", "page"],
 )
 def test_bombs_are_refused_at_once(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "bomb.cfg").write_text(text)
