@@ -1,7 +1,10 @@
 """The command line: thin commands over ``kldm.runs.experiment``. A user's mistake exits with one
 sentence and status 1."""
 
+import errno
+import getpass
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,16 +38,64 @@ class _Commands(click.Group):
         # Threads that spin while they wait slow a busy machine down severalfold. Torch reads this when it is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
+            _settle()
             return super().invoke(ctx)
-        except KldmError as error:
-            raise click.ClickException(str(error)) from error
-        except RuntimeError as error:
+        except (KldmError, OSError, MemoryError, UnicodeError, RecursionError, OverflowError, RuntimeError) as error:
+            if (told := _told(error)) is None:
+                raise
+            raise click.ClickException(told) from error
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for argument in args:
+            if not argument.isascii() and (text := argument.encode("utf-8", "backslashreplace").decode()) != argument:
+                raise click.ClickException(f"{text}: is not UTF-8 text; rename the file or folder")
+        return super().parse_args(ctx, args)
+
+
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def _told(error: Exception) -> str | None:
+    """The sentence for an error that the user, the files or the machine are to blame for; None for any other."""
+    more = "lower training.max_pairs or evaluation.max_pairs (for `kldm sample`, --max-pairs)"
+    match error:
+        case KldmError():
+            told = str(error)
+        case OSError(errno=errno.EPIPE):  # whoever reads the output has gone, which click knows
+            return None
+        case OSError():
+            reason = error.strerror or str(error) or type(error).__name__
+            told = f"{error.filename}: {reason}" if error.filename is not None else reason
+        case MemoryError():
+            told = f"the memory does not suffice; {more}"
+        case RecursionError():
+            told = "the input is nested too deeply"
+        case UnicodeError():
+            told = f"a text or a path is not UTF-8 ({error}); save or rename it as UTF-8"
+        case OverflowError():
+            told = f"a number is too large ({error})"
+        case _:
             import torch
 
-            if not isinstance(error, torch.OutOfMemoryError):
-                raise
-            remedy = "lower training.max_pairs or evaluation.max_pairs (for `kldm sample`, --max-pairs)"
-            raise click.ClickException(f"the GPU is out of memory; {remedy}") from error
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                return None
+            told = f"the {'GPU' if isinstance(error, torch.OutOfMemoryError) else 'machine'} is out of memory; {more}"
+    return _UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", told)
+
+
+def _settle() -> None:
+    """Give the process a home and a name where the system knows none, as in a container with a user of no account.
+    Torch, Triton and matplotlib, which ask for them, would fail."""
+    try:
+        Path.home()
+    except RuntimeError:
+        from kldm.data.cache import folder_without_home
+
+        os.environ["HOME"] = str(folder_without_home())
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = str(os.getuid())
 
 
 class _WithKeys(click.Command):
@@ -346,11 +397,12 @@ def relax(
 
     start_worker(workers, ["kldm.metrics"])
     from kldm.evaluation.relaxing import FILES, relax_file, relaxing_with
-    from kldm.runtime.files import results_folder
+    from kldm.runtime.locking import results_folder
+    from kldm.runtime.paths import expanded
 
     _load(code)
     relaxing = relaxing_with(potential, _overrides(ctx))
-    source = Path(structures).expanduser()
+    source = expanded(structures)
     parent = (source if source.is_dir() else source.parent) if source.exists() else Path()
     with results_folder(out, parent, "relaxed", FILES) as folder:
         report = relax_file(structures, relaxing, folder, workers=workers, time_limit=time_limit, limit=limit)
@@ -417,7 +469,7 @@ def evaluate(
     from kldm.evaluation.judging import EVALUATION, RESULTS
     from kldm.evaluation.tables import judgements_table
     from kldm.runs import run as runs
-    from kldm.runtime.files import results_folder
+    from kldm.runtime.locking import results_folder
 
     _load(code)
     keys = _overrides(ctx)
@@ -479,7 +531,7 @@ def check(ctx: click.Context, recipe: Path, code: tuple[Path, ...]) -> None:
 
     _load(code)
     built, tree = experiment.assemble(read_recipe(recipe, _overrides(ctx)))
-    experiment.prepare(built)
+    experiment.prepare(built, everything=False)
     if built.training.start_from is not None:
         checkpoint.locate(built.training.start_from, state=built.training.start_with == "state")
     _say(recipe_text(tree))

@@ -1,5 +1,6 @@
 """How many pairs of atoms one network call may have, given the free memory."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -27,6 +28,14 @@ def free_memory(device: torch.device, processes: int = 1) -> int | None:
         except (OSError, KeyError, ValueError):
             return None
     return None
+
+
+def machine_memory() -> int | None:
+    """Bytes of memory that the machine has; None if unknown."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def most_pairs(network: object, device: torch.device, *, training: bool, processes: int = 1) -> int | None:

@@ -24,6 +24,7 @@ from kldm.interfaces import (
     ScoreNetwork,
     Shows,
 )
+from kldm.memory import machine_memory
 
 _MODALITIES = ("coordinates", "lattice", "species")
 
@@ -108,10 +109,11 @@ class JointModel(nn.Module):
             if name not in self._processes:
                 raise KldmError("no such modality", place=f"weights.{name}", remedy=nearest(name, self._processes))
         learnt = [self.weights.get(name, 1.0) for name, process in self._processes.items() if process.predicts]
-        if not all(weight >= 0 for weight in self.weights.values()) or not sum(learnt) > 0:
-            raise KldmError("must be at least 0, and above 0 for some modality that is learnt", place="weights")
+        if not all(0 <= weight <= 1e6 for weight in self.weights.values()) or not sum(learnt) > 0:
+            raise KldmError("must be from 0 to 1e6, and above 0 for some modality that is learnt", place="weights")
         self.interface = _merged(self._processes)
         try:
+            _check_size(network, self.interface)
             built = network(self.interface)
         except KldmError as error:
             place = f"network.{error.place}" if error.place else "network"
@@ -215,6 +217,21 @@ def statistics(processes: Mapping[str, DiffusionProcess]) -> dict[str, Mapping[s
 def _place(name: str) -> str:
     """The key of a process within [model]."""
     return name if name in _MODALITIES else f"conditions.{name}"
+
+
+def _check_size(network: Callable[[Interface], ScoreNetwork], interface: Interface) -> None:
+    """Raises ``KldmError`` for a network whose parameters no memory of this machine holds. It is built without them."""
+    try:
+        with torch.device("meta"):
+            built = network(interface)
+            needed = (
+                sum(p.numel() * p.element_size() for p in built.parameters()) if isinstance(built, nn.Module) else 0
+            )
+    except (RuntimeError, NotImplementedError, TypeError, ValueError):
+        return  # a constructor of a user may compute what needs numbers
+    if (there := machine_memory()) is not None and needed > there:
+        problem = f"its parameters take {needed / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f} GB of memory"
+        raise KldmError(problem, remedy="make it smaller")
 
 
 def _merged(processes: Mapping[str, DiffusionProcess]) -> Interface:

@@ -13,6 +13,9 @@ import attrs
 
 from kldm.errors import KldmError, nearest
 
+SMALLEST, LARGEST = 1e-15, 1e12
+"""Bounds of the size of every number but 0: beyond them float32 loses it, or its square."""
+
 Validator = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
 
@@ -59,7 +62,7 @@ def one_of(*names: str) -> Validator:
 
 def worker_count() -> Validator:
     """A number of processes, or -1 for as many as there are CPU cores."""
-    return _satisfies(lambda value: value >= 1 or value == -1, "a number of processes, or -1 for all cores")
+    return _satisfies(lambda value: 1 <= value <= 1024 or value == -1, "a number of processes, or -1 for all cores")
 
 
 def duration() -> Validator:
@@ -91,9 +94,13 @@ def _satisfies(condition: Callable[[Any], bool], requirement: str) -> Validator:
     def check(_instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
         try:
             accepted, text = condition(value), f"{value:,}"
-        except (TypeError, ValueError):  # what is not a number has neither an order nor thousands
+        except (TypeError, ValueError, OverflowError):  # what is not a number has neither an order nor thousands
             accepted, text = False, repr(value)
         if not accepted:
             raise KldmError(f"must be {requirement}, got {text}", place=attribute.name)
+        if value and not SMALLEST <= abs(value) <= LARGEST:
+            got = f"{value:g}" if abs(value) < 1e300 else "a larger one"
+            problem = f"must be 0 or from {SMALLEST:g} to {LARGEST:g} in size, got {got}"
+            raise KldmError(problem, place=attribute.name)
 
     return check

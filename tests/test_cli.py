@@ -310,7 +310,7 @@ def test_mistakes_are_told_in_a_sentence(
         ),
         (
             ["--formula", "NaCl", "--sampler.@samplers", "predictor_corrector.v1", "--sampler.tau", "Infinity"],
-            "sampler.tau: must be above 0",
+            "sampler.tau: must be a finite number",
         ),
         (["--formula", "NaCl", "--model.network.hidden", "4"], "--model.network.hidden: belongs to a model"),
         (

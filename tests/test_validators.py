@@ -29,10 +29,15 @@ def verdict(validator: Validator, value: Any) -> str:
 @pytest.mark.parametrize(
     ("validator", "good", "bad", "sentence"),
     [
-        (above(0), [1e-300, 1, 1e300], [0, -1, inf, nan], "option: must be above 0, got "),
+        (above(0), [1e-15, 1, 1e12], [0, -1, inf, nan], "option: must be above 0, got "),
         (at_least(1000), [1000, 1001.5], [999, -inf, inf, nan], "option: must be at least 1,000, got "),
-        (finite(), [-1e300, 0, 2], [inf, -inf, nan], "option: must be a finite number, got "),
-        (worker_count(), [-1, 1, 64], [0, -2], "option: must be a number of processes, or -1 for all cores, got "),
+        (finite(), [-1e12, 0, 2], [inf, -inf, nan], "option: must be a finite number, got "),
+        (
+            worker_count(),
+            [-1, 1, 64],
+            [0, -2, 1025],
+            "option: must be a number of processes, or -1 for all cores, got ",
+        ),
         (duration(), [1e-3, 3600], [0, -1, inf, nan], f"option: must be above 0 and at most {TIMEOUT_MAX:,}, got "),
         (within(0, 1), [0, 0.5, 1], [-0.001, 1.001, nan], "option: must be from 0 to 1, got "),
         (within(0, 1, ends="low"), [0, 0.999], [1, -1, nan], "option: must be at least 0 and below 1, got "),
@@ -42,7 +47,7 @@ def verdict(validator: Validator, value: Any) -> str:
 )
 def test_numbers(validator: Validator, good: list[float], bad: list[float], sentence: str) -> None:
     assert [verdict(validator, value) for value in good] == [""] * len(good)
-    assert [verdict(validator, value) for value in bad] == [f"{sentence}{value}" for value in bad]
+    assert [verdict(validator, value) for value in bad] == [f"{sentence}{value:,}" for value in bad]
 
 
 @pytest.mark.parametrize("value", ["x", None, (), {}])
@@ -52,8 +57,9 @@ def test_what_is_no_number_is_refused_by_its_name(validator: Validator, value: A
     assert verdict(validator, value).endswith(f", got {value!r}")
 
 
-def test_a_number_beyond_all_floats_is_a_number() -> None:
-    assert verdict(finite(), 10**400) == ""
+@pytest.mark.parametrize(("value", "got"), [(1e-300, "1e-300"), (-1e13, "-1e+13"), (10**400, "a larger one")])
+def test_numbers_that_float32_loses_are_refused(value: float, got: str) -> None:
+    assert verdict(finite(), value) == f"option: must be 0 or from 1e-15 to 1e+12 in size, got {got}"
 
 
 def test_names() -> None:

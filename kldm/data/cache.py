@@ -4,7 +4,9 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,9 +14,11 @@ import attrs
 import torch
 
 from kldm.crystals import CrystalStore
-from kldm.data.parsing import Parsed, Skipped
+from kldm.data.parsing import LAST_SPECIES, Parsed, Skipped
 from kldm.errors import KldmError
 from kldm.runtime.files import atomic_write
+from kldm.runtime.locking import check_place
+from kldm.runtime.paths import expanded
 
 DATA_VERSION = 2
 """A change of parsing that gives other crystals raises this number, so that older caches are not used."""
@@ -28,10 +32,29 @@ log = logging.getLogger("kldm.data")
 
 
 def folder() -> Path:
-    """The folder of caches and downloads: ``$KLDM_CACHE``, else ``kldm`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    """The folder of caches and downloads: ``$KLDM_CACHE``, else ``kldm`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Without a home, or with one where nothing can be written, it is a folder of the user in that of temporary files.
+    """
     if path := os.environ.get("KLDM_CACHE"):
-        return Path(path).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kldm"
+        return expanded(path)
+    try:
+        place = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kldm"
+        if not place.is_dir():
+            check_place(place)
+    except (RuntimeError, KldmError):
+        return folder_without_home() / "kldm"
+    return place
+
+
+def folder_without_home() -> Path:
+    """A folder for temporary files that belongs to this user alone."""
+    place = Path(tempfile.gettempdir()) / f"kldm-{os.getuid()}"
+    with suppress(FileExistsError):
+        place.mkdir(mode=0o700)
+    if place.is_symlink() or place.stat().st_uid != os.getuid():  # somebody else has made it
+        return Path(tempfile.mkdtemp(prefix="kldm-"))
+    return place
 
 
 def key(source: Path) -> str:
@@ -126,6 +149,10 @@ def load_store(path: Path) -> Parsed:
         atoms, crystals = sum(sizes), len(sizes)
         if not atoms == len(species) == len(fractional) or not crystals == len(lattice) == len(ids):
             raise ValueError("the sizes of its arrays disagree")
+        if not crystals or min(sizes) < 1 or not bool(torch.isfinite(fractional).all() & torch.isfinite(lattice).all()):
+            raise ValueError("it holds no crystals, or numbers that are not finite")
+        if not 1 <= int(species.min()) <= int(species.max()) <= LAST_SPECIES:
+            raise ValueError(f"it has an atomic number that is not from 1 to {LAST_SPECIES}")
         store = CrystalStore(fractional, species, lattice, sizes, ids, per_crystal, per_atom)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, KldmError) as error:
         raise KldmError(f"cannot be read as crystals ({error})", place=str(path)) from None

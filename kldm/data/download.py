@@ -54,8 +54,9 @@ def download(url: str, path: Path, blob: str, timeout: float = TIMEOUT) -> Path:
             raise KldmError(f"the server does not give {url} (HTTP status {error.code})", remedy=by_hand) from None
         except urllib.error.URLError as error:
             raise KldmError(f"{url} cannot be reached ({error.reason})", remedy=by_hand) from None
-        except OSError as error:
-            raise KldmError(f"{url} cannot be downloaded ({error})", remedy=by_hand) from None
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a header that is no number
+            reason = str(error).strip() or type(error).__name__
+            raise KldmError(f"{url} cannot be downloaded ({reason})", remedy=by_hand) from None
         if blob_id(part) == blob:
             os.replace(part, path)
             return path

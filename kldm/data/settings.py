@@ -12,9 +12,12 @@ from kldm.data.published import no_column, read_columns, read_csv
 from kldm.data.sources import SOURCES, SPLITS, SUFFIXES, find, in_folder, local_file
 from kldm.data.splits import split_rows
 from kldm.errors import KldmError, nearest
+from kldm.runtime.paths import expanded
 from kldm.validators import at_least
 
 KNOWN = (*SOURCES, prototypes.NAME)
+
+_SMALL = 200_000  # bytes of a CSV, some hundred crystals
 
 log = logging.getLogger("kldm.data")
 
@@ -54,8 +57,13 @@ class Data:
             store = self._within_max_atoms(parsed, file, prototypes.MAX_ATOMS)
         else:
             store = self._read(file)
-        one_file = self.name == prototypes.NAME or Path(self.name).expanduser() == file
+        one_file = self.name == prototypes.NAME or expanded(self.name) == file
         return store.subset(split_rows(store)[split]) if one_file else store
+
+    def loads_at_once(self, split: str) -> bool:
+        """Whether ``load`` takes seconds at most: the file is small and on this machine."""
+        file = self._local_file(split)
+        return file is not None and (file.suffix == ".safetensors" or file.stat().st_size < _SMALL)
 
     def locate(self, split: str) -> str:
         """The file or address from which ``load`` would take the split, in words; nothing is read or downloaded.
@@ -72,9 +80,9 @@ class Data:
         if self.name == prototypes.NAME:
             return prototypes.prototypes_file()
         if self.name in SOURCES:
-            root = None if self.root is None else Path(self.root).expanduser()
+            root = None if self.root is None else expanded(self.root)
             return local_file(SOURCES[self.name], split, root)
-        path = Path(self.name).expanduser()
+        path = expanded(self.name)
         if path.is_dir():
             return in_folder(path, split)
         if path.is_file() and path.name.endswith(SUFFIXES):

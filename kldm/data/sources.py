@@ -8,6 +8,7 @@ import attrs
 from kldm.data import cache
 from kldm.data.download import download
 from kldm.errors import KldmError
+from kldm.runtime.paths import expanded
 
 SPLITS = ("train", "val", "test")
 
@@ -118,7 +119,7 @@ def local_file(source: Source, split: str, root: Path | None = None) -> Path | N
     if root is not None:
         return in_folder(root, split, source.name)
     shared = os.environ.get("KLDM_DATA")
-    if shared and (file := _split_file(Path(shared).expanduser() / source.name, split)):
+    if shared and (file := _split_file(expanded(shared) / source.name, split)):
         return file
     return _split_file(_cache_folder(source), split)
 

@@ -25,6 +25,7 @@ from kldm.metrics.relaxing import (
 from kldm.reading import read_file, read_reference, record_of
 from kldm.recipe import build, overridden
 from kldm.runtime.files import atomic_write, make_writable, refuse_existing
+from kldm.runtime.paths import expanded
 from kldm.runtime.pool import check_work
 from kldm.version import __version__
 
@@ -122,7 +123,7 @@ def relax_file(
 
 def _given(source: str) -> tuple[Sequence[Candidate], Mapping[int, str]]:
     """The structures, and the names of their targets."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.exists():
         file = read_file(record_of(path))
         named = zip(file.candidates, file.names, strict=True)

@@ -28,7 +28,7 @@ from kldm.metrics.matching import (
 from kldm.metrics.structure import structural_rule, structural_validity, undecorated
 from kldm.metrics.validity import Verdict, composition_of, formula
 from kldm.registry import metric
-from kldm.validators import above, duration, each, one_of, worker_count
+from kldm.validators import above, duration, each, one_of, within, worker_count
 
 Rule = Literal["structural", "full"]
 
@@ -121,9 +121,9 @@ class MatchRate:
         shares=("match_rate", "share_below_", "METRe"),
     )
 
-    ltol: float = attrs.field(default=0.3, validator=above(0))
-    stol: float = attrs.field(default=0.5, validator=above(0))
-    angle_tol: float = attrs.field(default=10.0, validator=above(0))
+    ltol: float = attrs.field(default=0.3, validator=within(0, 10, ends="high"))
+    stol: float = attrs.field(default=0.5, validator=within(0, 10, ends="high"))
+    angle_tol: float = attrs.field(default=10.0, validator=within(0, 180, ends="high"))
     longest_edge: float | None = attrs.field(default=None, validator=optional(above(0)))
     rules: tuple[Rule, ...] = attrs.field(default=get_args(Rule), validator=each(one_of(*get_args(Rule))))
     select: Literal["consensus"] | None = attrs.field(default=None, validator=optional(one_of("consensus")))

@@ -35,6 +35,7 @@ from kldm.metrics.structure import undecorated
 from kldm.metrics.validity import formula, share
 from kldm.reading import find_reference, read_reference
 from kldm.registry import metric
+from kldm.runtime.paths import expanded
 from kldm.runtime.pool import Failure, parallel_map
 from kldm.validators import duration, finite, one_of, worker_count
 from kldm.validators import each as each_of
@@ -141,7 +142,7 @@ class Stability:
     def _hull(self) -> Hull | None:
         if self.potential is None or not self.hull:
             return None
-        hull = read_hull([path.expanduser() for path in self.hull], self.corrections)
+        hull = read_hull([expanded(path) for path in self.hull], self.corrections)
         check_scales(hull, self.potential.scale, self.potential.identity)
         return hull
 

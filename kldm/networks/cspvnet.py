@@ -16,7 +16,7 @@ from kldm.networks.channels import Roles, answer
 from kldm.networks.features import TimeEmbedding, TimeFeatures, sinusoids
 from kldm.registry import network
 from kldm.runtime.rows import add_rows, take_rows
-from kldm.validators import at_least, one_of, validate
+from kldm.validators import one_of, validate, within
 
 TangentHead = Literal["mlp", "linear"]
 
@@ -63,8 +63,12 @@ class CSPVNet(nn.Module):
         tangent_head: TangentHead = "mlp",
     ) -> None:
         super().__init__()
-        for name, value in (("hidden", hidden), ("layers", layers), ("frequencies", frequencies)):
-            validate(name, value, at_least(1))
+        for name, value, most in (
+            ("hidden", hidden, 10**5),
+            ("layers", layers, 10**3),
+            ("frequencies", frequencies, 10**5),
+        ):
+            validate(name, value, within(1, most))
         validate("tangent_head", tangent_head, one_of(*get_args(TangentHead)))
         self.roles = roles = Roles.of(interface)
         self.frequencies, self.self_edges, self.execution = frequencies, self_edges, Execution()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kldm.errors import KldmError
-from kldm.validators import at_least, one_of, validate
+from kldm.validators import one_of, validate, within
 
 TimeEmbedding = Literal["fourier", "sinusoidal", "log_noise"]
 
@@ -56,7 +56,7 @@ class TimeFeatures(nn.Module):
     ) -> None:
         super().__init__()
         validate("time_embedding", embedding, one_of(*get_args(TimeEmbedding)))
-        validate("time_features", features, at_least(2))
+        validate("time_features", features, within(2, 10**5))
         if features % 2:
             raise KldmError(f"must be even, got {features}", place="time_features")
         if embedding == "log_noise" and log_noise is None:

@@ -14,6 +14,7 @@ from kldm.interfaces import EnergyScale, Json
 from kldm.potentials.packages import package_version, unusable, usual_device
 from kldm.registry import potential
 from kldm.runtime.files import digest
+from kldm.runtime.paths import expanded
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
@@ -88,7 +89,7 @@ class MatterSim:
             return cast("Calculator", MatterSimCalculator(potential=model, args_dict={}, device=device))
 
     def _file(self) -> Path:
-        file = (self.weights or USUAL).expanduser()
+        file = expanded(self.weights or USUAL)
         if not file.is_file():
             remedy = "download mattersim-v1.0.0-1M.pth from MatterSim's repository and name it as `weights`"
             raise KldmError(f"there are no weights {file}", place=_NAME, remedy=remedy)

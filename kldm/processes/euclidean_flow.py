@@ -12,7 +12,7 @@ from kldm.interfaces import OF_SAMPLING, Codec, Fits, Json, Latent, Move, Noised
 from kldm.processes.coded import CodedProcess
 from kldm.processes.euler import stride
 from kldm.registry import process
-from kldm.validators import at_least, one_of
+from kldm.validators import one_of, within
 
 
 class NoiseSource(Protocol):
@@ -46,7 +46,7 @@ class EuclideanFlow(CodedProcess):
     """
 
     parameterization: Literal["velocity", "x0"] = attrs.field(default="velocity", validator=one_of())
-    anti_annealing: float = attrs.field(default=0.0, validator=at_least(0), metadata=OF_SAMPLING)
+    anti_annealing: float = attrs.field(default=0.0, validator=within(0, 1000), metadata=OF_SAMPLING)
     source: NoiseSource | None = None
 
     @property

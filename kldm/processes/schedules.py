@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kldm.errors import KldmError
 from kldm.registry import schedule
-from kldm.validators import above, within
+from kldm.validators import within
 
 _SPAN = 0.999  # share of the cosine's quarter period that is used
 
@@ -25,8 +25,8 @@ class Linear:
         beta_max: rate at s = 1, at least ``beta_min``.
     """
 
-    beta_min: float = attrs.field(default=0.1, validator=above(0))
-    beta_max: float = attrs.field(default=20.0, validator=above(0))
+    beta_min: float = attrs.field(default=0.1, validator=within(0, 1000, ends="high"))
+    beta_max: float = attrs.field(default=20.0, validator=within(0, 1000, ends="high"))
 
     def __attrs_post_init__(self) -> None:
         if self.beta_max < self.beta_min:

@@ -13,7 +13,7 @@ from kldm.processes.euler import stride
 from kldm.processes.torus_process import TorusProcess
 from kldm.registry import process
 from kldm.torus import towards, unit, wrap
-from kldm.validators import at_least
+from kldm.validators import within
 
 
 @process("torus_flow.v1")
@@ -38,7 +38,7 @@ class TorusFlow(TorusProcess):
     """
 
     zero_net_translation: bool = True
-    anti_annealing: float = attrs.field(default=0.0, validator=at_least(0), metadata=OF_SAMPLING)
+    anti_annealing: float = attrs.field(default=0.0, validator=within(0, 1000), metadata=OF_SAMPLING)
 
     @property
     def predicts(self) -> tuple[Channel, ...]:

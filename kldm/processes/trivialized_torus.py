@@ -16,7 +16,7 @@ from kldm.processes.langevin import langevin_size
 from kldm.processes.torus_process import TorusProcess
 from kldm.registry import process
 from kldm.torus import TURN, score_root_mean_square, unit, wrap, wrapped_normal_score
-from kldm.validators import above, one_of, within
+from kldm.validators import one_of, within
 
 
 @process("trivialized_torus.v1")
@@ -56,7 +56,7 @@ class TrivializedTorus(TorusProcess):
     parameterization: Literal["simplified", "direct"] = attrs.field(default="simplified", validator=one_of())
     initial_velocity_std: float = attrs.field(default=0.0, validator=within(0, 1e6, ends="low"))
     zero_net_translation: bool = True
-    horizon: float = attrs.field(default=2.0, validator=above(0))
+    horizon: float = attrs.field(default=2.0, validator=within(0, 100, ends="high"))
     variance_floor: float = attrs.field(default=1e-6, validator=within(0, 1, ends="low"))
     loss_weight: Literal["uniform", "inverse_square_target"] = attrs.field(default="uniform", validator=one_of())
     shows: Literal["state", "displacement_free"] = attrs.field(default="state", validator=one_of())

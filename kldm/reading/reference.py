@@ -14,6 +14,7 @@ from kldm.data.arrays import OVERLAP, too_close
 from kldm.errors import KldmError
 from kldm.reading.rows import SampleFile, formulas
 from kldm.reading.samples import read_file
+from kldm.runtime.paths import expanded
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
@@ -88,8 +89,8 @@ def read_reference(source: str | Path) -> Reference:
         KldmError: there is no such reference, it holds no structure, two rows claim one place, or a place is left
             empty.
     """
-    if Path(source).expanduser().exists():
-        return _from_file(str(source), read_file(Path(source).expanduser()))
+    if expanded(source).exists():
+        return _from_file(str(source), read_file(expanded(source)))
     with _errors_at_reference(source):
         data, split = _data(source)
         return Reference.of_store(str(source), data.load(split), whole=True)
@@ -97,7 +98,7 @@ def read_reference(source: str | Path) -> Reference:
 
 def find_reference(source: str | Path) -> None:
     """Check that there is such a reference, without reading or downloading it. Raises ``KldmError`` if not."""
-    if not Path(source).expanduser().exists():
+    if not expanded(source).exists():
         with _errors_at_reference(source):
             data, split = _data(source)
             data.locate(split)

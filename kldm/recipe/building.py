@@ -9,6 +9,7 @@ import collections.abc
 import enum
 import functools
 import json
+import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -92,12 +93,16 @@ def _scalar(kind: type, value: Any, place: str) -> tuple[Any, Any]:
             if (type(value) is type(member.value) and value == member.value) or value == member.name:
                 return member, value
         raise _wants(kind, value, place, nearest(str(value), [str(written(member)) for member in kind]))
+    if type(value) is int and kind in (int, float) and not -(2**63) <= value < 2**63:
+        raise KldmError("must have at most 63 bits", place=place)
+    if type(value) is float and not math.isfinite(value):
+        raise KldmError(f"must be a finite number, got {value}", place=place)
     if kind is float and type(value) is int:
         return float(value), float(value)
     if kind in _SCALARS and type(value) is kind:
         return value, value
     if issubclass(kind, Path):
-        if isinstance(value, str):
+        if isinstance(value, str) and "\0" not in value:
             return kind(value), value
     elif kind not in _SCALARS:
         raise KldmError(f"a recipe cannot hold its type {type_text(kind)}", place=place)

@@ -30,6 +30,9 @@ from kldm.runtime.files import atomic_write
 _DOLLAR = f"\ufdd0{uuid.uuid4().hex}"
 _REFERENCE = re.compile(r"\$\{[\w.:]+\}")
 _NAME = re.compile(r"@?\w[\w-]*")
+_LONGEST = 2**20  # characters of a recipe, and of what its references stand for
+_DEEPEST = 16  # sections in each other, and recipes that extend each other
+_MOST = 1000  # sections of a recipe
 _RESERVED = {"recipe", "DEFAULT"}
 
 
@@ -44,8 +47,14 @@ def read_recipe(path: Path | str, overrides: Mapping[str, Json] = {}) -> Tree:
         KldmError: a file is missing or has a syntax error (with its line), recipes extend each other in a cycle, or a
             reference names nothing.
     """
-    tree = _merged(_extended(Path(path), ()), _nested(overrides))
-    return _interpolated(tree, str(path))
+    try:
+        tree = _merged(_extended(Path(path), (), {}), _nested(overrides))
+        if _length(tree, tree, "", {}) > _LONGEST:
+            problem = f"it holds more than {_LONGEST:,} characters, with what its references stand for"
+            raise KldmError(problem, place=str(path))
+        return _interpolated(tree, str(path))
+    except RecursionError:
+        raise KldmError("is nested too deeply", place=str(path)) from None
 
 
 def overridden(tree: Tree, overrides: Mapping[str, Json]) -> Tree:
@@ -87,12 +96,16 @@ def write_recipe(tree: Tree, path: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _extended(path: Path, chain: tuple[Path, ...]) -> Tree:
-    """The tree of a file merged over those that it extends; references are still text."""
+def _extended(path: Path, chain: tuple[Path, ...], known: dict[Path, Tree]) -> Tree:
+    """The tree of a file merged over those that it extends; references are still text. Each file is read once."""
     path = path.resolve()
     if path in chain:
         cycle = " -> ".join(member.name for member in (*chain[chain.index(path) :], path))
         raise KldmError(f"extends itself ({cycle})", place=str(path), remedy="break the cycle")
+    if len(chain) > _DEEPEST:
+        raise KldmError(f"more than {_DEEPEST} recipes extend each other", place=str(path))
+    if path in known:
+        return known[path]
     tree = _parsed(path, chain[-1] if chain else None)
     head = tree.pop("recipe", {})
     for key in head:
@@ -104,18 +117,34 @@ def _extended(path: Path, chain: tuple[Path, ...]) -> Tree:
         raise KldmError("wants the name of a recipe or a list of them", place=f"{path}: recipe.extends")
     merged: Tree = {}
     for base in bases:
-        merged = _merged(merged, _extended(path.parent / base, (*chain, path)))
-    return _merged(merged, tree)
+        if not base or "\0" in base:
+            raise KldmError("wants names of recipes", place=f"{path}: recipe.extends")
+        merged = _merged(merged, _extended(path.parent / base, (*chain, path), known))
+    known[path] = _merged(merged, tree)
+    return known[path]
 
 
 def _parsed(path: Path, extended_by: Path | None) -> Tree:
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.exists() and not path.is_file():
+            raise KldmError("is not a file", place=str(path))
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LONGEST + 1)
+        if len(text) > _LONGEST:
+            raise KldmError(f"is longer than {_LONGEST:,} characters, which no recipe is", place=str(path))
     except (OSError, UnicodeDecodeError) as error:
         near = path.parent.glob("*.cfg") if path.parent.is_dir() else ()
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         problem = f"cannot read the recipe ({reason})" + (f", which {extended_by.name} extends" if extended_by else "")
         raise KldmError(problem, place=str(path), remedy=nearest(path.name, (file.name for file in near))) from error
+    headers = [line for line in text.split("\n") if line.startswith("[")]
+    if len(headers) > _MOST or any(line.count(".") > _DEEPEST for line in headers):
+        raise KldmError(f"has more than {_MOST} sections, or more than {_DEEPEST} in each other", place=str(path))
+    if text.startswith(("version https://git-lfs", "<")):
+        pointer = text.startswith("v")
+        problem = f"is a {'Git LFS pointer' if pointer else 'web page'}, not a recipe"
+        remedy = "run git lfs pull" if pointer else "download the file itself"
+        raise KldmError(problem, place=str(path), remedy=remedy)
     lines = _parents_first(text.replace("$$", _DOLLAR))
     try:
         return dict(Config().from_str("\n".join(line for _, line in lines), interpolate=False))
@@ -224,6 +253,26 @@ def _interpolated(tree: Tree, path: str) -> Tree:
         raise _reference_error(error, path, _keys(tree)) from error
     plain: Tree = _with_dollars(dict(parsed), "", ())
     return plain
+
+
+def _length(value: Any, tree: Tree, key: str, known: dict[str, int]) -> int:
+    """How long the text at a dotted key becomes when its references are replaced. Cycles are told later."""
+    if key in known:
+        return known[key]
+    known[key] = 0
+    if isinstance(value, Mapping):
+        length = sum(_length(item, tree, f"{key}.{name}".lstrip("."), known) for name, item in value.items())
+    else:
+        text = value if isinstance(value, str) else json.dumps(value)
+        length = len(text)
+        for reference in _REFERENCE.findall(text):
+            target: Any = tree
+            names = reference[2:-1].replace(":", ".").split(".")
+            for name in names:
+                target = target.get(name, "") if isinstance(target, Mapping) else ""
+            length += _length(target, tree, ".".join(names), known)
+    known[key] = length
+    return length
 
 
 def _keys(tree: Mapping[str, Any], place: str = "") -> Iterator[str]:

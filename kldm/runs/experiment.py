@@ -16,7 +16,7 @@ from kldm.model import JointModel, statistics
 from kldm.recipe import Tree, build, overridden
 from kldm.sampling.targets import EMPIRICAL, atom_range, histogram
 from kldm.training import Training
-from kldm.validators import at_least, each, one_of
+from kldm.validators import at_least, each, one_of, within
 
 
 @attrs.frozen(kw_only=True)
@@ -40,8 +40,8 @@ class Evaluation:
 
     splits: tuple[str, ...] = attrs.field(default=("test",), validator=each(one_of(*SPLITS)))
     limit: int | None = attrs.field(default=None, validator=optional(at_least(1)))
-    candidates: int = attrs.field(default=1, validator=at_least(1))
-    count: int | None = attrs.field(default=None, validator=optional(at_least(1)))
+    candidates: int = attrs.field(default=1, validator=within(1, 10**5))
+    count: int | None = attrs.field(default=None, validator=optional(within(1, 10**7)))
     atoms: int | str = EMPIRICAL
     histogram: Mapping[str, int] | None = None
     seed: int = 0
@@ -121,7 +121,7 @@ def assemble(tree: Tree) -> tuple[Experiment, Tree]:
     seed = training.get("seed", 0) if isinstance(training, dict) else 0
     # Weights are drawn on the host. Without a list of devices torch would open every GPU of the machine.
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed if isinstance(seed, int) else 0)
+        torch.default_generator.manual_seed(seed if isinstance(seed, int) and abs(seed) < 2**63 else 0)
         return build(tree, Experiment)
 
 
@@ -168,17 +168,24 @@ def takes_compositions(model: JointModel) -> bool:
     return not model.processes["species"].predicts
 
 
-def prepare(experiment: Experiment) -> None:
-    """Check before training that the metrics have the files and packages that they need, and that the splits to be
-    judged have the columns of the model, and that a metric gives the score of validation. Raises ``KldmError``."""
-    if experiment.data.columns:
-        for split in experiment.evaluation.splits:
-            experiment.data.load(split)
+def prepare(experiment: Experiment, *, everything: bool = True) -> None:
+    """Check before training that the splits to be judged can be read and are not empty, that the metrics have the
+    files and packages that they need, and that one gives the score of validation. Raises ``KldmError``.
+
+    Args:
+        everything: whether splits are read that take minutes, or must be downloaded.
+    """
+    validated = [experiment.validation.split] if experiment.validation and experiment.validates else []
+    data = experiment.data
+    for split in dict.fromkeys((*experiment.evaluation.splits, *validated)):
+        if (everything or data.columns or data.loads_at_once(split)) and not len(data.load(split)):
+            remedy = "take another split, or more crystals"
+            raise KldmError("the split is empty", place=f"{data.name}/{split}", remedy=remedy)
     validation = experiment.validation.metrics if experiment.validation else {}
     for metric in (*experiment.metrics.values(), *validation.values()):
         if isinstance(metric, Prepares):
             metric.prepare()
-    if experiment.validates:
+    if experiment.validation is not None:
         score_of(experiment, Samples((), ()))
 
 

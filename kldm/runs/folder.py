@@ -7,40 +7,61 @@ from typing import Any
 from kldm.errors import KldmError
 from kldm.recipe import Tree, read_recipe, write_recipe
 from kldm.runs.experiment import assemble
+from kldm.runtime.locking import LOCK, check_place, is_temporary
+from kldm.training import RESUMED_WITH
+from kldm.training import checkpoint as checkpoints
 
 # Sections that may differ when a run folder is used again: they change what is done with the model, not the model. Only
 # the score of validation must stay, because it has chosen the best checkpoint.
 _FREE = ("sampler", "evaluation", "execution", "metrics", "validation")
 
 
+PARTS = ("checkpoints", "samples/*")
+"""The subfolders in which a run writes."""
+
+
 def claim(folder: Path, tree: Tree) -> None:
-    """Reserve the folder for a complete recipe. It may be new, empty, or hold a run of the same recipe.
+    """Reserve a folder that ``check_free`` has accepted for a complete recipe, or check that it holds a run of it.
 
     Raises:
-        KldmError: the folder holds a run of another recipe or other files, or it cannot be created.
+        KldmError: the folder, or a checkpoint in it, is of another recipe.
     """
     path = folder / "recipe.cfg"
-    if path.exists():
-        earlier = read_recipe(path)
-        difference = _difference(_bound(earlier), _bound(tree))
-        if difference:  # perhaps only in defaults that are newer than the run
-            difference = _difference(_bound(_complete(earlier)), _bound(tree))
-        if difference:
-            raise KldmError(
-                f"the folder holds a run of another recipe ({difference} differs)",
-                place=str(folder),
-                remedy="choose another --out, or remove the folder",
-            )
+    if not path.exists():
+        write_recipe(tree, path)
         return
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise KldmError("it is neither an empty folder nor a run", place=str(folder), remedy="choose another --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    if difference := _differing(read_recipe(path), tree):
         raise KldmError(
-            f"cannot be created ({error.strerror})", place=str(folder), remedy="choose another --out"
-        ) from error
-    write_recipe(tree, path)
+            f"the folder holds a run of another recipe ({difference} differs)",
+            place=str(folder),
+            remedy="choose another --out, or remove the folder",
+        )
+    for name in ("last", "best"):
+        file = folder / "checkpoints" / f"{name}.safetensors"
+        if not file.exists():
+            continue
+        record, remedy = checkpoints.load(file), "restore the run's own file, or choose another --out"
+        if difference := _differing(record.recipe, tree):
+            raise KldmError(f"it is of another run ({difference} differs)", place=str(file), remedy=remedy)
+        if record.part("optimizer") and name == "best":
+            problem = "it holds a state of training, as last.safetensors does, not the best weights"
+            raise KldmError(problem, place=str(file), remedy=remedy)
+
+
+def check_free(folder: Path) -> None:
+    """Check that a folder holds a run, or is empty, or can be made; nothing is changed. Raises ``KldmError``."""
+    check_place(folder)
+    if folder.exists() and not (folder / "recipe.cfg").exists():
+        left = (path for path in folder.iterdir() if path.name != LOCK and not is_temporary(path))
+        if any(left):
+            raise KldmError("it is neither an empty folder nor a run", place=str(folder), remedy="choose another --out")
+
+
+def _differing(earlier: Tree, tree: Tree) -> str:
+    """The dotted key in which a run's earlier recipe differs from one that it shall go on with; empty if in none."""
+    if difference := _difference(_bound(earlier), _bound(tree)):  # perhaps only in defaults that are newer than the run
+        difference = _difference(_bound(_complete(earlier)), _bound(tree))
+    return difference
 
 
 def _complete(tree: Tree) -> Tree:
@@ -52,11 +73,10 @@ def _complete(tree: Tree) -> Tree:
 
 
 def _bound(tree: Tree) -> Tree:
-    """The part of a recipe that a run folder is bound to. Training may be prolonged, and its batches cut otherwise."""
+    """The part of a recipe that a run folder is bound to."""
     bound = {name: value for name, value in tree.items() if name not in _FREE}
     bound["validation"] = {"score": (tree.get("validation") or {}).get("score")}
-    free = ("epochs", "minutes", "max_pairs")
-    training = {name: value for name, value in tree.get("training", {}).items() if name not in free}
+    training = {name: value for name, value in tree.get("training", {}).items() if name not in RESUMED_WITH}
     return {**bound, "training": training}
 
 

@@ -24,7 +24,7 @@ from kldm.sampling.targets import (
     given_species,
     with_properties,
 )
-from kldm.validators import at_least
+from kldm.validators import at_least, within
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
@@ -64,7 +64,7 @@ class SamplingRequest:
     keep: tuple[str, ...] = KEPT
     keep_atoms: str | None = None
     atoms: str | None = None
-    count: int = attrs.field(default=1, validator=at_least(1))
+    count: int = attrs.field(default=1, validator=within(1, 10**7))
     seed: int = 0
     properties: Mapping[str, float] = attrs.field(factory=dict)
     select: Literal["consensus"] | None = None

@@ -7,6 +7,7 @@ and ``report.json``. The same command resumes an interrupted run.
 import copy
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from kldm.execution import default_device, device_name, set_execution, used_prec
 from kldm.reading import read_samples
 from kldm.recipe import read_recipe, write_recipe
 from kldm.runs.experiment import Experiment, assemble, fitted, prepare
-from kldm.runs.folder import claim
+from kldm.runs.folder import PARTS, check_free, claim
 from kldm.runs.splits import EvaluationSplit, ModelValidation, evaluate_splits
 from kldm.runtime.distributed import world
+from kldm.runtime.locking import writing_to
 from kldm.samplers import replaying
 from kldm.training import checkpoint as checkpoints
 from kldm.training import fit
@@ -41,44 +43,47 @@ def run(
     """
     started = time.monotonic()
     here, device = world(), device or default_device()
-    with here.writer_first():  # so that it alone reports an error, and the others find the files that it has written
-        experiment, tree = assemble(read_recipe(recipe, overrides or {}))
-        if here.is_writer:
-            prepare(experiment)
-        train = experiment.data.load("train")
-        experiment, tree = fitted(experiment, tree, train, _start(experiment, folder))
-        if here.is_writer:
-            claim(folder, tree)
-    untrained = copy.deepcopy(experiment.model) if evaluate and experiment.evaluation.untrained else None
-    model, train = experiment.model.to(device), train.to(device)
-    set_execution(model.network, experiment.execution)
-    validate = ModelValidation(experiment, device) if experiment.validates else None
-    with replaying(experiment.execution.graphs):
-        fit(model, train, experiment.training, folder, tree, validate)
-        if here.is_writer:
-            write_recipe(tree, folder / "recipe.cfg")  # it differs if the run is prolonged or sampled in another way
-        judgements = evaluate_splits(experiment, tree, folder, device, untrained) if evaluate else None
+    with ExitStack() as held:
+        with here.writer_first():  # it alone reports errors, and the others find the files that it has written
+            experiment, tree = assemble(read_recipe(recipe, overrides or {}))
+            if here.is_writer:
+                check_free(folder)
+                held.enter_context(writing_to(folder, *PARTS))
+                prepare(experiment)
+            train = experiment.data.load("train")
+            experiment, tree = fitted(experiment, tree, train, _start(experiment, folder))
+            if here.is_writer:
+                claim(folder, tree)
+        untrained = copy.deepcopy(experiment.model) if evaluate and experiment.evaluation.untrained else None
+        model, train = experiment.model.to(device), train.to(device)
+        set_execution(model.network, experiment.execution)
+        validate = ModelValidation(experiment, device) if experiment.validates else None
+        with replaying(experiment.execution.graphs):
+            fit(model, train, experiment.training, folder, tree, validate)
+            if here.is_writer:
+                write_recipe(tree, folder / "recipe.cfg")  # it differs if the run goes on in another way
+            judgements = evaluate_splits(experiment, tree, folder, device, untrained) if evaluate else None
 
-    def finish() -> Report:
-        training, earlier = checkpoints.load(folder / "checkpoints" / "best.safetensors").state, _report(folder)
-        about = {
-            "recipe": recipe.stem,
-            "device": device_name(device),
-            "precision": used_precision(model.precision, device),
-            "processes": here.size,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "training": training,
-            "seeds": {"training": experiment.training.seed, "evaluation": experiment.evaluation.seed},
-            "seconds": round(time.monotonic() - started, 1),
-        }
-        # Without an evaluation, earlier judgements stay if they are of the same training.
-        earlier_judgements = earlier.evaluation if earlier and earlier.about.get("training") == training else {}
-        evaluation = earlier_judgements if judgements is None else judgements
-        report = Report(about=about, libraries=library_versions(), evaluation=evaluation)
-        report.write(folder)
-        return report
+        def finish() -> Report:
+            training, earlier = checkpoints.load(folder / "checkpoints" / "best.safetensors").state, _report(folder)
+            about = {
+                "recipe": recipe.stem,
+                "device": device_name(device),
+                "precision": used_precision(model.precision, device),
+                "processes": here.size,
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "training": training,
+                "seeds": {"training": experiment.training.seed, "evaluation": experiment.evaluation.seed},
+                "seconds": round(time.monotonic() - started, 1),
+            }
+            # Without an evaluation, earlier judgements stay if they are of the same training.
+            earlier_judgements = earlier.evaluation if earlier and earlier.about.get("training") == training else {}
+            evaluation = earlier_judgements if judgements is None else judgements
+            report = Report(about=about, libraries=library_versions(), evaluation=evaluation)
+            report.write(folder)
+            return report
 
-    return here.by_writer(finish)
+        return here.by_writer(finish)
 
 
 def evaluation_files(folder: Path) -> list[str]:

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from kldm.recipe import Tree, overridden
 from kldm.runs.experiment import Experiment, assemble
 from kldm.runs.request import SamplingRequest
 from kldm.runtime.distributed import world
-from kldm.runtime.files import fresh_folder, make_writable, refuse_existing
+from kldm.runtime.locking import check_place, results_folder
 from kldm.runtime.pool import check_work
 from kldm.samplers import replaying
 from kldm.sampling.constraints import violations
@@ -25,6 +26,9 @@ from kldm.sampling.generation import candidates, generate, requests, sampling_pa
 from kldm.training import checkpoint as checkpoints
 from kldm.training import set_precision
 from kldm.training.checkpoint import Checkpoint, Rounding
+
+WRITTEN = (*SAMPLE_FILES, "report.json")
+"""The files that ``sample_run`` writes."""
 
 
 def load_run(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[Experiment, Checkpoint, Path]:
@@ -103,7 +107,7 @@ def sample_run(
     Args:
         path: see ``load_run``.
         request: which crystals.
-        out: a folder that holds no samples yet.
+        out: a folder without files of these names.
         overrides: see ``load_run``.
         device: by default the first GPU, or the CPU if there is none.
         max_pairs: see ``Evaluation``.
@@ -114,53 +118,59 @@ def sample_run(
         the report, and the folder.
     """
     here, device = world(), device or default_device()
-    with here.writer_first():  # so that it alone reports an error, and the others find the data that it has cached
-        if request.select:
-            check_work(workers, time_limit)
-        experiment, _, file = load_run(path, overrides)
-        targets, count = request.targets(experiment)
-        targets.constraints.check(experiment.model.processes, targets.store)
-        if here.is_writer:
-            out = out or fresh_folder(file.parent if path.is_file() else path, "samples")
-            refuse_existing(out, (*SAMPLE_FILES, "report.json"))
-            make_writable(out)
-    max_pairs = sampling_pairs(max_pairs, experiment.model.network, device)
-    wanted = requests(len(targets.store), count)
-    with replaying(experiment.execution.graphs if graphs is None else graphs):
-        generated = generate(
-            experiment.model.to(device),
-            experiment.sampler,
-            targets.store.to(device),
-            wanted,
-            seed=request.seed,
-            max_pairs=max_pairs,
-            constraints=targets.constraints,
-        )
+    with ExitStack() as held:
+        with here.writer_first():  # so that it alone reports an error, and the others find the data that it has cached
+            if request.select:
+                check_work(workers, time_limit)
+            if here.is_writer:
+                check_place(out or (path if path.is_dir() else path.parent))
+            experiment, _, file = load_run(path, overrides)
+            targets, count = request.targets(experiment)
+            targets.constraints.check(experiment.model.processes, targets.store)
+            if here.is_writer:
+                parent = file.parent if path.is_file() else path
+                out = held.enter_context(results_folder(out, parent, "samples", WRITTEN))
+        max_pairs = sampling_pairs(max_pairs, experiment.model.network, device)
+        wanted = requests(len(targets.store), count)
+        with replaying(experiment.execution.graphs if graphs is None else graphs):
+            generated = generate(
+                experiment.model.to(device),
+                experiment.sampler,
+                targets.store.to(device),
+                wanted,
+                seed=request.seed,
+                max_pairs=max_pairs,
+                constraints=targets.constraints,
+            )
 
-    def finish() -> tuple[dict[str, Any], Path]:
-        assert out is not None
-        sampled = candidates(generated, wanted)
-        started = time.monotonic()
-        if request.select:
-            sampled = consensus(sampled, workers=workers, time_limit=time_limit)
-        selection = {"rule": f"consensus: {CONSENSUS}", "of": count, "seconds": round(time.monotonic() - started, 1)}
-        rows = [candidate.target for candidate in wanted]
-        numbered = [attrs.evolve(candidate, target=targets.number(candidate.target)) for candidate in sampled]
-        write_samples(out, numbered, {targets.number(row): name for row, name in enumerate(targets.store.ids)})
-        report: dict[str, Any] = {
-            "checkpoint": str(file),
-            "request": request.as_json(),
-            "overrides": dict(overrides or {}),
-            "max_pairs": max_pairs,
-            "device": device_name(device),
-            "precision": used_precision(experiment.model.precision, device),
-            "libraries": library_versions(),
-            "requests": len(wanted),
-            "not_built": dict(Counter(candidate.reason for candidate in sampled if candidate.structure is None)),
-            "violations": violations(sampled, rows, targets.store, targets.constraints),
-            **({"selection": selection} if request.select else {}),
-        }
-        write_json(out / "report.json", report)
-        return report, out
+        def finish() -> tuple[dict[str, Any], Path]:
+            assert out is not None
+            sampled = candidates(generated, wanted)
+            started = time.monotonic()
+            if request.select:
+                sampled = consensus(sampled, workers=workers, time_limit=time_limit)
+            selection = {
+                "rule": f"consensus: {CONSENSUS}",
+                "of": count,
+                "seconds": round(time.monotonic() - started, 1),
+            }
+            rows = [candidate.target for candidate in wanted]
+            numbered = [attrs.evolve(candidate, target=targets.number(candidate.target)) for candidate in sampled]
+            write_samples(out, numbered, {targets.number(row): name for row, name in enumerate(targets.store.ids)})
+            report: dict[str, Any] = {
+                "checkpoint": str(file),
+                "request": request.as_json(),
+                "overrides": dict(overrides or {}),
+                "max_pairs": max_pairs,
+                "device": device_name(device),
+                "precision": used_precision(experiment.model.precision, device),
+                "libraries": library_versions(),
+                "requests": len(wanted),
+                "not_built": dict(Counter(candidate.reason for candidate in sampled if candidate.structure is None)),
+                "violations": violations(sampled, rows, targets.store, targets.constraints),
+                **({"selection": selection} if request.select else {}),
+            }
+            write_json(out / "report.json", report)
+            return report, out
 
-    return here.by_writer(finish)
+        return here.by_writer(finish)

@@ -68,33 +68,6 @@ def refuse_existing(folder: Path, names: Iterable[str]) -> None:
 
 
 @contextmanager
-def results_folder(out: Path | None, parent: Path, stem: str, names: Iterable[str]) -> Iterator[Path]:
-    """Yields the folder that results are written to: ``out``, or else a new ``stem-<number>`` in ``parent``.
-
-    It is there, and can be written to, before the work begins. If the work fails, a new folder that is still empty is
-    removed.
-
-    Args:
-        names: the files that will be written, which ``out`` must not have yet.
-
-    Raises:
-        KldmError: ``out`` has one of these files, or the folder cannot be created or written to.
-    """
-    new = out is None or not out.exists()
-    if out is not None:
-        refuse_existing(out, names)
-        make_writable(out)
-    folder = fresh_folder(parent, stem) if out is None else out
-    try:
-        yield folder
-    except BaseException:
-        if new:
-            with suppress(OSError):  # it is not empty
-                folder.rmdir()
-        raise
-
-
-@contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path to write to, which replaces ``path`` when the block ends without an error.
 

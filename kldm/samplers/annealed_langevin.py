@@ -7,7 +7,7 @@ import attrs
 from kldm.interfaces import DiffusionProcess
 from kldm.registry import sampler
 from kldm.samplers.stages import Stage, StagedSampler
-from kldm.validators import above
+from kldm.validators import within
 
 
 @sampler("annealed_langevin.v1")
@@ -29,7 +29,7 @@ class AnnealedLangevin(StagedSampler):
         corrected: modalities that make them.
     """
 
-    corrections: int = attrs.field(default=1, validator=above(0))
+    corrections: int = attrs.field(default=1, validator=within(1, 1000))
     corrected: tuple[str, ...] = ("coordinates",)
 
     def stages(self, processes: Mapping[str, DiffusionProcess]) -> tuple[Stage, ...]:

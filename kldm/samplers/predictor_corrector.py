@@ -8,7 +8,7 @@ import attrs
 from kldm.interfaces import Correction, DiffusionProcess
 from kldm.registry import sampler
 from kldm.samplers.stages import Stage, StagedSampler
-from kldm.validators import above, one_of
+from kldm.validators import one_of, within
 
 
 @sampler("predictor_corrector.v1")
@@ -43,10 +43,10 @@ class PredictorCorrector(StagedSampler):
     order: Literal["correct_then_predict", "predict_then_correct"] = attrs.field(
         default="correct_then_predict", validator=one_of()
     )
-    tau: float = attrs.field(default=0.25, validator=above(0))
+    tau: float = attrs.field(default=0.25, validator=within(0, 100, ends="high"))
     step_size: Literal["observed", "expected"] = attrs.field(default="observed", validator=one_of())
     correct_positions: bool = True
-    corrections: int = attrs.field(default=1, validator=above(0))
+    corrections: int = attrs.field(default=1, validator=within(1, 1000))
     corrected: tuple[str, ...] | None = None
 
     def stages(self, processes: Mapping[str, DiffusionProcess]) -> tuple[Stage, ...]:

@@ -14,7 +14,7 @@ from kldm.crystals import Crystals
 from kldm.errors import KldmError, nearest
 from kldm.interfaces import Correction, DiffusionProcess, GenerativeModel, Latent, Prediction, Step
 from kldm.samplers.graphs import Latents, stepping
-from kldm.validators import above, one_of, within
+from kldm.validators import one_of, within
 
 MOST_STEPS = 10**6
 """The largest number of steps, as the times of all are made beforehand; a thousand is usual."""
@@ -150,7 +150,7 @@ class StagedSampler(ABC):
 
     steps: int = attrs.field(default=1000, validator=within(1, MOST_STEPS))
     s_min: float = attrs.field(default=0.0, validator=within(0, 1, ends="low"))
-    rho: float = attrs.field(default=1.0, validator=above(0))
+    rho: float = attrs.field(default=1.0, validator=within(0, 100, ends="high"))
     land: bool = False
 
     @abstractmethod

@@ -9,6 +9,7 @@ from torch import nn
 from tqdm import tqdm
 
 from kldm.crystals import CrystalStore, concatenated
+from kldm.errors import KldmError
 from kldm.interfaces import Candidate, GenerativeModel, Sampler
 from kldm.memory import most_pairs
 from kldm.runtime.allocator import keep_memory
@@ -18,6 +19,9 @@ from kldm.sampling.constraints import Constraints, constrained
 
 SAMPLING_PAIRS = 64_000
 """Ordered pairs of atoms in a batch of samples if memory suffices: enough to keep a GPU busy."""
+
+MOST = 10**7
+"""Structures of a request."""
 
 
 @attrs.frozen
@@ -29,7 +33,14 @@ class CandidateRequest:
 
 
 def requests(targets: int, candidates: int) -> tuple[CandidateRequest, ...]:
-    """Requests of ``candidates`` structures for each of ``targets`` rows, candidate by candidate."""
+    """Requests of ``candidates`` structures for each of ``targets`` rows, candidate by candidate.
+
+    Raises:
+        KldmError: there are more than ``MOST`` structures.
+    """
+    if targets * candidates > MOST:
+        problem = f"{targets * candidates:,} structures are asked for, more than {MOST:,}"
+        raise KldmError(problem, remedy="ask for fewer at once, with other seeds")
     return tuple(CandidateRequest(target, candidate) for candidate in range(candidates) for target in range(targets))
 
 

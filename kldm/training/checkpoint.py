@@ -3,6 +3,7 @@
 Loading executes nothing: tensors are raw bytes, and all the rest is JSON in the header of the file.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,16 @@ from torch import Tensor, nn
 from kldm.errors import KldmError
 from kldm.runtime.files import atomic_write
 
-_FORMAT = 1
+_FORMATS = ("1", "2")
+"""Formats that can be read; the last one is written. The first has no checksum."""
+
+_FOREIGN = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "run git lfs pull where it was cloned"),
+    (b"<", "a web page, not a checkpoint", "download the file itself"),
+    (b"PK\x03\x04", "a zip, as torch.save writes, not a checkpoint", "kldm reads safetensors with a recipe alone"),
+    (b"\x80", "a pickle, not a checkpoint", "kldm reads safetensors with a recipe alone"),
+)
+"""The first bytes of files that are taken for checkpoints, what such a file is, and the remedy."""
 
 _STARTS = ("start_from", "start_with")
 
@@ -75,8 +85,16 @@ class Checkpoint:
         recipe = {**self.recipe, "training": training} if "training" in self.recipe else self.recipe
         return Checkpoint(recipe, shared, self.state)
 
+    def check_finite(self) -> None:
+        """Raises ``KldmError`` if a number in it is not finite."""
+        for name, tensor in self.tensors.items():
+            if not torch.isfinite(tensor).all():
+                remedy = "take an older checkpoint, or train again with a lower learning rate"
+                raise KldmError(f"{name} holds a number that is not finite", place="checkpoint", remedy=remedy)
+
     def load_weights(self, module: nn.Module) -> None:
-        """Load ``weights`` into a rebuilt model."""
+        """Load ``weights`` into a rebuilt model. Raises ``KldmError`` if they do not fit, or are not finite."""
+        self.check_finite()
         try:
             module.load_state_dict({name: weight.to(torch.float32) for name, weight in self.weights.items()})
         except RuntimeError as error:
@@ -89,13 +107,11 @@ class Checkpoint:
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically: an interrupted or failed write leaves the previous file unchanged."""
-    header = {
-        "format": str(_FORMAT),
-        "recipe": json.dumps(checkpoint.recipe),
-        "state": json.dumps(dict(checkpoint.state)),
-    }
+    recipe, state = json.dumps(checkpoint.recipe), json.dumps(dict(checkpoint.state))
     # Cloned, because safetensors refuses tensors that share memory, as tied weights do.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in checkpoint.tensors.items()}
+    checksum = _checksum(tensors, recipe, state)
+    header = {"format": _FORMATS[-1], "recipe": recipe, "state": state, "checksum": checksum}
     with atomic_write(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -107,25 +123,44 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint. Raises ``KldmError`` if the file is missing, broken or no checkpoint."""
+    """Read a checkpoint. Raises ``KldmError`` if the file is missing, broken, changed or no checkpoint."""
     if not path.is_file():
         raise KldmError("no such checkpoint", place=str(path))
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            if header.get("format") != str(_FORMAT):
-                version = header.get("format")
-                problem = f"format {version} is not format {_FORMAT}" if version else "not a checkpoint of kldm"
+            if (version := header.get("format")) not in _FORMATS:
+                problem = f"format {version} is not format {_FORMATS[-1]}" if version else "not a checkpoint of kldm"
                 raise KldmError(problem, place=str(path), remedy="use the version of kldm that wrote it")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         recipe, state = json.loads(header["recipe"]), json.loads(header["state"])
         if not (isinstance(recipe, dict) and isinstance(state, dict)):
             raise ValueError("its header holds no recipe")
+        checksum = _checksum(tensors, header["recipe"], header["state"])
+        if version != _FORMATS[0] and header["checksum"] != checksum:
+            raise ValueError("its checksum is that of another content")
         return Checkpoint(recipe, tensors, state)
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
+        with path.open("rb") as opened:
+            start = opened.read(100).lstrip()
+        for magic, what, remedy in _FOREIGN:
+            if start.startswith(magic):
+                raise KldmError(f"the file is {what}", place=str(path), remedy=remedy) from None
+        reason = f"its header lacks {error}" if isinstance(error, KeyError) else error
         raise KldmError(
-            f"the file is broken ({error})", place=str(path), remedy="take an older checkpoint or start afresh"
+            f"the file is broken ({reason})", place=str(path), remedy="take an older checkpoint or start afresh"
         ) from error
+
+
+def _checksum(tensors: Mapping[str, Tensor], recipe: str, state: str) -> str:
+    """A digest of all that a checkpoint holds."""
+    digest = hashlib.blake2b(digest_size=16)
+    for text in (recipe, state):
+        digest.update(f"{len(text.encode())}\n".encode() + text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def locate(path: Path, *, state: bool = False) -> Path:
@@ -159,9 +194,17 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Load the state that ``optimizer_tensors`` returned (with names without the prefix ``optimizer.``)."""
+    """Load the state that ``optimizer_tensors`` returned (with names without the prefix ``optimizer.``).
+
+    Raises:
+        ValueError: it is the state of other parameters.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
+    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
+    for number, entry in state.items():
+        if number not in range(len(shapes)) or any(t.dim() and t.shape != shapes[number] for t in entry.values()):
+            raise ValueError("the optimiser's state is of other parameters")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,7 +1,10 @@
 """The log of a training: ``train.jsonl``, TensorBoard's files and a progress bar."""
 
 import json
-from collections.abc import Mapping
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -13,6 +16,8 @@ from kldm.runtime.files import atomic_write
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger("kldm.training")
 
 
 class TrainingLog:
@@ -28,10 +33,13 @@ class TrainingLog:
     """
 
     def __init__(self, folder: Path, *, step: int, next_row: int, total: int | None, quiet: bool) -> None:
-        self._folder = folder
+        self._folder, self._quiet = folder, quiet
         if not quiet:
             _truncate(folder / "train.jsonl", next_row)
-        self._board = None if quiet else _board(folder / "tensorboard", next_row)
+        self._board: SummaryWriter | None = None
+        if not quiet:
+            with self._dispensable():
+                self._board = _board(folder / "tensorboard", next_row)
         self._bar = tqdm(
             desc="train", unit="step", total=total, initial=step, smoothing=0.05, dynamic_ncols=True, disable=quiet
         )
@@ -44,7 +52,18 @@ class TrainingLog:
     ) -> None:
         self._bar.close()
         if self._board is not None:
-            self._board.close()
+            with self._dispensable():
+                self._board.close()
+
+    @contextmanager
+    def _dispensable(self) -> Iterator[None]:
+        """TensorBoard's files are given up where they cannot be written. Training goes on without them."""
+        try:
+            yield
+        except OSError as error:
+            self._board = None
+            problem = error.strerror or error
+            logger.warning("TensorBoard's files cannot be written (%s); training goes on without them", problem)
 
     def advance(self) -> None:
         """Count a step."""
@@ -62,7 +81,7 @@ class TrainingLog:
         Raises:
             KldmError: the row cannot be written.
         """
-        if self._board is None:
+        if self._quiet:
             return
         try:
             with (self._folder / "train.jsonl").open("a") as log:
@@ -72,14 +91,24 @@ class TrainingLog:
             problem = f"cannot write the log ({error.strerror}); the last checkpoint is complete"
             remedy = "free some space and run the same command"
             raise KldmError(problem, place=str(self._folder), remedy=remedy) from error
-        for name, value in row.items():
-            self._board.add_scalar(f"train/{name}", value, step)
+        if self._board is not None:
+            with self._dispensable():
+                for name, value in row.items():
+                    self._board.add_scalar(f"train/{name}", value, step)
         self._bar.set_postfix({name: f"{row[name]:.4g}" for name in ("loss", "validation") if name in row})
 
 
 def _board(folder: Path, next_row: int) -> "SummaryWriter":
     from torch.utils.tensorboard import SummaryWriter
 
+    usual = threading.excepthook
+
+    def quiet(told: threading.ExceptHookArgs) -> None:
+        # Its thread raises again in the main thread what it cannot write.
+        if not (type(told.thread).__module__.startswith("tensorboard.") and isinstance(told.exc_value, OSError)):
+            usual(told)
+
+    threading.excepthook = quiet
     return SummaryWriter(str(folder), purge_step=next_row)
 
 

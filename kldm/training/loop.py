@@ -30,6 +30,9 @@ from kldm.training.settings import Training, set_precision
 from kldm.training.state import TrainingState
 from kldm.training.times import Times
 
+_CHANGES = ("learning_rate", "learning_rate_schedule", "plateau", "clip_value", "clip_norm", "precision")
+"""Those of ``RESUMED_WITH`` that decide the weights."""
+
 SYNC_EVERY = 16
 """Steps between two looks of several processes with GPUs at whether one of them was asked to stop."""
 
@@ -86,6 +89,7 @@ class Trainer:
         self.times = Times(settings.s_min, settings.times, settings.time_density or (), self.device)
         set_precision(model, settings.precision)
         self.state = TrainingState(model, settings)
+        self.changes: list[dict[str, Any]] = []  # of settings that decide the weights, with the step from which on
         self._resume()
         self.seconds = self.state.progress.seconds  # seconds of training, the same number in all processes
         self.started = 0.0  # the reading of this process's clock at 0 seconds
@@ -239,11 +243,14 @@ class Trainer:
         """Check before anything is saved: the weights are of no use if the loss is not finite."""
         sums = {name: value.item() for name, value in self.state.sums.items()}
         if not all(map(math.isfinite, sums.values())):
-            raise KldmError(
-                f"the loss of epoch {self._current_epoch} is not finite ({sums})",
-                place=str(self.folder),
-                remedy="lower training.learning_rate or set training.clip_norm; the last checkpoint is from before",
-            )
+            raise self._diverged(f"the loss of epoch {self._current_epoch} is not finite ({sums})")
+
+    def _diverged(self, problem: str) -> KldmError:
+        path = self._checkpoint_path("last")
+        done = f"from step {checkpoints.load(path).state['step']} on" if path.exists() else "from the start"
+        lower = f"--training.learning_rate {self.settings.learning_rate / 4:.1g} or --training.clip_norm 1"
+        remedy = f"run the same command with {lower}: training goes on {done}"
+        return KldmError(problem, place=str(self.folder), remedy=remedy)
 
     def _stop(self) -> None:
         """Interrupt training with a checkpoint."""
@@ -263,8 +270,18 @@ class Trainer:
     def _write(self, name: str) -> None:
         """Write a checkpoint, if this process is the writer; training can go on from ``last``."""
         if self.world.is_writer:
-            counters = {"epoch": self._epoch, "crystals": len(self.train)}
+            counters = {
+                "epoch": self._epoch,
+                "crystals": len(self.train),
+                **({"changes": c} if (c := self.changes) else {}),
+            }
             checkpoint = self.state.checkpoint(self.recipe, counters, resumable=name == "last")
+            try:
+                checkpoint.check_finite()
+            except KldmError as error:
+                raise self._diverged(
+                    f"training has diverged at step {self.state.progress.step} ({error.problem})"
+                ) from error
             checkpoints.save(self._checkpoint_path(name), checkpoint)
 
     def _resume(self) -> None:
@@ -284,3 +301,12 @@ class Trainer:
             remedy = "ask for at least as many epochs, or choose another --out"
             raise KldmError(f"{problem}training.epochs = {self.settings.epochs}", place=str(self.folder), remedy=remedy)
         self.state.resume(record, path, self.steps_per_epoch)
+        earlier, now = (recipe.get("training", {}) for recipe in (record.recipe, self.recipe))
+        changed = {key: [earlier[key], now[key]] for key in _CHANGES if key in earlier and earlier[key] != now.get(key)}
+        if changed and step == self.total:
+            key, (value, _) = next(iter(changed.items()))
+            problem = f"training has ended with {key} = {value}, which cannot change any more"
+            raise KldmError(
+                problem, place=f"training.{key}", remedy="raise training.epochs, or leave the key as it was"
+            )
+        self.changes = [*record.state.get("changes", ()), *([{"step": step, **changed}] if changed else ())]

@@ -14,6 +14,22 @@ from kldm.training.checkpoint import StartWith
 from kldm.training.times import Draw
 from kldm.validators import above, at_least, each, one_of, within
 
+RESUMED_WITH = (
+    "epochs",
+    "minutes",
+    "max_pairs",
+    "learning_rate",
+    "learning_rate_schedule",
+    "plateau",
+    "clip_value",
+    "clip_norm",
+    "precision",
+    "validate_every",
+    "checkpoint_every",
+)
+"""The settings that may differ when training is resumed: how long it lasts, how it is watched and cut into pieces, and
+what keeps it stable."""
+
 
 @attrs.frozen(kw_only=True)
 class Plateau:
@@ -95,8 +111,8 @@ class Training:
     start_from: Path | None = None
     start_with: StartWith = attrs.field(default="weights", validator=one_of())
     batch_size: int = attrs.field(default=256, validator=at_least(1))
-    learning_rate: float = attrs.field(default=1e-3, validator=above(0))
-    weight_decay: float = attrs.field(default=0.0, validator=at_least(0))
+    learning_rate: float = attrs.field(default=1e-3, validator=within(0, 10, ends="high"))
+    weight_decay: float = attrs.field(default=0.0, validator=within(0, 100))
     amsgrad: bool = True
     ema_decay: float = attrs.field(default=0.999, validator=within(0, 1, ends="low"))
     ema_start: int = attrs.field(default=500, validator=at_least(0))

@@ -115,17 +115,27 @@ class TrainingState:
         Raises:
             KldmError: the checkpoint is of another model.
         """
-        self._restore(record, path, remedy="choose another --out")
-        if self.plateau is not None and "plateau" in record.state:
-            self.plateau.load_state_dict(record.state["plateau"])
-        if self.learning_rate_changes and "learning_rate" in record.state:
-            self.learning_rate = record.state["learning_rate"]
+        remedy = "restore the last.safetensors of this run, or choose another --out"
+        if not record.part("optimizer"):
+            problem = "it holds weights alone, as best.safetensors does, no state that training can go on from"
+            raise KldmError(problem, place=str(path), remedy=remedy)
+        self._restore(record, path, remedy)
         device = next(self.model.parameters()).device
         self.sums = {name: value.to(device) for name, value in record.part("sums").items()}
-        state = dict(record.state)
-        # Checkpoints of older versions lack the key; they ended epochs only at their last step.
-        state.setdefault("summed", (state["step"] - 1) % steps_per_epoch + 1 if self.sums else 0)
-        self.progress = Progress(**{field.name: state[field.name] for field in attrs.fields(Progress)})
+        try:
+            state = dict(record.state)
+            if self.plateau is not None and "plateau" in state:
+                self.plateau.load_state_dict(state["plateau"])
+            if self.learning_rate_changes and "learning_rate" in state:
+                # A learning rate that the user has lowered meanwhile lowers what the plateau has left of it.
+                now = self._settings.learning_rate
+                earlier = record.recipe.get("training", {}).get("learning_rate", now)
+                self.learning_rate = state["learning_rate"] * (now / earlier)
+            # Checkpoints of older versions lack the key; they ended epochs only at their last step.
+            state.setdefault("summed", (state["step"] - 1) % steps_per_epoch + 1 if self.sums else 0)
+            self.progress = Progress(**{field.name: state[field.name] for field in attrs.fields(Progress)})
+        except (KeyError, TypeError, ValueError) as error:
+            raise KldmError(f"its counters cannot be read ({error!r})", place=str(path), remedy=remedy) from error
 
     def start_from(self, path: Path) -> None:
         """Begin a new training from the weights or the state of another run's checkpoint (``Training.start_with``).
@@ -149,10 +159,15 @@ class TrainingState:
     def _restore(self, record: Checkpoint, path: Path, remedy: str) -> None:
         """Load the weights in training, their average, and the optimiser's moments."""
         self._load_weights(record.part("model"), path, remedy)
-        if record.state["averaged"]:
-            self.average.module.load_state_dict(record.part("average"))
-            self.average.updates = record.state["averaged"]
-        checkpoints.load_optimizer(self.optimizer, record.part("optimizer"))
+        try:
+            if updates := record.state.get("averaged"):
+                self.average.module.load_state_dict(record.part("average"))
+                self.average.updates = updates
+            checkpoints.load_optimizer(self.optimizer, record.part("optimizer"))
+        except (RuntimeError, ValueError) as error:
+            raise KldmError(
+                "its average or optimiser does not fit the model", place=str(path), remedy=remedy
+            ) from error
 
     def _load_weights(self, weights: Mapping[str, Tensor], path: Path, remedy: str) -> None:
         try:

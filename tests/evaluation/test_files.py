@@ -337,7 +337,7 @@ def test_a_folder_of_samples_is_a_file_of_samples(tmp_path: Path, reference: Pat
         (["--metric.rules", '["strict"]'], '--metric.rules.0: wants "structural" or "full", got "strict"'),
         (["--metric", "match_rate.v2"], "--metric: @metrics holds no 'match_rate.v2'; did you mean 'match_rate.v1'?"),
         (["--metric.rule", '["full"]'], "--metric.rule: unknown key; did you mean 'rules'?"),
-        (["--metric.stol", "-1"], "--metric.stol: must be above 0, got -1"),
+        (["--metric.stol", "-1"], "--metric.stol: must be above 0 and at most 10, got -1"),
         (["--sampler.steps", "3"], "--sampler.steps: is no key of the metric"),
         (["--metric", "de_novo.v1", "--metric.cutoffs", "mp20"], "--metric.cutoffs: wants"),
         (["--metric", "de_novo.v1", "--metric.states", "icsd16"], "--metric.states: wants"),

@@ -71,7 +71,7 @@ def test_all_programs_count_the_same_rows(place: Path) -> None:
     table = place / "evaluation-1" / "results.csv"
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    reason = 'a b "c" ?[31mred?[0m,??? '
+    reason = 'a b "c" ?[31mred?[0m,???'
     assert [row["reason"] for row in rows] == ["", reason]
     assert len(table.read_bytes().splitlines()) == len(pd.read_csv(table)) + 1 == 3
     found = [json.loads(line) for line in table.with_suffix(".jsonl").read_bytes().splitlines()]

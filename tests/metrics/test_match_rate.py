@@ -497,7 +497,7 @@ def test_users_mistakes() -> None:
         measure([Candidate(1, 0, rock_salt())], [rock_salt()])
     with pytest.raises(KldmError, match="target 0 has two candidates 0"):
         measure([Candidate(0, 0, rock_salt()), Candidate(0, 0, rock_salt())], [rock_salt()])
-    with pytest.raises(KldmError, match="stol: must be above 0, got -1"):
+    with pytest.raises(KldmError, match="stol: must be above 0 and at most 10, got -1"):
         MatchRate(stol=-1)
     with pytest.raises(KldmError, match="workers: must be a number of processes"):
         MatchRate(workers=0)

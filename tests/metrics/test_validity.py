@@ -104,7 +104,7 @@ def test_a_fault_of_the_library_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> 
         raise np.linalg.LinAlgError("singular")
 
     monkeypatch.setattr(Structure, "distance_matrix", property(broken))
-    assert structural_validity(pair(2.5)) == "cannot be examined: LinAlgError"
+    assert structural_validity(pair(2.5)) == "cannot be examined: LinAlgError: singular"
 
 
 def compound(*symbols: str, x: float = 0.5) -> Structure:

@@ -250,8 +250,8 @@ def test_decoded_positions_lie_below_one_in_float32() -> None:
             "initial_velocity_std: must be 0.0 with the simplified parameterization, got 0.5",
         ),
         ({"loss_weight": "inverse_square_target"}, "loss_weight: must be uniform with the simplified"),
-        ({"horizon": 0.0}, "horizon: must be above 0, got 0.0"),
-        ({"horizon": float("nan")}, "horizon: must be above 0, got nan"),
+        ({"horizon": 0.0}, "horizon: must be above 0 and at most 100, got 0.0"),
+        ({"horizon": float("nan")}, "horizon: must be above 0 and at most 100, got nan"),
         ({"variance_floor": -1e-6}, "variance_floor: must be at least 0 and below 1, got -1e-06"),
     ],
 )

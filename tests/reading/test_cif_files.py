@@ -90,7 +90,7 @@ def test_several_blocks_are_read_everywhere(tmp_path: Path) -> None:
             "it is empty",
         ]
         (note,) = [note for note in found.notes if "one of many" in note]
-        assert "3 of 5 structures: their file, one of many, holds several structures" in note
+        assert "2 of 5 structures: their file, one of many, holds several structures" in note
 
 
 def test_numbered_names_give_targets_in_tars_too(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Recipes are read from text, merged, overridden, interpolated and written."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +207,46 @@ def test_writing_is_atomic_and_leaves_nothing_behind(tmp_path: Path) -> None:
         write_recipe({"a": {}}, path / "run.cfg")
     write_recipe({"a": {}}, path)
     assert [file.name for file in tmp_path.iterdir()] == ["run.cfg"]
+
+
+def _doubling(value: str) -> str:
+    lines = [f"v{n} = {value.replace('X', f'${{a.v{n - 1}}}')}" for n in range(1, 12)]
+    return "\n".join(['[a]\nv0 = "xxxxxxxxxx"', *lines])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[a]\nx = " + "[" * 900 + "]" * 900, "is nested too deeply"),
+        ("[" + ".".join("a" * 100_000) + "]\nx = 1", "sections, or more than 16 in each other"),
+        ("".join(f"[a{n}]\n" for n in range(2000)), "has more than 1000 sections"),
+        (_doubling('"' + "X" * 10 + '"'), "more than 1,048,576 characters, with what its references stand for"),
+        (_doubling("[" + ", ".join(["X"] * 10) + "]"), "with what its references stand for"),
+        ("[a]\nx = [" + ",".join("1" * 2**20) + "]", "is longer than 1,048,576 characters"),
+        ('[recipe]\nextends = "a\\u0000b"', "wants names of recipes"),
+        ("version https://git-lfs.github.com/spec/v1", "is a Git LFS pointer, not a recipe; run git lfs pull"),
+        ("<!DOCTYPE html>", "is a web page, not a recipe"),
+    ],
+    ids=["lists", "sections", "many", "text", "references", "long", "zero", "pointer", "page"],
+)
+def test_bombs_are_refused_at_once(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "bomb.cfg").write_text(text)
+    with pytest.raises(KldmError, match=told):
+        read_recipe(tmp_path / "bomb.cfg")
+
+
+def test_a_recipe_is_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", tmp_path, Path("/dev/zero")):
+        with pytest.raises(KldmError, match="is not a file"):
+            read_recipe(path)
+
+
+def test_recipes_that_extend_many_are_read_once(tmp_path: Path) -> None:
+    for number in range(30):
+        text = f'[recipe]\nextends = ["{number + 1}.cfg", "{number + 1}.cfg"]\n[a]\nx = {number}\n'
+        (tmp_path / f"{number}.cfg").write_text(text)
+    (tmp_path / "30.cfg").write_text("[a]\ny = 1\n")
+    assert read_recipe(tmp_path / "14.cfg") == {"a": {"x": 14, "y": 1}}  # 2**16 ways
+    with pytest.raises(KldmError, match="more than 16 recipes extend each other"):
+        read_recipe(tmp_path / "0.cfg")

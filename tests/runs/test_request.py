@@ -175,5 +175,5 @@ def test_chemical_systems_are_read_as_they_are_written() -> None:
 def test_a_request_in_python_is_checked_too() -> None:
     with pytest.raises(KldmError, match="--z needs --formula"):
         SamplingRequest(units="4")
-    with pytest.raises(KldmError, match="count: must be at least 1, got 0"):
+    with pytest.raises(KldmError, match="count: must be from 1 to 10,000,000, got 0"):
         SamplingRequest(count=0)

@@ -53,7 +53,7 @@ def timeless(value: Any) -> Any:
 def test_the_folder_holds_everything(finished: Path) -> None:
     from pymatgen.io.cif import CifParser
 
-    assert {"recipe.cfg", "train.jsonl", "report.json", "checkpoints", "samples", "tensorboard"} == {
+    assert {".lock", "recipe.cfg", "train.jsonl", "report.json", "checkpoints", "samples", "tensorboard"} == {
         path.name for path in finished.iterdir()
     }
     assert {path.name for path in (finished / "checkpoints").iterdir()} == {"best.safetensors", "last.safetensors"}
@@ -217,7 +217,7 @@ def test_impossible_evaluations_are_refused_before_training(tmp_path: Path) -> N
     for overrides, told in (
         ({"evaluation.splits": ["tset"]}, r"evaluation\.splits\.0: must be one of .* 'tset'; did you mean 'test'\?"),
         ({"evaluation.limit": 0}, r"evaluation\.limit: must be at least 1, got 0"),
-        ({"evaluation.candidates": 0}, r"evaluation\.candidates: must be at least 1, got 0"),
+        ({"evaluation.candidates": 0}, r"evaluation\.candidates: must be from 1 to 100,000, got 0"),
         ({"evaluation.max_pairs": 0}, r"evaluation\.max_pairs: must be at least 1, got 0"),
         ({"validation.split": "vall"}, r"validation\.split: must be one of .* 'vall'; did you mean 'val'\?"),
         ({"validation.size": 0}, r"validation\.size: must be at least 1, got 0"),

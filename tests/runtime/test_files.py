@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from kldm.errors import KldmError
-from kldm.runtime.files import fresh_folder, results_folder
+from kldm.runtime.files import fresh_folder
+from kldm.runtime.locking import results_folder
 
 
 def test_fresh_folders_are_counted_and_claimed(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def _folder(path: Path) -> None:
         (_not_json, "the file is broken"),
         (_no_recipe, "the file is broken"),
         (_foreign, "not a checkpoint of kldm"),
-        (_later, "format 999 is not format 1"),
+        (_later, "format 999 is not format 2"),
         (_folder, "no such checkpoint"),
         (Path.unlink, "no such checkpoint"),
     ],
@@ -210,3 +210,48 @@ def test_what_is_shared_does_not_say_where_its_training_started() -> None:
     record = Checkpoint(recipe, {"model.a": torch.ones(2)}, STATE)
     assert record.to_share().recipe == {**RECIPE, "training": {"epochs": 3}}
     assert record.recipe == recipe
+
+
+def test_every_flipped_bit_is_refused(file: Path) -> None:
+    raw = file.read_bytes()
+    for position in range(0, 8 * len(raw), 7):  # every byte, and each bit in turn
+        changed = bytearray(raw)
+        changed[position // 8] ^= 1 << position % 8
+        file.write_bytes(changed)
+        with pytest.raises(KldmError):
+            load(file)
+    file.write_bytes(raw)
+    assert load(file).state == STATE
+
+
+def test_a_checkpoint_without_a_checksum_is_read_if_it_is_an_older_one(file: Path) -> None:
+    with safe_open(file, framework="pt") as opened:
+        header, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    del header["checksum"]
+    save_file(tensors, file, header)
+    with pytest.raises(KldmError, match="its header lacks 'checksum'"):
+        load(file)
+    save_file(tensors, file, header | {"format": "1"})
+    assert load(file).recipe == RECIPE
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "is a Git LFS pointer, .*; run git lfs pull"),
+        (b"<!DOCTYPE html><html>403 Forbidden</html>", "is a web page, not a checkpoint; download the file itself"),
+        (b"PK\x03\x04 data.pkl", "is a zip, as torch.save writes"),
+        (b"\x80\x02}", "is a pickle"),
+    ],
+)
+def test_other_files_are_called_what_they_are(file: Path, content: bytes, told: str) -> None:
+    file.write_bytes(content)
+    with pytest.raises(KldmError, match=told):
+        load(file)
+
+
+def test_weights_that_are_not_finite_are_not_sampled_with() -> None:
+    model = small_model()
+    tensors = {f"model.{name}": torch.full_like(value, torch.nan) for name, value in model.state_dict().items()}
+    with pytest.raises(KldmError, match="holds a number that is not finite"):
+        Checkpoint({}, tensors, {}).load_weights(model)

@@ -13,7 +13,7 @@ from kldm.interfaces import LearningRate
 from kldm.registry import learning_rates
 from kldm.training.learning_rates import Constant, CosineDecay, WarmupStableDecay
 
-SHARES = st.floats(0, 1)
+SHARES = st.just(0.0) | st.floats(1e-15, 1)
 
 
 @pytest.mark.parametrize("kind", [Constant, CosineDecay, WarmupStableDecay])
