@@ -36,7 +36,7 @@ class CodeBook:
         KldmError: ``elements`` is empty or has a number outside 1..100.
     """
 
-    code: Code
+    code: Code = attrs.field(repr=lambda code: code.__name__.strip("_"))
     width: int
     bounds: tuple[float, float] | None = None
     elements: tuple[int, ...] | None = None
