@@ -15,10 +15,11 @@ from typing import IO
 
 import attrs
 
-from kldm.data.cifs import StructureError, blocks, read_text
+from kldm.data.cifs import blocks, read_text
 from kldm.data.parsing import parse_texts
 from kldm.data.published import LONGEST_FIELD, read_rows
-from kldm.errors import KldmError, printable
+from kldm.data.structures import ImpossibleError, StructureError
+from kldm.errors import KldmError
 from kldm.reading.poscars import is_poscar, poscars, read_poscar_text
 from kldm.reading.rows import Row
 from kldm.runtime import opening
@@ -237,7 +238,7 @@ def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
 def _of_pieces(pieces: Sequence[_Piece], title: str) -> Sequence[Row]:
     results = parse_texts(_parsed, pieces, f"reading {title}", delay=2)
     return [
-        attrs.evolve(row, place=printable(piece.place), name=printable(piece.name), note=piece.note)
+        attrs.evolve(row, place=piece.place, name=piece.name, note=piece.note)
         for piece, row in zip(pieces, results, strict=True)
     ]
 
@@ -249,6 +250,6 @@ def _parsed(piece: _Piece) -> Row:
     try:
         return Row("", read_poscar_text(piece.text) if piece.poscar else read_text(piece.text))
     except StructureError as error:
-        return Row("", None, printable(str(error)), species=error.species, unread=error.unread)
+        return Row("", None, str(error), species=error.species, unread=not isinstance(error, ImpossibleError))
     except Exception as error:  # a parser may raise anything; the failure is this structure's alone
         return Row("", None, f"it cannot be read ({type(error).__name__})", unread=True)

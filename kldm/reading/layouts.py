@@ -9,7 +9,8 @@ from typing import Any
 import attrs
 
 from kldm.errors import KldmError
-from kldm.reading.rows import one_line, open_text
+from kldm.reading.rows import one_line
+from kldm.runtime.opening import open_text
 
 IsRecord = Callable[[Any], bool]
 """Whether a value is one of the records that are looked for."""

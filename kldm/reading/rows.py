@@ -11,7 +11,6 @@ import attrs
 from kldm.data.formulas import reduced_formula
 from kldm.errors import KldmError, printable
 from kldm.interfaces import Candidate
-from kldm.runtime.opening import open_text as open_text
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
@@ -46,7 +45,7 @@ class Row:
         note: what a reader of the results must know about how it was read; may be empty.
     """
 
-    place: str
+    place: str = attrs.field(converter=printable)
     structure: "Structure | None"
     reason: str = attrs.field(default="", converter=one_line)
     target: int | None = None
