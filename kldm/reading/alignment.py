@@ -7,13 +7,10 @@ from functools import partial
 import attrs
 
 from kldm.errors import KldmError
-from kldm.interfaces import Candidate
+from kldm.interfaces import UNPLACED, Candidate
 from kldm.reading.clues import BY_ID, REMEDY, Clue, Place, are_row_numbers, by_ids, by_numbers, cleaned, unlike_note
 from kldm.reading.reference import Reference
 from kldm.reading.rows import SampleFile, formulas
-
-UNPLACED = -1
-"""Target of a sample that answers no row of the reference."""
 
 BY_TARGET = "Rows are placed by the target that they carry."
 
@@ -173,36 +170,43 @@ def _by_target(
 ) -> _Placed:
     """The places that rows carry. If they have ids of other rows too, the targets count the rows of another reference,
     and the ids count, unless the compositions agree better with the targets."""
-    places = tuple((candidate.target, candidate.candidate) for candidate in file.candidates)
+    places: tuple[Place | None, ...] = tuple(
+        None if candidate.target == UNPLACED else (candidate.target, candidate.candidate)
+        for candidate in file.candidates
+    )
     ids = [cleaned(name) for name in reference.ids]
     rows = {name: row for row, name in enumerate(ids)}
-    note = ""
+    notes = []
+    if unplaced := places.count(None):
+        notes.append(f"{file.path}: {unplaced} of {len(places)} samples have no target, and answer no row.")
+    rule = BY_TARGET
     if set(names) <= set(rows) and len(rows) == len(ids) and not are_row_numbers(ids):
         by_id = tuple((rows[name], candidate.candidate) for name, candidate in zip(names, file.candidates, strict=True))
         if by_id != places:
             first = next(row for row, (one, other) in enumerate(zip(places, by_id, strict=True)) if one != other)
-            problem = (
-                f"it answers target {places[first][0]}, but its id {names[first]!r} is that of row {by_id[first][0]}"
-            )
-            kept = [place if place[0] < len(reference) else None for place in places]
+            target = file.candidates[first].target
+            problem = f"it answers target {target}, but its id {names[first]!r} is that of row {by_id[first][0]}"
+            kept = [place if place and place[0] < len(reference) else None for place in places]
             if _agreement(compositions, reference, by_id) < _agreement(compositions, reference, kept):
                 remedy = "give the reference that the samples were made for, or leave the targets or the ids out"
                 raise KldmError(problem, place=file.places[first], remedy=remedy)
-            note = f"{file.places[first]}: {problem}; the ids were taken."
-            places = by_id
+            notes.append(f"{file.places[first]}: {problem}; the ids were taken.")
+            places, rule = by_id, BY_ID
     _check_places(file, places, len(reference))
-    notes = (*([note] if note else []), *_mismatch_notes(file, places, compositions, reference))
-    return _Placed(places, BY_ID if note else BY_TARGET, notes, stated=True)
+    return _Placed(places, rule, (*notes, *_mismatch_notes(file, places, compositions, reference)), stated=True)
 
 
-def _check_places(file: SampleFile, places: Sequence[Place], rows: int) -> None:
+def _check_places(file: SampleFile, places: Sequence[Place | None], rows: int) -> None:
     taken: dict[Place, str] = {}
-    for (target, number), source in zip(places, file.places, strict=True):
+    for place, source in zip(places, file.places, strict=True):
+        if place is None:
+            continue
+        target, number = place
         if target >= rows:
             remedy = f"the reference has rows 0 to {rows - 1}; is it the right one?"
             remedy = remedy if rows else "the reference is empty"
             raise KldmError(f"it answers target {target}", place=source, remedy=remedy)
-        first = taken.setdefault((target, number), source)
+        first = taken.setdefault(place, source)
         if first is not source:
             problem = f"target {target} has a candidate {number} in {first} too"
             raise KldmError(problem, place=source, remedy="number them 0, 1, ...")

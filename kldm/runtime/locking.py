@@ -4,7 +4,7 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def writing_to(folder: Path, *parts: str, made: bool | None = None) -> Iterator[
 
 
 @contextmanager
-def results_folder(out: Path | None, parent: Path, stem: str, names: Iterable[str]) -> Iterator[Path]:
+def results_folder(out: Path | None, parent: Path, stem: str, names: Collection[str]) -> Iterator[Path]:
     """Yields the folder that results are written to: ``out``, or else a new ``stem-<number>`` in ``parent``.
 
     It is there, can be written to and is locked before the work begins. If the work fails, a new folder in which
@@ -78,8 +78,9 @@ def results_folder(out: Path | None, parent: Path, stem: str, names: Iterable[st
         KldmError: ``out`` has one of these files, another process writes to it, or it cannot be created.
     """
     folder = fresh_folder(parent, stem) if out is None else out
+    refuse_existing(folder, names)  # before a lock is left in a folder of the user
     with writing_to(folder, made=out is None or not out.exists()):
-        refuse_existing(folder, names)
+        refuse_existing(folder, names)  # of a process that has ended meanwhile
         yield folder
 
 

@@ -15,9 +15,8 @@ from pymatgen.core.structure import Structure
 from kldm.data import Data
 from kldm.errors import KldmError
 from kldm.evaluation.results import write_samples
-from kldm.interfaces import Candidate
+from kldm.interfaces import UNPLACED, Candidate
 from kldm.reading import Alignment, Reference, SampleFile, align, read_file, read_reference
-from kldm.reading.alignment import UNPLACED
 
 ELEMENTS = ("Li", "Na", "K", "Rb", "Cs")
 

@@ -17,39 +17,17 @@ from ase.io import write
 from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
-from pymatgen.io.cif import CifWriter
 from pymatgen.io.vasp.inputs import Poscar
 
 from kldm.data import read_csv
 from kldm.errors import KldmError
-from kldm.interfaces import Candidate
 from kldm.metrics.validity import structural_validity
 from kldm.reading import read_file, read_reference, read_samples
 from kldm.runtime import opening
-
-
-def salt(a: float = 4.0, elements: tuple[str, str] = ("Na", "Cl")) -> Structure:
-    return Structure(Lattice.cubic(a), list(elements), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]))
-
-
-def cif(structure: Structure) -> str:
-    return str(CifWriter(structure))
-
-
-def edges(found: tuple[Candidate, ...]) -> list[float | None]:
-    """The cell edge of each structure, by which the tests tell them apart."""
-    return [None if c.structure is None else round(c.structure.lattice.a, 6) for c in found]
-
+from tests.salts import cif, edges, in_zip, salt
 
 JOURNAL = "data_global\n_journal_year 2020\n"
 SEVERAL = JOURNAL + cif(salt(3)) + JOURNAL + cif(salt(4, ("Cs", "Cl"))) + "data_broken\n_atom_site_label Na\n"
-
-
-def in_zip(path: Path, files: Mapping[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
 
 
 def in_tar(path: Path, files: Mapping[str, bytes], members: Sequence[tarfile.TarInfo] = ()) -> Path:
