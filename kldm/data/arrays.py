@@ -17,6 +17,9 @@ FLAT = 1e-3
 
 LAST_ELEMENT = 118
 
+LAST_SPECIES = 100
+"""Models are built for the atomic numbers from 1 to this one."""
+
 OVERLAP = 0.5
 """Angstrom. Atoms that are closer lie on top of each other: no bond is so short."""
 

@@ -180,12 +180,14 @@ def _by_target(
     if unplaced := places.count(None):
         notes.append(f"{file.path}: {unplaced} of {len(places)} samples have no target, and answer no row.")
     rule = BY_TARGET
-    if set(names) <= set(rows) and len(rows) == len(ids) and not are_row_numbers(ids):
-        by_id = tuple((rows[name], candidate.candidate) for name, candidate in zip(names, file.candidates, strict=True))
+    pairs = list(zip(names, places, strict=True))
+    all_have_ids = all(name in rows for name, place in pairs if place is not None)
+    if all_have_ids and len(rows) == len(ids) and not are_row_numbers(ids):
+        by_id = tuple(None if place is None else (rows[name], place[1]) for name, place in pairs)
         if by_id != places:
             first = next(row for row, (one, other) in enumerate(zip(places, by_id, strict=True)) if one != other)
-            target = file.candidates[first].target
-            problem = f"it answers target {target}, but its id {names[first]!r} is that of row {by_id[first][0]}"
+            target, row = file.candidates[first].target, rows[names[first]]
+            problem = f"it answers target {target}, but its id {names[first]!r} is that of row {row}"
             kept = [place if place and place[0] < len(reference) else None for place in places]
             if _agreement(compositions, reference, by_id) < _agreement(compositions, reference, kept):
                 remedy = "give the reference that the samples were made for, or leave the targets or the ids out"

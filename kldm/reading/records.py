@@ -19,7 +19,7 @@ from kldm.data.structures import (
 )
 from kldm.errors import KldmError
 from kldm.reading.cifs import read_texts
-from kldm.reading.layouts import Unparsed, found, read_items, record_keys
+from kldm.reading.layouts import Unparsed, only_record, read_items, record_keys
 from kldm.reading.rows import NAMES, Row, is_selected, labels
 
 _REMEDY = "write pymatgen's Structure.as_dict() under the key 'structure', and null where there is none"
@@ -95,7 +95,7 @@ def _labelled(value: Any, place: str, name: str) -> tuple[Row, Any]:
         raise _ForeignError(value.problem, "write it again; it may be cut short", value.target, value.candidate)
     if value is None:
         return Row(place, None, name=name), None
-    match = found(value, _is_record)
+    match = only_record(value, _is_record)
     if match is None:
         raise _foreign(value)
     content, rest = match

@@ -58,17 +58,16 @@ class Reference:
         """The reduced formula of each row; None if it has no structure."""
         return formulas(self.structures)
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Sentences that a reader of the results must see."""
+    def notes(self, role: str = "reference") -> tuple[str, ...]:
+        """Sentences that a reader of the results must see, which call it the ``role``."""
         failed = [row for row, structure in enumerate(self.structures) if structure is None]
         notes = []
         if failed:
             first = f"the first is row {failed[0]}: {self.reasons[failed[0]]}"
-            notes.append(f"{len(failed)} of {len(self)} rows of the reference {self.name} are no structures ({first}).")
-        return (*notes, *self.doubts, *self._overlap_note())
+            notes.append(f"{len(failed)} of {len(self)} rows of the {role} {self.name} are no structures ({first}).")
+        return (*notes, *self.doubts, *self._overlap_note(role))
 
-    def _overlap_note(self) -> tuple[str, ...]:
+    def _overlap_note(self, role: str) -> tuple[str, ...]:
         close = [
             row
             for row, structure in enumerate(self.structures)
@@ -76,7 +75,7 @@ class Reference:
         ]
         if not close:
             return ()
-        problem = f"{len(close)} of {len(self)} structures of the reference {self.name} have atoms closer than"
+        problem = f"{len(close)} of {len(self)} structures of the {role} {self.name} have atoms closer than"
         return (f"{problem} {OVERLAP:g} angstrom (the first is row {close[0]}).",)
 
 

@@ -196,7 +196,7 @@ def test_tables_of_another_layout_are_refused_with_what_they_are(tmp_path: Path,
 
 def test_references_with_atoms_on_top_of_each_other_are_noted(tmp_path: Path) -> None:
     table(tmp_path / "x.csv", [cif(structure) for structure in overlapping()])
-    (note,) = read_reference(tmp_path / "x.csv").notes
+    (note,) = read_reference(tmp_path / "x.csv").notes()
     assert "3 of 4 structures of the reference" in note
     assert "have atoms closer than 0.5 angstrom (the first is row 1)" in note
 

@@ -18,7 +18,7 @@ from pymatgen.io.cif import CifWriter
 from kldm.errors import KldmError
 from kldm.interfaces import UNPLACED
 from kldm.reading import SampleFile, read_file
-from kldm.reading.layouts import found, read_items
+from kldm.reading.layouts import only_record, read_items
 
 
 def salt(cation: str) -> Structure:
@@ -189,7 +189,7 @@ def test_bzip2_and_other_records(tmp_path: Path) -> None:
         return isinstance(value, dict) and "energy" in value
 
     items = list(read_items(path, is_record))
-    assert [(name, found(value, is_record)) for _, name, value in items] == [
+    assert [(name, only_record(value, is_record)) for _, name, value in items] == [
         ("a", ({"energy": 1}, {})),
         ("b", ({"energy": 2}, {})),
     ]
