@@ -116,16 +116,6 @@ def plain_structure(matrix: Float, numbers: Sequence[int], fractional: Float) ->
     return Structure(lattice, species, np.where(outside, fractional % 1.0, fractional))
 
 
-def plain(structure: "Structure") -> "Structure":
-    """The structure without oxidation states, spins, isotopes and properties, in its own cell.
-
-    Raises:
-        StructureError: it is disordered, holds something that is no element, or is refused by ``plain_structure``; the
-            message is the reason alone.
-    """
-    return plain_structure(structure.lattice.matrix, atomic_numbers(structure), structure.frac_coords)
-
-
 def atomic_numbers(structure: "Structure") -> list[int]:
     """The atomic number of every site.
 

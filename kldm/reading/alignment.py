@@ -8,7 +8,17 @@ import attrs
 
 from kldm.errors import KldmError
 from kldm.interfaces import UNPLACED, Candidate
-from kldm.reading.clues import BY_ID, REMEDY, Clue, Place, are_row_numbers, by_ids, by_numbers, cleaned, unlike_note
+from kldm.reading.clues import (
+    BY_ID,
+    REMEDY,
+    Place,
+    Placement,
+    are_row_numbers,
+    by_ids,
+    by_numbers,
+    cleaned,
+    unlike_note,
+)
 from kldm.reading.reference import Reference
 from kldm.reading.rows import SampleFile, formulas
 
@@ -33,20 +43,6 @@ class Alignment:
     rule: str
     notes: tuple[str, ...]
     rows: tuple[int, ...]
-
-
-@attrs.frozen(eq=False)
-class _Placed:
-    """The samples of one file: (target, candidate) of each, None for one that answers no row; see ``Alignment``.
-
-    Attributes:
-        stated: whether the file says which rows its samples answer.
-    """
-
-    places: tuple[Place | None, ...]
-    rule: str
-    notes: tuple[str, ...] = ()
-    stated: bool = False
 
 
 def align(files: Sequence[SampleFile], reference: Reference, requested: bool = False) -> Alignment:
@@ -95,7 +91,7 @@ def align(files: Sequence[SampleFile], reference: Reference, requested: bool = F
 
 
 def _numbered_by_seed(
-    files: Sequence[SampleFile], placed: Sequence[_Placed]
+    files: Sequence[SampleFile], placed: Sequence[Placement]
 ) -> tuple[list[Candidate], list[Candidate]]:
     """The candidates that answer a row, and those that answer none."""
     candidates, unplaced = [], []
@@ -117,7 +113,7 @@ def _numbered_by_seed(
     return candidates, unplaced
 
 
-def _rule(files: Sequence[SampleFile], placed: Sequence[_Placed]) -> str:
+def _rule(files: Sequence[SampleFile], placed: Sequence[Placement]) -> str:
     if len({each.rule for each in placed}) == 1:
         rule = placed[0].rule
     else:
@@ -126,7 +122,7 @@ def _rule(files: Sequence[SampleFile], placed: Sequence[_Placed]) -> str:
     return rule if len(files) == 1 else f"{rule} File f of {len(files)} is candidate f of every target."
 
 
-def _place(file: SampleFile, reference: Reference) -> _Placed:
+def _place(file: SampleFile, reference: Reference) -> Placement:
     compositions = formulas(candidate.structure for candidate in file.candidates)
     names = [cleaned(name) for name in file.names]
     if file.labelled:
@@ -152,12 +148,12 @@ def _place(file: SampleFile, reference: Reference) -> _Placed:
         *(f"{file.path}: {note}" for note in clue.notes),
         *_mismatch_notes(file, clue.places, compositions, reference),
     )
-    return _Placed(clue.places, clue.rule, notes, stated=True)
+    return attrs.evolve(clue, notes=notes)
 
 
 def _by_numbers(
     file: SampleFile, names: Sequence[str], reference: Reference, agreement: Callable[[Sequence[Place | None]], int]
-) -> Clue | None:
+) -> Placement | None:
     """The places by the numbers in names. The numbers that rows of a table have anyway are no names."""
     bundle = file.path.is_dir() or {".zip", ".tar", ".tgz"} & {suffix.lower() for suffix in file.path.suffixes}
     if not bundle and (are_row_numbers(names) or are_row_numbers(names, 1)):
@@ -167,7 +163,7 @@ def _by_numbers(
 
 def _by_target(
     file: SampleFile, names: Sequence[str], compositions: Sequence[str | None], reference: Reference
-) -> _Placed:
+) -> Placement:
     """The places that rows carry. If they have ids of other rows too, the targets count the rows of another reference,
     and the ids count, unless the compositions agree better with the targets."""
     places: tuple[Place | None, ...] = tuple(
@@ -195,7 +191,7 @@ def _by_target(
             notes.append(f"{file.places[first]}: {problem}; the ids were taken.")
             places, rule = by_id, BY_ID
     _check_places(file, places, len(reference))
-    return _Placed(places, rule, (*notes, *_mismatch_notes(file, places, compositions, reference)), stated=True)
+    return Placement(places, rule, (*notes, *_mismatch_notes(file, places, compositions, reference)), stated=True)
 
 
 def _check_places(file: SampleFile, places: Sequence[Place | None], rows: int) -> None:
@@ -214,12 +210,12 @@ def _check_places(file: SampleFile, places: Sequence[Place | None], rows: int) -
             raise KldmError(problem, place=source, remedy="number them 0, 1, ...")
 
 
-def _by_order(file: SampleFile, compositions: Sequence[str | None], reference: Reference, k: int) -> _Placed:
+def _by_order(file: SampleFile, compositions: Sequence[str | None], reference: Reference, k: int) -> Placement:
     rows, count = len(reference), len(file.candidates)
     passes = tuple((row % rows, row // rows) for row in range(count))
     if k == 1:
         rule = "Rows are placed by their order: they carry no target, and there are as many as in the reference."
-        return _Placed(passes, rule, _mismatch_notes(file, passes, compositions, reference))
+        return Placement(passes, rule, _mismatch_notes(file, passes, compositions, reference))
     blocks = tuple((row // k, row % k) for row in range(count))
     agreement = [_agreement(compositions, reference, places) for places in (passes, blocks)]
     places, order = (
@@ -237,10 +233,10 @@ def _by_order(file: SampleFile, compositions: Sequence[str | None], reference: R
             f"{k} passes over the reference; passes were assumed, so check that, or give every row a target.",
             *notes,
         )
-    return _Placed(places, f"{rule}{order}.", notes)
+    return Placement(places, f"{rule}{order}.", notes)
 
 
-def _by_composition(file: SampleFile, compositions: Sequence[str | None], reference: Reference) -> _Placed:
+def _by_composition(file: SampleFile, compositions: Sequence[str | None], reference: Reference) -> Placement:
     rows: dict[str, list[int]] = defaultdict(list)
     for row, formula in enumerate(reference.formulas):
         if formula is not None:
@@ -269,7 +265,7 @@ def _by_composition(file: SampleFile, compositions: Sequence[str | None], refere
         notes.append(
             f"{file.path}: {shared} compositions have several rows in the reference, which were taken in turn."
         )
-    return _Placed(tuple(places), rule, tuple(notes))
+    return Placement(tuple(places), rule, tuple(notes))
 
 
 def _same_composition(

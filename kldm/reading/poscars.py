@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kldm.data.structures import StructureError, plain
+from kldm.data.structures import StructureError, atomic_numbers, plain_structure
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
@@ -103,4 +103,4 @@ def read_poscar_text(text: str) -> "Structure":
         raise StructureError(guessed[0].split(". ")[0][:120])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of divisions by the length of a cell vector that is zero
-        return plain(structure)
+        return plain_structure(structure.lattice.matrix, atomic_numbers(structure), structure.frac_coords)
