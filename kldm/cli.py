@@ -4,7 +4,6 @@ sentence and status 1."""
 import errno
 import getpass
 import os
-import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,9 +40,9 @@ class _Commands(click.Group):
             _settle()
             return super().invoke(ctx)
         except (KldmError, OSError, MemoryError, UnicodeError, RecursionError, OverflowError, RuntimeError) as error:
-            if (told := _told(error)) is None:
+            if (sentence := _sentence(error)) is None:
                 raise
-            raise click.ClickException(told) from error
+            raise click.ClickException(printable(sentence)) from error
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for argument in args:
@@ -52,35 +51,31 @@ class _Commands(click.Group):
         return super().parse_args(ctx, args)
 
 
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def _told(error: Exception) -> str | None:
+def _sentence(error: Exception) -> str | None:
     """The sentence for an error that the user, the files or the machine are to blame for; None for any other."""
     more = "lower training.max_pairs or evaluation.max_pairs (for `kldm sample`, --max-pairs)"
     match error:
         case KldmError():
-            told = str(error)
+            return str(error)
         case OSError(errno=errno.EPIPE):  # whoever reads the output has gone, which click knows
             return None
         case OSError():
             reason = error.strerror or str(error) or type(error).__name__
-            told = f"{error.filename}: {reason}" if error.filename is not None else reason
+            return f"{error.filename}: {reason}" if error.filename is not None else reason
         case MemoryError():
-            told = f"the memory does not suffice; {more}"
+            return f"the memory does not suffice; {more}"
         case RecursionError():
-            told = "the input is nested too deeply"
+            return "the input is nested too deeply"
         case UnicodeError():
-            told = f"a text or a path is not UTF-8 ({error}); save or rename it as UTF-8"
+            return f"a text or a path is not UTF-8 ({error}); save or rename it as UTF-8"
         case OverflowError():
-            told = f"a number is too large ({error})"
+            return f"a number is too large ({error})"
         case _:
             import torch
 
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 return None
-            told = f"the {'GPU' if isinstance(error, torch.OutOfMemoryError) else 'machine'} is out of memory; {more}"
-    return _UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", told)
+            return f"the {'GPU' if isinstance(error, torch.OutOfMemoryError) else 'machine'} is out of memory; {more}"
 
 
 def _settle() -> None:

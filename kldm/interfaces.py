@@ -391,12 +391,17 @@ class Sampler(Protocol):
         ...
 
 
+UNPLACED = -1
+"""Target of a sample that answers no row of the reference."""
+
+
 @attrs.frozen(eq=False)
 class Candidate:
     """One requested structure, or the reason why there is none.
 
     Attributes:
-        target: row of the reference that it answers (CSP), or its own number (de-novo generation).
+        target: row of the reference that it answers (CSP), or its own number (de-novo generation); ``UNPLACED`` if it
+            was read from a file that does not say which row it answers.
         candidate: number among the candidates of the same target, from 0.
         structure: the structure, or None if none could be built.
         reason: why there is none.

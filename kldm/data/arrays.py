@@ -17,6 +17,9 @@ FLAT = 1e-3
 
 LAST_ELEMENT = 118
 
+LAST_SPECIES = 100
+"""Models are built for the atomic numbers from 1 to this one."""
+
 OVERLAP = 0.5
 """Angstrom. Atoms that are closer lie on top of each other: no bond is so short."""
 
@@ -28,7 +31,8 @@ FARTHEST_IMAGE = 5
 
 
 def fault(fractional: Float, lattice: Float, species: Int) -> str:
-    """The reason why these numbers are no crystal; empty if they are one.
+    """The reason why these numbers are no crystal; empty if they are one. Reasons hold no numbers of the cell, so that
+    failures can be counted by reason.
 
     Args:
         fractional: [K, 3].
@@ -37,25 +41,32 @@ def fault(fractional: Float, lattice: Float, species: Int) -> str:
     """
     if len(species) == 0:
         return "there are no atoms"
-    if not np.isfinite(lattice).all():
-        return "the cell holds a number that is not finite"
+    if reason := cell_fault(lattice):
+        return reason
     if not np.isfinite(fractional).all():
         return "the coordinates hold a number that is not finite"
-    lengths, angles = lattice[:3], lattice[3:]
-    if (lengths <= 0).any():
-        return f"a cell length is not positive ({lengths.min():.4g} angstrom)"
-    if ((angles <= 0) | (angles >= np.pi)).any():
-        return f"a cell angle lies outside 0 to 180 degrees ({', '.join(f'{a:.4g}' for a in np.degrees(angles))})"
-    cosines = np.cos(angles)
-    squared = 1 - (cosines**2).sum() + 2 * cosines.prod()  # (volume / abc)^2
-    if squared < FLAT**2:
-        return "the cell is flat or impossible"  # without numbers, so that failures can be counted by reason
-    with np.errstate(over="ignore"):
-        if not np.isfinite(lengths.prod()):
-            return "the volume of the cell is not finite"
     outside = species[(species < 1) | (species > LAST_ELEMENT)]
     if len(outside):
         return f"no element has the atomic number {outside[0]}"
+    return ""
+
+
+def cell_fault(lattice: Float) -> str:
+    """The reason why lengths and angles ([6], angstrom and radians) are those of no cell; empty if they are."""
+    if not np.isfinite(lattice).all():
+        return "the cell holds a number that is not finite"
+    lengths, angles = lattice[:3], lattice[3:]
+    if (lengths <= 0).any():
+        return "cell length not positive"
+    if ((angles <= 0) | (angles >= np.pi)).any():
+        return "a cell angle lies outside 0 to 180 degrees"
+    cosines = np.cos(angles)
+    squared = 1 - (cosines**2).sum() + 2 * cosines.prod()  # (volume / abc)^2
+    if squared < FLAT**2:
+        return "the cell is flat or impossible"
+    with np.errstate(over="ignore"):
+        if not np.isfinite(lengths.prod()):
+            return "the volume of the cell is not finite"
     return ""
 
 

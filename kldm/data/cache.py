@@ -14,7 +14,8 @@ import attrs
 import torch
 
 from kldm.crystals import CrystalStore
-from kldm.data.parsing import LAST_SPECIES, Parsed, Skipped
+from kldm.data.arrays import LAST_SPECIES
+from kldm.data.parsing import Parsed, Skipped
 from kldm.errors import KldmError
 from kldm.runtime.files import atomic_write
 from kldm.runtime.locking import check_place

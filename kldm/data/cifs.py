@@ -11,15 +11,24 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, cmp_to_key
-from math import gcd, inf, isnan
+from math import gcd, inf
 from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
 
 from kldm.data.arrays import too_close
-from kldm.data.structures import FARTHEST, MOST_ATOMS, numbers_of, plain_structure, structure_of
+from kldm.data.structures import (
+    FARTHEST,
+    MOST_ATOMS,
+    ImpossibleError,
+    StructureError,
+    atomic_number,
+    cell_matrix,
+    numbers_of,
+    plain_structure,
+    structure_of,
+)
 from kldm.data.symmetry import LISTED, Operations, operations
 from kldm.runtime.numbers import Float
 
@@ -51,21 +60,8 @@ _ONCE = re.compile(r"^[ \t]*(_cell[._]length_a|_atom_site[._]fract_x)\b", re.IGN
 _NUMBER = re.compile(
     r"([+-]?(?:\d+(?:\.(\d*))?|\.(\d+))(?:e[+-]?\d+)?|[+-]?(?:nan|inf))(?:\(\d+\)?)?", re.IGNORECASE | re.ASCII
 )
-_SYMBOL = re.compile(r"([A-Za-z]{1,2})(?:\d*(?:\.\d*)?[+-]?|[+-]\d*(?:\.\d*)?)", re.ASCII)
-_LABEL = re.compile(r"([A-Za-z]{1,2})(?![A-Za-z])", re.ASCII)
-
-
-class StructureError(ValueError):
-    """Why a text gives no structure; the message is the reason alone.
-
-    Attributes:
-        species: atomic numbers of the cell, if they are known all the same.
-        unread: whether the text cannot be read as one structure, as opposed to that of an impossible crystal.
-    """
-
-    def __init__(self, reason: str, *, species: Sequence[int] = (), unread: bool = True) -> None:
-        super().__init__(reason)
-        self.species, self.unread = tuple(species), unread
+_COUNTED = re.compile(r"(?<=[A-Za-z])[\d.]+$", re.ASCII)
+_LABEL = re.compile(r"[A-Za-z]{1,2}(?![A-Za-z])", re.ASCII)
 
 
 @attrs.frozen
@@ -139,9 +135,9 @@ def read_text(text: str, *, rounded: bool = False) -> "Structure":
     sites = _sites(items)
     try:
         return _crystal(items, sites, rounded)
-    except ValueError as error:
-        unread = isinstance(error, StructureError) and error.unread
-        raise StructureError(str(error), species=_species(items, sites), unread=unread) from None
+    except StructureError as error:
+        error.species = _species(items, sites)
+        raise
 
 
 def _of_dict(text: str) -> "Structure":
@@ -157,8 +153,9 @@ def _of_dict(text: str) -> "Structure":
             raise StructureError("it is a dict that is neither JSON nor made of Python's plain values") from None
     try:
         return structure_of(value)
-    except ValueError as error:
-        raise StructureError(str(error), species=numbers_of(value), unread=False) from None
+    except StructureError as error:
+        error.species = numbers_of(value)
+        raise
 
 
 def _crystal(items: Items, sites: _Sites, rounded: bool) -> "Structure":
@@ -169,56 +166,35 @@ def _crystal(items: Items, sites: _Sites, rounded: bool) -> "Structure":
     if rounded:
         for third in (1 / 3, 2 / 3):
             positions = np.where(np.abs(positions / third - 1) <= ROUNDED, third, positions)
-    try:
-        symmetry, complete = operations(items, matrix)
-    except ValueError as error:
-        raise StructureError(str(error)) from None
+    symmetry, complete = operations(items, matrix)
     orbits = _orbits(sites, positions, symmetry, matrix)
     numbers = [number for number, orbit in zip(sites.numbers, orbits, strict=True) for _ in orbit]
     confirmed = _check_formula(items, Counter(numbers))
     if not complete and not confirmed:
         raise StructureError("it names a space group whose symmetry operations it does not list in full")
     positions = np.concatenate(orbits)
-    order = _order(numbers)
-    return plain_structure(matrix, [numbers[site] for site in order], positions[order])
+    return _sorted(matrix, numbers, positions)
 
 
-def _order(numbers: Sequence[int]) -> list[int]:
-    """The sites in pymatgen's order, by electronegativity and symbol. Elements that have none are compared with others
-    by their symbols alone, so that the order depends on the one before, which is that of ``Composition``."""
+def _sorted(matrix: Float, numbers: Sequence[int], positions: Float) -> "Structure":
+    """The structure with its sites in the order of pymatgen's reader, by electronegativity. Where an element has none,
+    this depends on the order before, which is that of compositions."""
     from pymatgen.core.composition import Composition
-
-    ranks = {number: _rank(number) for number in set(numbers)}
-    sites = range(len(numbers))
-    if not any(isnan(value) for value, _ in ranks.values()):
-        return sorted(sites, key=lambda site: ranks[numbers[site]])
-    compositions = {number: Composition({symbol: 1}) for number, (_, symbol) in ranks.items()}
-
-    def compared(first: int, second: int) -> int:
-        one, other = ranks[numbers[first]], ranks[numbers[second]]
-        if one[0] < other[0] or one[0] > other[0]:
-            return -1 if one[0] < other[0] else 1
-        return (one[1] > other[1]) - (one[1] < other[1])
-
-    return sorted(sorted(sites, key=lambda site: compositions[numbers[site]]), key=cmp_to_key(compared))
-
-
-@cache
-def _rank(number: int) -> tuple[float, str]:
-    """Electronegativity (NaN if there is none) and symbol of an element."""
     from pymatgen.core.periodic_table import Element
 
-    element = Element.from_Z(number)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of elements without one
-        return float(element.X), str(element.symbol)
+        warnings.simplefilter("ignore")  # of elements without an electronegativity
+        compositions = {number: Composition({Element.from_Z(number): 1}) for number in set(numbers)}
+        order = sorted(range(len(numbers)), key=lambda site: compositions[numbers[site]])
+        return plain_structure(matrix, [numbers[site] for site in order], positions[order]).get_sorted_structure()
 
 
-def _species(items: Items, sites: _Sites) -> list[int]:
+def _species(items: Items, sites: _Sites) -> tuple[int, ...]:
     """The atomic numbers of the cell, if the file tells them without its symmetry operations; else none."""
     if all(sites.multiplicities):
-        return [number for number, m in zip(sites.numbers, sites.multiplicities, strict=True) for _ in range(m or 0)]
-    return sites.numbers if max(len(_column(items, name)) for name in LISTED) <= 1 else []
+        pairs = zip(sites.numbers, sites.multiplicities, strict=True)
+        return tuple(number for number, count in pairs for _ in range(count or 0))
+    return tuple(sites.numbers) if max(len(_column(items, name)) for name in LISTED) <= 1 else ()
 
 
 def _holds_atoms(lines: Sequence[str]) -> bool:
@@ -256,22 +232,10 @@ def _items(text: str) -> Items:
 
 
 def _cell(items: Items) -> Float:
-    from pymatgen.core.lattice import Lattice
-
-    lengths = [_number(_only(items, f"_cell_length_{axis}"), f"_cell_length_{axis}") for axis in "abc"]
-    names = [f"_cell_angle_{angle}" for angle in ("alpha", "beta", "gamma")]
-    angles = [_number(_only(items, name), name) for name in names]
-    if not np.isfinite([*lengths, *angles]).all():
-        raise ValueError("the cell holds a number that is not finite")
-    if min(lengths) <= 0:
-        raise ValueError("cell length not positive")
-    try:
-        matrix = np.asarray(Lattice.from_parameters(*lengths, *angles).matrix)
-    except (ValueError, ZeroDivisionError, np.linalg.LinAlgError):
-        raise ValueError("the cell is flat or impossible") from None
-    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
-        raise ValueError("the cell is flat or impossible")
-    return matrix
+    names = [
+        f"_cell_{what}" for what in ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
+    ]
+    return cell_matrix([_number(_only(items, name), name) for name in names])
 
 
 def _sites(items: Items) -> _Sites:
@@ -295,7 +259,7 @@ def _sites(items: Items) -> _Sites:
     if not kept:
         raise StructureError("it lists no atoms")
     if len({groups[site] for site in kept} - {"", ".", "?", "0"}) > 1:
-        raise StructureError("it is disordered", unread=False)
+        raise ImpossibleError("it is disordered")
     if any(hydrogens[site] not in ("", ".", "?", "0") for site in kept):
         raise StructureError("it has hydrogens without positions (_atom_site_attached_hydrogens)")
     return _Sites(
@@ -311,7 +275,7 @@ def _occupied(text: str) -> bool:
     if occupancy in (0, 1):
         return bool(occupancy)
     if 0 < occupancy < 1:
-        raise StructureError("it is disordered", unread=False)
+        raise ImpossibleError("it is disordered")
     raise StructureError("an occupancy is not between 0 and 1")
 
 
@@ -337,7 +301,7 @@ def _orbits(sites: _Sites, positions: Float, symmetry: Operations, matrix: Float
         orbit = _merged(images - np.floor(images), tolerance)
         atoms += len(orbit)
         if atoms > MOST_ATOMS:
-            raise StructureError(f"it has more than {MOST_ATOMS} atoms", unread=False)
+            raise ImpossibleError(f"it has more than {MOST_ATOMS} atoms")
         if too_close(matrix, orbit) or _closest(orbit) < doubtful:
             raise StructureError(
                 "copies of an atom by symmetry lie on top of each other: its coordinates have few digits"
@@ -448,11 +412,13 @@ def _element(symbol: str, label: str, items: Items) -> int:
     """The atomic number of an atom: of its type symbol or, without one, of the letters that its label begins with."""
     from pymatgen.core.periodic_table import Element
 
-    given = symbol if symbol not in ("", "?", ".") else ""
-    match = _SYMBOL.fullmatch(given) if given else _LABEL.match(label)
-    if match is None or not Element.is_valid_symbol(match[1].capitalize()):
-        raise StructureError(f"{(given or label)[:20]!r} is no element")
-    two_capitals = not given and len(match[1]) == 2 and match[1].isupper() and Element.is_valid_symbol(match[1][0])
+    if symbol not in ("", "?", "."):
+        return atomic_number(_COUNTED.sub("", symbol))
+    match = _LABEL.match(label)
+    if match is None:
+        raise StructureError(f"{label[:20]!r} is no element")
+    number, letters = atomic_number(match[0]), match[0]
+    two_capitals = len(letters) == 2 and letters.isupper() and Element.is_valid_symbol(letters[0])
     if two_capitals and not _only(items, "_chemical_formula_sum"):
-        raise StructureError(f"the label {label[:20]!r} may mean {match[1][0]} or {match[1].capitalize()}")
-    return int(Element(match[1].capitalize()).Z)
+        raise StructureError(f"the label {label[:20]!r} may mean {letters[0]} or {letters.capitalize()}")
+    return number

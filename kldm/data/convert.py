@@ -12,7 +12,7 @@ import torch
 
 from kldm.crystals import Crystals, CrystalStore, Layout, lattice_matrix
 from kldm.data.arrays import Arrays, arrays, fault, pack
-from kldm.data.structures import Impossible, plain_structure
+from kldm.data.structures import ImpossibleError, plain_structure
 from kldm.errors import KldmError
 from kldm.runtime.numbers import Float, Int
 from kldm.torus import unit
@@ -205,7 +205,7 @@ def _structure(fractional: Float, lattice: Float, species: Int) -> "tuple[Struct
     try:
         cell = Lattice.from_parameters(*lattice[:3], *np.degrees(lattice[3:]))
         return plain_structure(cell.matrix, species.tolist(), fractional), ""
-    except Impossible as error:
+    except ImpossibleError as error:
         return None, str(error)
     except Exception as error:  # one bad crystal must not stop the others
         return None, f"pymatgen refuses it: {error}"

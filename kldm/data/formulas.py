@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
+from kldm.data.arrays import LAST_SPECIES
 from kldm.errors import KldmError
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ def cells(formulas: Sequence[str], units: str | None = None, option: str = "--fo
     for formula in formulas:
         place = f"{option} {formula if len(formula) <= 80 else formula[:77] + '...'}"
         numbers = _atoms_of(formula, place)
-        if max(numbers) > 100:
-            raise KldmError("it has an element beyond atomic number 100", place=place)
+        if max(numbers) > LAST_SPECIES:
+            raise KldmError(f"it has an element beyond atomic number {LAST_SPECIES}", place=place)
         counts = numbers if units is None else reduced_counts(numbers)
         for factor in _factors(units):
             if (total := factor * sum(counts.values())) > LARGEST_CELL:

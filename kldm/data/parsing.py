@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, TypeVar
 import attrs
 
 from kldm.crystals import CrystalStore, lattice_matrix
-from kldm.data.arrays import OVERLAP, Arrays, pack, too_close
+from kldm.data.arrays import LAST_SPECIES, OVERLAP, Arrays, pack, too_close
 from kldm.data.cifs import read_text
 from kldm.data.convert import structure_arrays
-from kldm.errors import KldmError
+from kldm.errors import KldmError, reason_of
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
-
-LAST_SPECIES = 100
-"""Models are built for the atomic numbers from 1 to this one."""
 
 MOST_SKIPPED = 0.01
 """The largest fraction of rows that may be unreadable; more is an error."""
@@ -87,7 +84,7 @@ def reduced_or_reason(read: Callable[[S], "Structure"], source: S) -> Arrays | s
             warnings.simplefilter("ignore")  # pymatgen remarks on elements without an electronegativity
             return reduced(read(source))
     except Exception as error:  # damaged input makes the parser raise anything; the row is skipped and reported
-        return " ".join(str(error).split())[:200] or type(error).__name__
+        return reason_of(error)
 
 
 def parse_cif(text: str) -> Arrays | str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kldm.data.arrays import LAST_ELEMENT, fault
+from kldm.data.arrays import LAST_ELEMENT, cell_fault, fault
 from kldm.runtime.numbers import Float
 
 if TYPE_CHECKING:
@@ -34,7 +34,17 @@ _SPECIES = re.compile(r"([A-Za-z]{1,2})(?:\d*\.?\d*[+-]|[+-]\d+\.?\d*)?(?:,spin=
 """An element, with or without an oxidation state and a spin."""
 
 
-class Impossible(ValueError):
+class StructureError(ValueError):
+    """Why there is no structure; the message is the reason alone.
+
+    Attributes:
+        species: atomic numbers of the cell, if they are known all the same.
+    """
+
+    species: tuple[int, ...] = ()
+
+
+class ImpossibleError(StructureError):
     """What was read is no crystal, or a disordered one, as opposed to what cannot be read at all."""
 
 
@@ -43,7 +53,7 @@ def atomic_number(symbol: str) -> int:
     isotope of hydrogen (D, T), or be given by its number.
 
     Raises:
-        ValueError: it is none; the message is the reason alone.
+        StructureError: it is none; the message is the reason alone.
     """
     from pymatgen.core.periodic_table import Element
 
@@ -53,7 +63,20 @@ def atomic_number(symbol: str) -> int:
         match = _SPECIES.fullmatch(symbol)
         return int(Element(match[1].capitalize() if match else "").Z)
     except ValueError:
-        raise ValueError(f"{symbol[:20]!r} is no element") from None
+        raise StructureError(f"{symbol[:20]!r} is no element") from None
+
+
+def cell_matrix(parameters: Sequence[float] | Float) -> Float:
+    """The vectors of a cell as rows, [3, 3], in angstrom, by a, b, c (angstrom) and alpha, beta, gamma (degrees).
+
+    Raises:
+        ImpossibleError: there is no such cell.
+    """
+    from pymatgen.core.lattice import Lattice
+
+    if reason := cell_fault(np.array([*parameters[:3], *np.radians(parameters[3:])])):
+        raise ImpossibleError(reason)
+    return np.asarray(Lattice.from_parameters(*parameters).matrix)
 
 
 def plain_structure(matrix: Float, numbers: Sequence[int], fractional: Float) -> "Structure":
@@ -65,56 +88,46 @@ def plain_structure(matrix: Float, numbers: Sequence[int], fractional: Float) ->
         fractional: [K, 3]. Coordinates outside of [-1, 2) are wrapped into the cell; others are kept to the last bit.
 
     Raises:
-        Impossible: the numbers are no crystal (``kldm.data.arrays.fault``), or are beyond one of the limits above. The
-            message is the reason alone.
+        ImpossibleError: the numbers are no crystal (``kldm.data.arrays.fault``), or are beyond one of the limits above.
+            The message is the reason alone.
     """
     from pymatgen.core.lattice import Lattice
     from pymatgen.core.structure import Structure
 
     matrix, fractional = np.asarray(matrix, dtype=float), np.asarray(fractional, dtype=float).reshape(-1, 3)
     if matrix.shape != (3, 3) or len(fractional) != len(numbers):
-        raise Impossible("a cell has three vectors, and every atom three coordinates")
+        raise ImpossibleError("a cell has three vectors, and every atom three coordinates")
     if len(numbers) > MOST_ATOMS:
-        raise Impossible(f"it has more than {MOST_ATOMS} atoms")
+        raise ImpossibleError(f"it has more than {MOST_ATOMS} atoms")
     lattice = Lattice(matrix)
     with np.errstate(all="ignore"):  # numbers that are not finite, or whose squares are not, are told by the reason
         parameters = np.array([*lattice.abc, *np.radians(lattice.angles)])
     if reason := fault(fractional, parameters, np.asarray(numbers)):
-        raise Impossible(reason)
+        raise ImpossibleError(reason)
     if max(lattice.abc) > LONGEST_EDGE:
-        raise Impossible(f"a cell edge is longer than {LONGEST_EDGE:g} angstrom")
+        raise ImpossibleError(f"a cell edge is longer than {LONGEST_EDGE:g} angstrom")
     thickness = 1 / np.linalg.norm(np.linalg.inv(matrix), axis=0).max()
     if thickness < THINNEST or lattice.volume < DENSEST * len(numbers):
-        raise Impossible("its lattice planes or atoms lie impossibly close")
+        raise ImpossibleError("its lattice planes or atoms lie impossibly close")
     if np.abs(fractional).max() > FARTHEST:
-        raise Impossible(f"a coordinate lies more than {FARTHEST:g} cells away")
+        raise ImpossibleError(f"a coordinate lies more than {FARTHEST:g} cells away")
     outside = (fractional < -1) | (fractional >= 2)
     species: list[Any] = list(numbers)
     return Structure(lattice, species, np.where(outside, fractional % 1.0, fractional))
-
-
-def plain(structure: "Structure") -> "Structure":
-    """The structure without oxidation states, spins, isotopes and properties, in its own cell.
-
-    Raises:
-        ValueError: it is disordered, holds something that is no element, or is refused by ``plain_structure``; the
-            message is the reason alone.
-    """
-    return plain_structure(structure.lattice.matrix, atomic_numbers(structure), structure.frac_coords)
 
 
 def atomic_numbers(structure: "Structure") -> list[int]:
     """The atomic number of every site.
 
     Raises:
-        ValueError: it is disordered, or holds something that is no element; the message is the reason alone.
+        StructureError: it is disordered, or holds something that is no element; the message is the reason alone.
     """
     from pymatgen.core.periodic_table import DummySpecies
 
     if not structure.is_ordered:
-        raise ValueError("it is disordered")
+        raise ImpossibleError("it is disordered")
     if dummies := [str(site.specie) for site in structure if isinstance(site.specie, DummySpecies)]:
-        raise ValueError(f"{dummies[0]} is no element")
+        raise StructureError(f"{dummies[0]} is no element")
     return [site.specie.Z for site in structure]
 
 
@@ -123,14 +136,20 @@ def structure_of(value: Any) -> "Structure":
     coordinates are read.
 
     Raises:
-        ValueError: it is no such dict, or no crystal; the message is the reason alone.
+        StructureError: it is no such dict, or no crystal; the message is the reason alone.
     """
     lattice, sites = _entry(value, "lattice"), _entry(value, "sites")
     if not isinstance(sites, Sequence) or isinstance(sites, str):
-        raise ValueError("'sites' is no list")
+        raise StructureError("'sites' is no list")
     numbers = tuple(map(_number, sites))
     matrix = _matrix(lattice)
     return plain_structure(matrix, numbers, np.array([_coordinates(site, matrix) for site in sites]))
+
+
+def known_species(numbers: Any) -> tuple[int, ...]:
+    """A list of atomic numbers, of samples without a structure; empty if not all are elements."""
+    valid = isinstance(numbers, list) and all(type(number) is int and 1 <= number <= LAST_ELEMENT for number in numbers)
+    return tuple(numbers) if valid else ()
 
 
 def numbers_of(value: Any) -> tuple[int, ...]:
@@ -151,7 +170,7 @@ def periodicity_note(pbc: Sequence[object]) -> str:
 
 def _entry(value: Any, key: str) -> Any:
     if not isinstance(value, Mapping) or key not in value:
-        raise ValueError(f"there is no '{key}'")
+        raise StructureError(f"there is no '{key}'")
     return value[key]
 
 
@@ -159,17 +178,13 @@ def _matrix(lattice: Any) -> Float:
     if not isinstance(lattice, Mapping):
         return _floats(lattice, 9, "cell").reshape(3, 3)
     lengths = [lattice[edge] for edge in "abc" if isinstance(lattice.get(edge), int | float)]
-    if any(length <= 0 for length in lengths):
-        raise Impossible("cell length not positive")
+    if any(length <= 0 for length in lengths):  # the matrix does not show it
+        raise ImpossibleError("cell length not positive")
     if "matrix" in lattice:
         return _floats(lattice["matrix"], 9, "cell").reshape(3, 3)
-    values = _floats([_entry(lattice, name) for name in ("a", "b", "c", "alpha", "beta", "gamma")], 6, "cell")
-    if ((values[3:] <= 0) | (values[3:] >= 180)).any():
-        raise Impossible("a cell angle lies outside 0 to 180 degrees")
-    from pymatgen.core.lattice import Lattice
-
-    with np.errstate(all="ignore"):
-        return np.asarray(Lattice.from_parameters(*values).matrix)
+    return cell_matrix(
+        _floats([_entry(lattice, name) for name in ("a", "b", "c", "alpha", "beta", "gamma")], 6, "cell")
+    )
 
 
 def _coordinates(site: Any, matrix: Float) -> Float:
@@ -178,7 +193,7 @@ def _coordinates(site: Any, matrix: Float) -> Float:
     try:
         return np.asarray(_floats(_entry(site, "xyz"), 3, "coordinate") @ np.linalg.inv(matrix))
     except np.linalg.LinAlgError:
-        raise Impossible("the cell is flat or impossible") from None
+        raise ImpossibleError("the cell is flat or impossible") from None
 
 
 def _floats(values: Any, count: int, name: str) -> Float:
@@ -189,19 +204,19 @@ def _floats(values: Any, count: int, name: str) -> Float:
             raise ValueError
         return array.astype(float)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"a {name} is not made of {count} numbers") from None
+        raise StructureError(f"a {name} is not made of {count} numbers") from None
 
 
 def _number(site: Any) -> int:
     """The atomic number of a site, which must be one whole atom of an element or of a charged or heavy form of it."""
     species = _entry(site, "species")
     if not isinstance(species, Sequence) or isinstance(species, str) or not species:
-        raise ValueError("a site has no 'species'")
+        raise StructureError("a site has no 'species'")
     if len(species) > 1:
-        raise Impossible("it is disordered")
+        raise ImpossibleError("it is disordered")
     symbol = _entry(species[0], "element")
     if species[0].get("occu", 1) != 1:
-        raise Impossible("it is disordered")
+        raise ImpossibleError("it is disordered")
     if not isinstance(symbol, str):
-        raise ValueError("an element is not given by its symbol")
+        raise StructureError("an element is not given by its symbol")
     return atomic_number(symbol)

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 import numpy as np
 
+from kldm.data.structures import StructureError
 from kldm.runtime.numbers import Float
 
 LISTED = ("_symmetry_equiv_pos_as_xyz", "_space_group_symop_operation_xyz")
@@ -81,31 +82,31 @@ def operations(items: Mapping[str, str | list[str]], matrix: Float) -> tuple[Ope
         matrix: [3, 3], the cell vectors as rows.
 
     Raises:
-        ValueError: the operations cannot be read, do not fit the cell, or are not listed although the space group that
-            is named is unknown or has several settings; the message is the reason alone.
+        StructureError: the operations cannot be read, do not fit the cell, or are not listed although the space group
+            that is named is unknown or has several settings; the message is the reason alone.
     """
     settings, named, known = _named(items)
     listed = next((items[key] for name in LISTED for key in (name, name + "_") if items.get(key)), None)
     if listed is None:
         if any("_magn_" in key or "_magn." in key for key in items):
-            raise ValueError("it lists magnetic symmetry operations alone")
+            raise StructureError("it lists magnetic symmetry operations alone")
         return (_of_setting(settings if known else (), named, matrix) if named else IDENTITY), True
     found = _parsed((listed,) if isinstance(listed, str) else tuple(listed))
     if not found.fit(matrix):
-        raise ValueError("its symmetry operations do not fit its cell")
+        raise StructureError("its symmetry operations do not fit its cell")
     return found, not settings or any(_complete(found, setting) for setting in settings)
 
 
 def _of_setting(settings: Sequence[_Setting], named: str, matrix: Float) -> Operations:
     """The operations of the only setting that fits the cell."""
     if not settings:
-        raise ValueError(f"it lists no symmetry operations, and the space group {named[:30]!r} is not known")
+        raise StructureError(f"it lists no symmetry operations, and the space group {named[:30]!r} is not known")
     fitting = [found for setting in settings if (found := _tabulated(setting.hall_number)).fit(matrix)]
     if not fitting:
-        raise ValueError("its space group does not fit its cell")
+        raise StructureError("its space group does not fit its cell")
     if len(fitting) > 1:
         problem = f"it lists no symmetry operations, and the space group {named[:30]!r} has several settings"
-        raise ValueError(f"{problem} (origins or axes)")
+        raise StructureError(f"{problem} (origins or axes)")
     return fitting[0]
 
 
@@ -136,9 +137,9 @@ def _parsed(texts: tuple[str, ...]) -> Operations:
         try:
             found = SymmOp.from_xyz_str(text)
         except (ValueError, IndexError, ZeroDivisionError):
-            raise ValueError(f"the symmetry operation {text[:30]!r} cannot be read") from None
+            raise StructureError(f"the symmetry operation {text[:30]!r} cannot be read") from None
         if not _OPERATION.fullmatch(text) or not np.isclose(abs(np.linalg.det(found.rotation_matrix)), 1):
-            raise ValueError(f"the symmetry operation {text[:30]!r} cannot be read")
+            raise StructureError(f"the symmetry operation {text[:30]!r} cannot be read")
         rotations.append(found.rotation_matrix)
         exact = np.round(found.translation_vector * FRACTIONS) / FRACTIONS
         near = np.abs(exact - found.translation_vector) < 2e-3
@@ -151,14 +152,14 @@ def _named(items: Mapping[str, str | list[str]]) -> tuple[list[_Setting], str, b
     whether a symbol is known. A number alone means a setting only if no symbol is given.
 
     Raises:
-        ValueError: they contradict each other.
+        StructureError: they contradict each other.
     """
     hall, names, numbers = ([text for key in keys if (text := _given(items, key))] for keys in (HALL, NAMES, NUMBERS))
     symbols = [group for group in [*map(_of_hall, hall), *map(_called, names)] if group]
     numbered = [[s for s in _settings() if str(s.number) == text and s.choice in _STANDARD] for text in numbers]
     meant = [*symbols, *(group for group in numbered if group)]
     if meant and not set.intersection(*({setting.number for setting in group} for group in meant)):
-        raise ValueError("the symbols and numbers that it gives for its space group contradict each other")
+        raise StructureError("the symbols and numbers that it gives for its space group contradict each other")
     named = next(iter([*names, *hall, *numbers]), "")
     return (meant[0] if meant else []), named, bool(symbols) or not (hall or names)
 

@@ -97,11 +97,11 @@ def judge_files(
     rows = None if reference is None else read_reference(reference)
     notes = [note for file in files for note in file.notes]
     if rows is not None:
-        notes += rows.notes
+        notes += rows.notes()
         read.append(_counted(rows.name, rows.structures))
     if rows is not None and train:
         trained = read_reference(train)
-        notes += (note.replace("of the reference", "of the training set") for note in trained.notes)
+        notes += trained.notes("training set")
         notes += overlap_note(of_structures(rows.structures), of_structures(trained.structures), train)
         read.append(_counted(train, trained.structures))
     if rows is not None and terms_of(by.metric).answers:

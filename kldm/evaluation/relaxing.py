@@ -12,7 +12,7 @@ import attrs
 
 from kldm.errors import KldmError
 from kldm.evaluation.results import SAMPLE_FILES, library_versions, write_json, write_samples, write_table
-from kldm.interfaces import Candidate, Json, Potential
+from kldm.interfaces import UNPLACED, Candidate, Json, Potential
 from kldm.metrics.relaxing import (
     FAR_OFF,
     RELAXATION_SECONDS,
@@ -127,7 +127,9 @@ def _given(source: str) -> tuple[Sequence[Candidate], Mapping[int, str]]:
     if path.exists():
         file = read_file(record_of(path))
         named = zip(file.candidates, file.names, strict=True)
-        return file.candidates, {candidate.target: name for candidate, name in named if name}
+        return file.candidates, {
+            candidate.target: name for candidate, name in named if name and candidate.target != UNPLACED
+        }
     reference = read_reference(source)
     rows = enumerate(zip(reference.structures, reference.reasons, strict=True))
     candidates = [Candidate(row, 0, structure, reason) for row, (structure, reason) in rows]
@@ -139,7 +141,7 @@ def _row(candidate: Candidate, result: Relaxed, names: Mapping[int, str]) -> dic
 
     succeeded = result.structure is not None
     return {
-        "target": candidate.target,
+        "target": None if candidate.target == UNPLACED else candidate.target,
         "candidate": candidate.candidate,
         "name": names.get(candidate.target, ""),
         "formula": formula(candidate),

@@ -161,7 +161,7 @@ def _is_stated(attribute: "attrs.Attribute[Any]", value: Any) -> bool:
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda _: None)  # NaN of old reports
     except FileNotFoundError as error:
         remedy = "name a report.json, or the folder of kldm run or kldm evaluate that holds one"
         raise KldmError("there is no report", place=str(file), remedy=remedy) from error

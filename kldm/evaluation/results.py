@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kldm.data.formulas import reduced_formula
 from kldm.errors import printable
-from kldm.interfaces import Candidate, Json
+from kldm.interfaces import UNPLACED, Candidate, Json
 from kldm.runtime.files import atomic_write
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def plain(value: object) -> Any:
 def _row(candidate: Candidate) -> dict[str, Any]:
     structure = candidate.structure
     return {
-        "target": candidate.target,
+        "target": None if candidate.target == UNPLACED else candidate.target,
         "candidate": candidate.candidate,
         "structure": None if structure is None else structure.as_dict(),
         "reason": printable(candidate.reason),

@@ -136,7 +136,7 @@ class Stability:
             self._values(rows, hull, levels, bool(known)),
             tuple(row.public(levels) for row in rows),
             self._definition(rows, hull, len(known)),
-            (*(note for each in references for note in each.notes), *self._notes(rows, hull, bool(known))),
+            (*(note for each in references for note in each.notes()), *self._notes(rows, hull, bool(known))),
         )
 
     def _hull(self) -> Hull | None:

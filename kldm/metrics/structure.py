@@ -7,6 +7,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from kldm.data.arrays import LAST_ELEMENT
 from kldm.data.structures import atomic_numbers
 from kldm.errors import reason_of
 from kldm.interfaces import Candidate, Samples
@@ -61,7 +62,7 @@ def structural_rule(longest_edge: float | None = None) -> str:
     limit = f", edges <= {longest_edge:g} A" if longest_edge is not None else ""
     return (
         "all finite, lengths > 0, angles in (0, 180) degrees, "
-        f"volume >= {MINIMUM_VOLUME:g} A^3, atomic numbers 1 to 118, distances >= {CUTOFF:g} A{limit}"
+        f"volume >= {MINIMUM_VOLUME:g} A^3, atomic numbers 1 to {LAST_ELEMENT}, distances >= {CUTOFF:g} A{limit}"
     )
 
 
@@ -136,8 +137,8 @@ def _fault(structure: "Structure", cutoff: float, minimum_volume: float, longest
         return f"volume below {minimum_volume:g} A^3"
     if longest_edge is not None and max(structure.lattice.abc) > longest_edge:
         return f"cell edge longer than {longest_edge:g} A"
-    if not all(1 <= element.Z <= 118 for element in structure.composition.elements):
-        return "element outside 1 to 118"
+    if not all(1 <= element.Z <= LAST_ELEMENT for element in structure.composition.elements):
+        return f"element outside 1 to {LAST_ELEMENT}"
     i, j = np.triu_indices(len(structure), k=1)
     if not (structure.distance_matrix[i, j] >= cutoff).all():
         return f"atoms closer than {cutoff:g} A"

@@ -7,13 +7,20 @@ from functools import partial
 import attrs
 
 from kldm.errors import KldmError
-from kldm.interfaces import Candidate
-from kldm.reading.clues import BY_ID, REMEDY, Clue, Place, are_row_numbers, by_ids, by_numbers, cleaned, unlike_note
+from kldm.interfaces import UNPLACED, Candidate
+from kldm.reading.clues import (
+    BY_ID,
+    REMEDY,
+    Place,
+    Placement,
+    are_row_numbers,
+    by_ids,
+    by_numbers,
+    cleaned,
+    unlike_note,
+)
 from kldm.reading.reference import Reference
 from kldm.reading.rows import SampleFile, formulas
-
-UNPLACED = -1
-"""Target of a sample that answers no row of the reference."""
 
 BY_TARGET = "Rows are placed by the target that they carry."
 
@@ -36,20 +43,6 @@ class Alignment:
     rule: str
     notes: tuple[str, ...]
     rows: tuple[int, ...]
-
-
-@attrs.frozen(eq=False)
-class _Placed:
-    """The samples of one file: (target, candidate) of each, None for one that answers no row; see ``Alignment``.
-
-    Attributes:
-        stated: whether the file says which rows its samples answer.
-    """
-
-    places: tuple[Place | None, ...]
-    rule: str
-    notes: tuple[str, ...] = ()
-    stated: bool = False
 
 
 def align(files: Sequence[SampleFile], reference: Reference, requested: bool = False) -> Alignment:
@@ -98,7 +91,7 @@ def align(files: Sequence[SampleFile], reference: Reference, requested: bool = F
 
 
 def _numbered_by_seed(
-    files: Sequence[SampleFile], placed: Sequence[_Placed]
+    files: Sequence[SampleFile], placed: Sequence[Placement]
 ) -> tuple[list[Candidate], list[Candidate]]:
     """The candidates that answer a row, and those that answer none."""
     candidates, unplaced = [], []
@@ -120,7 +113,7 @@ def _numbered_by_seed(
     return candidates, unplaced
 
 
-def _rule(files: Sequence[SampleFile], placed: Sequence[_Placed]) -> str:
+def _rule(files: Sequence[SampleFile], placed: Sequence[Placement]) -> str:
     if len({each.rule for each in placed}) == 1:
         rule = placed[0].rule
     else:
@@ -129,7 +122,7 @@ def _rule(files: Sequence[SampleFile], placed: Sequence[_Placed]) -> str:
     return rule if len(files) == 1 else f"{rule} File f of {len(files)} is candidate f of every target."
 
 
-def _place(file: SampleFile, reference: Reference) -> _Placed:
+def _place(file: SampleFile, reference: Reference) -> Placement:
     compositions = formulas(candidate.structure for candidate in file.candidates)
     names = [cleaned(name) for name in file.names]
     if file.labelled:
@@ -155,12 +148,12 @@ def _place(file: SampleFile, reference: Reference) -> _Placed:
         *(f"{file.path}: {note}" for note in clue.notes),
         *_mismatch_notes(file, clue.places, compositions, reference),
     )
-    return _Placed(clue.places, clue.rule, notes, stated=True)
+    return attrs.evolve(clue, notes=notes)
 
 
 def _by_numbers(
     file: SampleFile, names: Sequence[str], reference: Reference, agreement: Callable[[Sequence[Place | None]], int]
-) -> Clue | None:
+) -> Placement | None:
     """The places by the numbers in names. The numbers that rows of a table have anyway are no names."""
     bundle = file.path.is_dir() or {".zip", ".tar", ".tgz"} & {suffix.lower() for suffix in file.path.suffixes}
     if not bundle and (are_row_numbers(names) or are_row_numbers(names, 1)):
@@ -170,50 +163,59 @@ def _by_numbers(
 
 def _by_target(
     file: SampleFile, names: Sequence[str], compositions: Sequence[str | None], reference: Reference
-) -> _Placed:
+) -> Placement:
     """The places that rows carry. If they have ids of other rows too, the targets count the rows of another reference,
     and the ids count, unless the compositions agree better with the targets."""
-    places = tuple((candidate.target, candidate.candidate) for candidate in file.candidates)
+    places: tuple[Place | None, ...] = tuple(
+        None if candidate.target == UNPLACED else (candidate.target, candidate.candidate)
+        for candidate in file.candidates
+    )
     ids = [cleaned(name) for name in reference.ids]
     rows = {name: row for row, name in enumerate(ids)}
-    note = ""
-    if set(names) <= set(rows) and len(rows) == len(ids) and not are_row_numbers(ids):
-        by_id = tuple((rows[name], candidate.candidate) for name, candidate in zip(names, file.candidates, strict=True))
+    notes = []
+    if unplaced := places.count(None):
+        notes.append(f"{file.path}: {unplaced} of {len(places)} samples have no target, and answer no row.")
+    rule = BY_TARGET
+    pairs = list(zip(names, places, strict=True))
+    all_have_ids = all(name in rows for name, place in pairs if place is not None)
+    if all_have_ids and len(rows) == len(ids) and not are_row_numbers(ids):
+        by_id = tuple(None if place is None else (rows[name], place[1]) for name, place in pairs)
         if by_id != places:
             first = next(row for row, (one, other) in enumerate(zip(places, by_id, strict=True)) if one != other)
-            problem = (
-                f"it answers target {places[first][0]}, but its id {names[first]!r} is that of row {by_id[first][0]}"
-            )
-            kept = [place if place[0] < len(reference) else None for place in places]
+            target, row = file.candidates[first].target, rows[names[first]]
+            problem = f"it answers target {target}, but its id {names[first]!r} is that of row {row}"
+            kept = [place if place and place[0] < len(reference) else None for place in places]
             if _agreement(compositions, reference, by_id) < _agreement(compositions, reference, kept):
                 remedy = "give the reference that the samples were made for, or leave the targets or the ids out"
                 raise KldmError(problem, place=file.places[first], remedy=remedy)
-            note = f"{file.places[first]}: {problem}; the ids were taken."
-            places = by_id
+            notes.append(f"{file.places[first]}: {problem}; the ids were taken.")
+            places, rule = by_id, BY_ID
     _check_places(file, places, len(reference))
-    notes = (*([note] if note else []), *_mismatch_notes(file, places, compositions, reference))
-    return _Placed(places, BY_ID if note else BY_TARGET, notes, stated=True)
+    return Placement(places, rule, (*notes, *_mismatch_notes(file, places, compositions, reference)), stated=True)
 
 
-def _check_places(file: SampleFile, places: Sequence[Place], rows: int) -> None:
+def _check_places(file: SampleFile, places: Sequence[Place | None], rows: int) -> None:
     taken: dict[Place, str] = {}
-    for (target, number), source in zip(places, file.places, strict=True):
+    for place, source in zip(places, file.places, strict=True):
+        if place is None:
+            continue
+        target, number = place
         if target >= rows:
             remedy = f"the reference has rows 0 to {rows - 1}; is it the right one?"
             remedy = remedy if rows else "the reference is empty"
             raise KldmError(f"it answers target {target}", place=source, remedy=remedy)
-        first = taken.setdefault((target, number), source)
+        first = taken.setdefault(place, source)
         if first is not source:
             problem = f"target {target} has a candidate {number} in {first} too"
             raise KldmError(problem, place=source, remedy="number them 0, 1, ...")
 
 
-def _by_order(file: SampleFile, compositions: Sequence[str | None], reference: Reference, k: int) -> _Placed:
+def _by_order(file: SampleFile, compositions: Sequence[str | None], reference: Reference, k: int) -> Placement:
     rows, count = len(reference), len(file.candidates)
     passes = tuple((row % rows, row // rows) for row in range(count))
     if k == 1:
         rule = "Rows are placed by their order: they carry no target, and there are as many as in the reference."
-        return _Placed(passes, rule, _mismatch_notes(file, passes, compositions, reference))
+        return Placement(passes, rule, _mismatch_notes(file, passes, compositions, reference))
     blocks = tuple((row // k, row % k) for row in range(count))
     agreement = [_agreement(compositions, reference, places) for places in (passes, blocks)]
     places, order = (
@@ -231,10 +233,10 @@ def _by_order(file: SampleFile, compositions: Sequence[str | None], reference: R
             f"{k} passes over the reference; passes were assumed, so check that, or give every row a target.",
             *notes,
         )
-    return _Placed(places, f"{rule}{order}.", notes)
+    return Placement(places, f"{rule}{order}.", notes)
 
 
-def _by_composition(file: SampleFile, compositions: Sequence[str | None], reference: Reference) -> _Placed:
+def _by_composition(file: SampleFile, compositions: Sequence[str | None], reference: Reference) -> Placement:
     rows: dict[str, list[int]] = defaultdict(list)
     for row, formula in enumerate(reference.formulas):
         if formula is not None:
@@ -263,7 +265,7 @@ def _by_composition(file: SampleFile, compositions: Sequence[str | None], refere
         notes.append(
             f"{file.path}: {shared} compositions have several rows in the reference, which were taken in turn."
         )
-    return _Placed(tuple(places), rule, tuple(notes))
+    return Placement(tuple(places), rule, tuple(notes))
 
 
 def _same_composition(

@@ -15,16 +15,17 @@ from typing import IO
 
 import attrs
 
-from kldm.data.cifs import StructureError, blocks, read_text
+from kldm.data.cifs import blocks, read_text
 from kldm.data.parsing import parse_texts
 from kldm.data.published import LONGEST_FIELD, read_rows
-from kldm.errors import KldmError, printable
+from kldm.data.structures import ImpossibleError, StructureError
+from kldm.errors import KldmError
 from kldm.reading.poscars import is_poscar, poscars, read_poscar_text
 from kldm.reading.rows import Row
 from kldm.runtime import opening
 from kldm.runtime.opening import open_bytes, open_text, refuse_irregular, too_large
 
-_NUMBERED = re.compile(r"(\d+)_(\d+)_[^/]*\.cif", re.IGNORECASE)
+_NUMBERED = re.compile(r"(\d{1,9})_(\d{1,9})_[^/]*\.cif", re.IGNORECASE)
 
 SEVERAL = "their file, one of many, holds several structures, each of which counts for itself"
 
@@ -159,7 +160,8 @@ def _add(entries: list[_Entry], name: str, file: IO[bytes], path: Path, unpacked
 
 
 def _of_entries(entries: Iterable[_Entry], path: Path) -> Sequence[Row]:
-    """Rows of CIF files, or of POSCARs, in natural order. Names give targets only if all of them are numbered."""
+    """Rows of CIF files, or of POSCARs, in natural order. Names give targets only if those of all files that can be
+    read do."""
     entries = sorted(entries, key=lambda entry: _natural(entry.name))
     kinds = [is_poscar(Path(_unzipped_name(entry.name)).name) for entry in entries]
     if len(set(kinds)) > 1:
@@ -175,11 +177,12 @@ def _of_entries(entries: Iterable[_Entry], path: Path) -> Sequence[Row]:
         note = SEVERAL if len(entries) > 1 and len(found) > 1 else ""
         pieces += [attrs.evolve(piece, note=note) for piece in found]
     rows = _of_pieces(pieces, path.name)
-    numbers = [_NUMBERED.fullmatch(Path(entry.name).name) for entry in entries]
-    if len(rows) != len(entries) or not all(numbers):
+    if len(rows) != len(entries):
         return rows
-    pairs = zip(rows, numbers, strict=True)
-    return [attrs.evolve(row, target=int(match[1]), candidate=int(match[2])) for row, match in pairs if match]
+    pairs = [(row, _NUMBERED.fullmatch(Path(entry.name).name)) for row, entry in zip(rows, entries, strict=True)]
+    if not all(match or row.unread for row, match in pairs):
+        return rows
+    return [attrs.evolve(row, target=int(match[1]), candidate=int(match[2])) if match else row for row, match in pairs]
 
 
 def _decoded(entry: _Entry) -> tuple[str, str]:
@@ -228,16 +231,16 @@ def _is_wanted(name: str) -> bool:
     return not hidden and (base.lower().endswith(".cif") or is_poscar(base))
 
 
-def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
-    """A key that sorts 2.cif before 10.cif."""
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """A key that sorts 2.cif before 10.cif. The number of digits compares numbers, however many there are."""
     parts = re.split(r"(\d+)", name)
-    return tuple((0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part)
+    return [(0, len(part.lstrip("0")), part.lstrip("0")) if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 def _of_pieces(pieces: Sequence[_Piece], title: str) -> Sequence[Row]:
     results = parse_texts(_parsed, pieces, f"reading {title}", delay=2)
     return [
-        attrs.evolve(row, place=printable(piece.place), name=printable(piece.name), note=piece.note)
+        attrs.evolve(row, place=piece.place, name=piece.name, note=piece.note)
         for piece, row in zip(pieces, results, strict=True)
     ]
 
@@ -249,6 +252,6 @@ def _parsed(piece: _Piece) -> Row:
     try:
         return Row("", read_poscar_text(piece.text) if piece.poscar else read_text(piece.text))
     except StructureError as error:
-        return Row("", None, printable(str(error)), species=error.species, unread=error.unread)
+        return Row("", None, str(error), species=error.species, unread=not isinstance(error, ImpossibleError))
     except Exception as error:  # a parser may raise anything; the failure is this structure's alone
         return Row("", None, f"it cannot be read ({type(error).__name__})", unread=True)

@@ -22,19 +22,21 @@ REMEDY = "give every row a 'target', the row of the reference that it answers, c
 
 
 @attrs.frozen
-class Clue:
-    """Where the names put the samples.
+class Placement:
+    """Where the samples of a file are put.
 
     Attributes:
         places: of each sample; None if it answers no row.
         rule: a sentence that says how they were placed.
-        notes: sentences that a reader of the results must see, without the file.
-        weak: whether the names might be mere row numbers, so that they count no more than the order of the file.
+        notes: sentences that a reader of the results must see; those of names are without the file.
+        stated: whether the file says which rows its samples answer.
+        weak: whether names might be mere row numbers, so that they count no more than the order of the file.
     """
 
     places: tuple[Place | None, ...]
     rule: str
     notes: tuple[str, ...] = ()
+    stated: bool = False
     weak: bool = False
 
 
@@ -48,7 +50,7 @@ def cleaned(name: str) -> str:
     return _ENDING.sub("", name.strip())
 
 
-def by_ids(names: Sequence[str], ids: Sequence[str], place: str) -> Clue | None:
+def by_ids(names: Sequence[str], ids: Sequence[str], place: str) -> Placement | None:
     """The places if the names are ids of the reference, alone or with words before or behind: ``mp-66__1``.
 
     The first whole number behind the ids is the number of the candidate, counted from the smallest of the file.
@@ -99,12 +101,13 @@ def by_ids(names: Sequence[str], ids: Sequence[str], place: str) -> Clue | None:
             f"{len(unknown)} of {len(names)} samples have an id that the reference lacks, such as {unknown[0]!r}; "
             "they answer no row."
         )
-    return Clue(tuple(places), BY_ID, tuple(notes), weak=are_row_numbers(names) or are_row_numbers(names, 1))
+    weak = are_row_numbers(names) or are_row_numbers(names, 1)
+    return Placement(tuple(places), BY_ID, tuple(notes), stated=True, weak=weak)
 
 
 def by_numbers(
     names: Sequence[str], rows: int, agreement: Callable[[Sequence[Place | None]], int], place: str
-) -> Clue | None:
+) -> Placement | None:
     """The places if every name holds the number of its request (``crystal_17``), or two numbers, the second of which is
     that of the candidate (``17_3``). Numbers that are missing are requests that failed.
 
@@ -152,7 +155,7 @@ def by_numbers(
         told = " or ".join(rule for (_, rule), score in zip(readings, scores, strict=True) if score == best)
         raise KldmError(f"the numbers in its names can be read in several ways ({told})", place=place, remedy=REMEDY)
     places, rule = readings[scores.index(best)]
-    return Clue(tuple(places), rule)
+    return Placement(tuple(places), rule, stated=True)
 
 
 def unlike_note(names: Sequence[str], ids: Sequence[str]) -> str:

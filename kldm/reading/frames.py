@@ -9,10 +9,11 @@ import attrs
 import numpy as np
 from tqdm import tqdm
 
-from kldm.data.structures import Impossible, atomic_number, periodicity_note, plain_structure
+from kldm.data.structures import ImpossibleError, StructureError, atomic_number, periodicity_note, plain_structure
 from kldm.errors import KldmError
-from kldm.reading.rows import NAMES, Row, is_selected, labels, open_text
+from kldm.reading.rows import NAMES, Row, is_selected, labels
 from kldm.runtime.numbers import Float
+from kldm.runtime.opening import open_text
 
 _HEAD = re.compile(r"\b(Lattice|Properties)\s*=")
 """What tells the second line of a frame of extended xyz from any other line."""
@@ -49,7 +50,9 @@ class _Frame:
 def _frames(lines: Sequence[str], path: Path) -> Iterator[_Frame]:
     """The frames by the counts in their first lines. A line that can only be the second of a frame of extended xyz
     shows where one begins, even if the counts before it are wrong."""
-    starts = [row - 1 for row, line in enumerate(lines) if row and _HEAD.search(line)]
+    heads = [row for row, line in enumerate(lines) if row and _HEAD.search(line)]
+    # A line of four words before it is no spoilt number of atoms, but an atom of the frame before.
+    starts = [row if len(lines[row - 1].split()) > 3 else row - 1 for row in heads]
     begin = next((row for row, line in enumerate(lines) if line.strip()), len(lines))
     starts = starts if starts and starts[0] <= begin else [begin, *starts]
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
@@ -68,6 +71,8 @@ def _between(lines: Sequence[str], row: int, end: int, path: Path) -> Iterator[_
     if row < end and not frames:
         head = "".join(lines[row + 1 : row + 2])
         problem = f"{lines[row].strip()[:40]!r} is no number of atoms"
+        if _HEAD.search(lines[row]):
+            head, problem = lines[row], "the line with its number of atoms is missing"
         if not _HEAD.search(head):
             place, remedy = f"{path}:{row + 1}", "check that it is the file you mean"
             raise KldmError(f"not an extended xyz file ({problem})", place=place, remedy=remedy)
@@ -91,22 +96,22 @@ def _row(frame: _Frame, place: str) -> Row:
     species: tuple[int, ...] = ()
     try:
         if frame.problem:
-            raise ValueError(frame.problem)
+            raise StructureError(frame.problem)
         element, position, width = _columns(pairs.get("Properties", "species:S:1:pos:R:3"))
         words = [line.split() for line in frame.atoms]
         if any(len(line) < width for line in words):
-            raise ValueError("the line of an atom is cut short")
+            raise StructureError("the line of an atom is cut short")
         species = tuple(atomic_number(line[element]) for line in words)
         if "Lattice" not in pairs:
-            raise ValueError("there is no cell (its second line has no Lattice)")
+            raise StructureError("there is no cell (its second line has no Lattice)")
         matrix = _floats(re.split(r"[\s,\[\]{}]+", pairs["Lattice"].strip("[]{} ")))
         if len(matrix) != 9:
-            raise ValueError("its Lattice has not 9 numbers")
+            raise StructureError("its Lattice has not 9 numbers")
         positions = np.array([_floats(line[position : position + 3]) for line in words]).reshape(-1, 3)
         matrix = matrix.reshape(3, 3)
         structure = plain_structure(matrix, species, _fractional(positions, matrix))
-    except ValueError as error:
-        return attrs.evolve(row, reason=str(error), species=species, unread=not isinstance(error, Impossible))
+    except StructureError as error:
+        return attrs.evolve(row, reason=str(error), species=species, unread=not isinstance(error, ImpossibleError))
     pbc = [_LOGICAL.get(word, True) for word in re.findall(r"\w+", pairs.get("pbc", ""))]
     return attrs.evolve(row, structure=structure, note=note or periodicity_note(pbc))
 
@@ -132,7 +137,7 @@ def _columns(properties: str) -> tuple[int, int, int]:
     element = next((places[name] for name in ("species", "Z", "numbers") if name in places), None)
     position = places.get("pos")
     if element is None or position is None:
-        raise ValueError(f"it has no columns of species and pos (found: {', '.join(places) or 'none'})")
+        raise StructureError(f"it has no columns of species and pos (found: {', '.join(places) or 'none'})")
     return element, position, max(element + 1, position + 3)
 
 
@@ -141,7 +146,7 @@ def _floats(words: Sequence[str]) -> Float:
     try:
         return np.array([float(word.replace("D", "e").replace("d", "e")) for word in words])
     except ValueError as error:
-        raise ValueError(f"{str(error).removeprefix('could not convert string to float: ')} is no number") from None
+        raise StructureError(f"{str(error).removeprefix('could not convert string to float: ')} is no number") from None
 
 
 def _fractional(positions: Float, matrix: Float) -> Float:
@@ -149,4 +154,4 @@ def _fractional(positions: Float, matrix: Float) -> Float:
         with np.errstate(all="ignore"):  # what is not finite is told by the reason
             return np.asarray(positions @ np.linalg.inv(matrix))
     except np.linalg.LinAlgError:
-        raise Impossible("the cell is flat or impossible") from None
+        raise ImpossibleError("the cell is flat or impossible") from None

@@ -9,7 +9,8 @@ from typing import Any
 import attrs
 
 from kldm.errors import KldmError
-from kldm.reading.rows import one_line, open_text
+from kldm.reading.rows import one_line
+from kldm.runtime.opening import open_text
 
 IsRecord = Callable[[Any], bool]
 """Whether a value is one of the records that are looked for."""
@@ -32,7 +33,7 @@ Item = tuple[str, str, Any]
 
 
 def read_items(path: Path, is_record: IsRecord) -> Iterator[Item]:
-    """The values of a file among which its records are: ``found`` tells them from values of another kind.
+    """The values of a file among which its records are: ``only_record`` tells them from values of another kind.
 
     Raises:
         KldmError: the file is not JSON, or there is no list, table or mapping of records in it.
@@ -60,7 +61,7 @@ def read_items(path: Path, is_record: IsRecord) -> Iterator[Item]:
         yield f"{path}, entry {label}" if label else str(path), key, value
 
 
-def found(value: Any, is_record: IsRecord) -> tuple[Any, Mapping[str, Any]] | None:
+def only_record(value: Any, is_record: IsRecord) -> tuple[Any, Mapping[str, Any]] | None:
     """The record in a value, and what stands beside it: the value itself, or the only record in a list or under a key.
     None if there is none, or more than one."""
     if is_record(value):
@@ -116,10 +117,10 @@ def _entries(content: Any, is_record: IsRecord, place: str) -> Iterator[tuple[st
         return
     if isinstance(content, Mapping) and not is_record(content):
         lists = [value for value in content.values() if isinstance(value, list)]
-        lists = [value for value in lists if any(found(entry, is_record) for entry in value)]
+        lists = [value for value in lists if any(only_record(entry, is_record) for entry in value)]
         if len(lists) > 1:
             raise KldmError("it holds several lists of structures or entries", place=place, remedy="keep one of them")
-        if not lists and content and all(value is None or found(value, is_record) for value in content.values()):
+        if not lists and content and all(value is None or only_record(value, is_record) for value in content.values()):
             yield from ((repr(key), str(key), value) for key, value in content.items())
             return
         content = lists[0] if lists else content
@@ -146,7 +147,7 @@ def _table(content: Any, is_record: IsRecord) -> list[tuple[str, Mapping[str, An
     if len(lengths) == 1 and -1 not in lengths and any(_is_column(value, is_record) for value in values):
         return [("", dict(zip(content, row, strict=True))) for row in zip(*values, strict=True)]
     if values and all(isinstance(value, Mapping) and value.keys() == values[0].keys() for value in values):
-        by_rows = all(found(value, is_record) for value in values)
+        by_rows = all(only_record(value, is_record) for value in values)
         if not by_rows and any(_is_column(list(value.values()), is_record) for value in values):
             return [(str(row), {column: content[column][row] for column in content}) for row in values[0]]
     return None

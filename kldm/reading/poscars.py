@@ -5,8 +5,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from kldm.data.cifs import StructureError
-from kldm.data.structures import plain
+from kldm.data.structures import StructureError, atomic_numbers, plain_structure
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
@@ -102,9 +101,6 @@ def read_poscar_text(text: str) -> "Structure":
     guessed = [message for message in messages if "selective dynamics" not in message.lower()]
     if guessed:
         raise StructureError(guessed[0].split(". ")[0][:120])
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of divisions by the length of a cell vector that is zero
-            return plain(structure)
-    except ValueError as error:
-        raise StructureError(str(error), unread=False) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of divisions by the length of a cell vector that is zero
+        return plain_structure(structure.lattice.matrix, atomic_numbers(structure), structure.frac_coords)

@@ -9,10 +9,17 @@ from typing import Any
 import attrs
 from tqdm import tqdm
 
-from kldm.data.structures import Impossible, numbers_of, periodicity_note, structure_of
+from kldm.data.structures import (
+    ImpossibleError,
+    StructureError,
+    known_species,
+    numbers_of,
+    periodicity_note,
+    structure_of,
+)
 from kldm.errors import KldmError
 from kldm.reading.cifs import read_texts
-from kldm.reading.layouts import Unparsed, found, read_items, record_keys
+from kldm.reading.layouts import Unparsed, only_record, read_items, record_keys
 from kldm.reading.rows import NAMES, Row, is_selected, labels
 
 _REMEDY = "write pymatgen's Structure.as_dict() under the key 'structure', and null where there is none"
@@ -88,7 +95,7 @@ def _labelled(value: Any, place: str, name: str) -> tuple[Row, Any]:
         raise _ForeignError(value.problem, "write it again; it may be cut short", value.target, value.candidate)
     if value is None:
         return Row(place, None, name=name), None
-    match = found(value, _is_record)
+    match = only_record(value, _is_record)
     if match is None:
         raise _foreign(value)
     content, rest = match
@@ -97,7 +104,9 @@ def _labelled(value: Any, place: str, name: str) -> tuple[Row, Any]:
         record["structure"] = record["cif"]
     target, candidate = labels(record, place)
     called = next((str(record[key]) for key in NAMES if isinstance(record.get(key), str | int)), name)
-    row = Row(place, None, str(record.get("reason") or ""), target, candidate, called, _numbers(record.get("species")))
+    row = Row(
+        place, None, str(record.get("reason") or ""), target, candidate, called, known_species(record.get("species"))
+    )
     return attrs.evolve(row, selected=is_selected(record, place)), record["structure"]
 
 
@@ -126,12 +135,6 @@ def _keys(value: Any, depth: int = 4) -> set[Any]:
 _KINDS: Mapping[type, str] = {list: "list", str: "text", bool: "truth value"}
 
 
-def _numbers(values: Any) -> tuple[int, ...]:
-    """The atomic numbers in a record without structure; empty if they are none."""
-    valid = isinstance(values, list) and all(type(value) is int and 1 <= value <= 118 for value in values)
-    return tuple(values) if valid else ()
-
-
 def _with_structure(row: Row, value: Any) -> Row:
     """The row with the structure of a dict, or with the reason why there is none."""
     if value is None:
@@ -144,16 +147,17 @@ def _with_structure(row: Row, value: Any) -> Row:
             return attrs.evolve(row, reason=row.reason or "no cell", species=numbers_of(value))
         note = periodicity_note(pbc) if (pbc := _periodicity(lattice)) else ""
         return attrs.evolve(row, structure=structure_of(value), species=(), note=note)
-    except ValueError as error:
-        unread = not isinstance(error, Impossible)
-        return attrs.evolve(row, reason=str(error), species=numbers_of(value), unread=unread)
+    except StructureError as error:
+        return attrs.evolve(
+            row, reason=str(error), species=numbers_of(value), unread=not isinstance(error, ImpossibleError)
+        )
 
 
 def _decoded(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise ValueError("its 'structure' is a text that is neither JSON nor a CIF") from None
+        raise StructureError("its 'structure' is a text that is neither JSON nor a CIF") from None
 
 
 def _periodicity(lattice: Any) -> Sequence[object]:

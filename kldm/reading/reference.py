@@ -12,6 +12,7 @@ from kldm.crystals import CrystalStore
 from kldm.data import SPLITS, Data
 from kldm.data.arrays import OVERLAP, too_close
 from kldm.errors import KldmError
+from kldm.interfaces import UNPLACED
 from kldm.reading.rows import SampleFile, formulas
 from kldm.reading.samples import read_file
 from kldm.runtime.paths import expanded
@@ -57,17 +58,16 @@ class Reference:
         """The reduced formula of each row; None if it has no structure."""
         return formulas(self.structures)
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Sentences that a reader of the results must see."""
+    def notes(self, role: str = "reference") -> tuple[str, ...]:
+        """Sentences that a reader of the results must see, which call it the ``role``."""
         failed = [row for row, structure in enumerate(self.structures) if structure is None]
         notes = []
         if failed:
             first = f"the first is row {failed[0]}: {self.reasons[failed[0]]}"
-            notes.append(f"{len(failed)} of {len(self)} rows of the reference {self.name} are no structures ({first}).")
-        return (*notes, *self.doubts, *self._overlap_note())
+            notes.append(f"{len(failed)} of {len(self)} rows of the {role} {self.name} are no structures ({first}).")
+        return (*notes, *self.doubts, *self._overlap_note(role))
 
-    def _overlap_note(self) -> tuple[str, ...]:
+    def _overlap_note(self, role: str) -> tuple[str, ...]:
         close = [
             row
             for row, structure in enumerate(self.structures)
@@ -75,7 +75,7 @@ class Reference:
         ]
         if not close:
             return ()
-        problem = f"{len(close)} of {len(self)} structures of the reference {self.name} have atoms closer than"
+        problem = f"{len(close)} of {len(self)} structures of the {role} {self.name} have atoms closer than"
         return (f"{problem} {OVERLAP:g} angstrom (the first is row {close[0]}).",)
 
 
@@ -127,14 +127,19 @@ def _from_file(source: str, file: SampleFile) -> Reference:
     count, positions = len(file.candidates), dict[int, int]()
     for position, candidate in enumerate(file.candidates):
         target = candidate.target
+        if target == UNPLACED:
+            continue
         if target in positions:
             first, remedy = file.places[positions[target]], "a reference has one structure for each target"
             raise KldmError(f"target {target} is that of {first} too", place=file.places[position], remedy=remedy)
         positions[target] = position
-    missing = next((target for target in range(count) if target not in positions), None)
-    if missing is not None:
+    missing = [target for target in range(count) if target not in positions]
+    unplaced = [position for position, candidate in enumerate(file.candidates) if candidate.target == UNPLACED]
+    if len(missing) == len(unplaced):  # they must be these
+        positions |= dict(zip(missing, unplaced, strict=True))
+    else:
         remedy = "number the rows from 0, with structure null where there is none"
-        problem = f"no row has target {missing}, although {max(positions)} is used"
+        problem = f"no row has target {missing[0]}, although {max(positions)} is used"
         raise KldmError(problem, place=source, remedy=remedy)
     if all(candidate.structure is None for candidate in file.candidates):
         reason = file.candidates[0].reason

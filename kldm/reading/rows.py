@@ -10,8 +10,7 @@ import attrs
 
 from kldm.data.formulas import reduced_formula
 from kldm.errors import KldmError, printable
-from kldm.interfaces import Candidate
-from kldm.runtime.opening import open_text as open_text
+from kldm.interfaces import UNPLACED, Candidate
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
@@ -46,7 +45,7 @@ class Row:
         note: what a reader of the results must know about how it was read; may be empty.
     """
 
-    place: str
+    place: str = attrs.field(converter=printable)
     structure: "Structure | None"
     reason: str = attrs.field(default="", converter=one_line)
     target: int | None = None
@@ -66,7 +65,8 @@ class SampleFile:
         path: the file or folder.
         candidates: one for each row, failures included, in the order of the file.
         places, names: place and name of each candidate, see ``Row``.
-        labelled: whether the rows carry their target; otherwise a candidate's target is its position in the file.
+        labelled: whether the rows carry their target; otherwise a candidate's target is its position in the file. A
+            failed row without one, among others that carry theirs, is ``UNPLACED``, with its position as number.
         notes: sentences that a reader of the results must see.
     """
 
@@ -85,7 +85,7 @@ def numbered(path: Path, rows: Sequence[Row]) -> SampleFile:
     that come before.
 
     Raises:
-        KldmError: there are no rows, none of them can be read, or only some of them have a target.
+        KldmError: there are no rows, none of them can be read, or only some of the structures have a target.
     """
     if not rows:
         raise KldmError("it holds no structures", place=str(path), remedy="check that it is the file you mean")
@@ -94,24 +94,20 @@ def numbered(path: Path, rows: Sequence[Row]) -> SampleFile:
         most = reason if count == len(rows) else f"{count} of them: {reason}"
         problem = f"none of its {len(rows)} structures can be read: {most}" if len(rows) > 1 else reason
         raise KldmError(problem, place=str(path), remedy="check that it is the file you mean")
-    without = [row for row in rows if row.target is None]
-    if 0 < len(without) < len(rows):
-        if without[0].unread:
-            remedy = "mend or remove it: the other rows have a 'target', and it cannot be placed among them"
-            raise KldmError(without[0].reason, place=without[0].place, remedy=remedy)
-        raise KldmError(
-            f"{len(rows) - len(without)} of {len(rows)} rows have a 'target', but this one has none",
-            place=without[0].place,
-            remedy="give it to every row or to none",
-        )
+    with_target = sum(row.target is not None for row in rows)
+    without = next((row for row in rows if row.target is None and row.structure is not None), None)
+    if with_target and without is not None:
+        problem = f"{with_target} of {len(rows)} rows have a 'target', but this one has none"
+        raise KldmError(problem, place=without.place, remedy="give it to every row or to none")
     candidates, counts = [], Counter[int]()
     for position, row in enumerate(rows):
-        target = position if row.target is None else row.target
-        number = counts[target] if row.candidate is None else row.candidate
+        unplaced = UNPLACED if with_target else position
+        target = unplaced if row.target is None else row.target
+        number = position if target == UNPLACED else counts[target] if row.candidate is None else row.candidate
         counts[target] += 1
         candidates.append(Candidate(target, number, row.structure, row.reason, row.species, row.selected, row.place))
     places, names = tuple(row.place for row in rows), tuple(row.name for row in rows)
-    return SampleFile(path, tuple(candidates), places, names, not without, _notes(path, rows))
+    return SampleFile(path, tuple(candidates), places, names, with_target > 0, _notes(path, rows))
 
 
 def _notes(path: Path, rows: Sequence[Row]) -> tuple[str, ...]:

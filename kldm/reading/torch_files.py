@@ -20,8 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kldm.crystals import CrystalStore
-from kldm.data.arrays import LAST_ELEMENT
 from kldm.data.convert import to_structure_or_reason
+from kldm.data.structures import known_species
 from kldm.errors import KldmError
 from kldm.reading.inert import Array, load_inert
 from kldm.reading.rows import NAMES, Row
@@ -100,12 +100,11 @@ def _structures(evaluation: _Evaluation, bar: "tqdm[Any]") -> "list[tuple[Struct
             ids=(),
         )
         built, species = iter(to_structure_or_reason(store)), torch.split(store.species, list(store.sizes))
-        numbers = iter([tuple(part.tolist()) for part in species])
+        numbers = iter([part.tolist() for part in species])
         for count in counts.tolist():
             structure, reason = next(built) if count else (None, "there are no atoms")
-            own = next(numbers) if count else ()
-            known = structure is None and all(1 <= number <= LAST_ELEMENT for number in own)
-            result.append((structure, reason, own if known else ()))
+            own = next(numbers) if count else []
+            result.append((structure, reason, known_species(own) if structure is None else ()))
         bar.update(len(counts))
     return result
 

@@ -24,6 +24,7 @@ from kldm.errors import KldmError, nearest
 from kldm.interfaces import Json
 from kldm.recipe.building import Tree
 from kldm.runtime.files import atomic_write
+from kldm.runtime.opening import in_place_of
 
 # Stands for a literal dollar sign on the way through confection, which has no escape inside JSON lists and loses its
 # own escapes when it interpolates twice. No recipe holds this text.
@@ -140,11 +141,8 @@ def _parsed(path: Path, extended_by: Path | None) -> Tree:
     headers = [line for line in text.split("\n") if line.startswith("[")]
     if len(headers) > _MOST or any(line.count(".") > _DEEPEST for line in headers):
         raise KldmError(f"has more than {_MOST} sections, or more than {_DEEPEST} in each other", place=str(path))
-    if text.startswith(("version https://git-lfs", "<")):
-        pointer = text.startswith("v")
-        problem = f"is a {'Git LFS pointer' if pointer else 'web page'}, not a recipe"
-        remedy = "run git lfs pull" if pointer else "download the file itself"
-        raise KldmError(problem, place=str(path), remedy=remedy)
+    if other := in_place_of(text[:100]):
+        raise KldmError(f"is {other[0]}, not a recipe", place=str(path), remedy=other[1])
     lines = _parents_first(text.replace("$$", _DOLLAR))
     try:
         return dict(Config().from_str("\n".join(line for _, line in lines), interpolate=False))

@@ -14,6 +14,7 @@ from kldm.execution import Execution
 from kldm.interfaces import Metric, Prepares, Sampler, Samples
 from kldm.model import JointModel, statistics
 from kldm.recipe import Tree, build, overridden
+from kldm.sampling.generation import MOST_REQUESTS
 from kldm.sampling.targets import EMPIRICAL, atom_range, histogram
 from kldm.training import Training
 from kldm.validators import at_least, each, one_of, within
@@ -41,7 +42,7 @@ class Evaluation:
     splits: tuple[str, ...] = attrs.field(default=("test",), validator=each(one_of(*SPLITS)))
     limit: int | None = attrs.field(default=None, validator=optional(at_least(1)))
     candidates: int = attrs.field(default=1, validator=within(1, 10**5))
-    count: int | None = attrs.field(default=None, validator=optional(within(1, 10**7)))
+    count: int | None = attrs.field(default=None, validator=optional(within(1, MOST_REQUESTS)))
     atoms: int | str = EMPIRICAL
     histogram: Mapping[str, int] | None = None
     seed: int = 0

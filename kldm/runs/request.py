@@ -15,6 +15,7 @@ from kldm.errors import KldmError, nearest
 from kldm.reading import read_file
 from kldm.runs.experiment import Experiment, takes_compositions
 from kldm.runs.splits import drawn_rows
+from kldm.sampling.generation import MOST_REQUESTS
 from kldm.sampling.targets import (
     KnownPart,
     Targets,
@@ -64,7 +65,7 @@ class SamplingRequest:
     keep: tuple[str, ...] = KEPT
     keep_atoms: str | None = None
     atoms: str | None = None
-    count: int = attrs.field(default=1, validator=within(1, 10**7))
+    count: int = attrs.field(default=1, validator=within(1, MOST_REQUESTS))
     seed: int = 0
     properties: Mapping[str, float] = attrs.field(factory=dict)
     select: Literal["consensus"] | None = None

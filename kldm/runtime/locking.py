@@ -4,7 +4,7 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,7 +23,7 @@ log = logging.getLogger("kldm.runtime")
 
 
 @contextmanager
-def writing_to(folder: Path, *parts: str, made: bool | None = None) -> Iterator[None]:
+def writing_to(folder: Path, *parts: str, is_new: bool | None = None) -> Iterator[None]:
     """Make the folder, and let no other process within such a block write to it.
 
     The system releases the lock when the process ends, whatever ends it. Temporary files that killed processes have
@@ -32,13 +32,13 @@ def writing_to(folder: Path, *parts: str, made: bool | None = None) -> Iterator[
     Args:
         folder: the folder.
         parts: patterns of its subfolders in which this process writes as well.
-        made: whether the folder was made for this work and is removed if nothing comes of it; by default whether it
+        is_new: whether the folder was made for this work and is removed if nothing comes of it; by default whether it
             is made here.
 
     Raises:
         KldmError: another process writes to the folder, or it is not writable.
     """
-    made = not folder.exists() if made is None else made
+    is_new = not folder.exists() if is_new is None else is_new
     make_writable(folder)
     lock = FileLock(folder / LOCK)
     try:
@@ -58,14 +58,14 @@ def writing_to(folder: Path, *parts: str, made: bool | None = None) -> Iterator[
         yield
     finally:
         with suppress(OSError):
-            if made and [path.name for path in folder.iterdir()] == [LOCK]:  # nothing came of it
+            if is_new and [path.name for path in folder.iterdir()] == [LOCK]:  # nothing came of it
                 (folder / LOCK).unlink()
                 folder.rmdir()
         lock.release()
 
 
 @contextmanager
-def results_folder(out: Path | None, parent: Path, stem: str, names: Iterable[str]) -> Iterator[Path]:
+def results_folder(out: Path | None, parent: Path, stem: str, names: Collection[str]) -> Iterator[Path]:
     """Yields the folder that results are written to: ``out``, or else a new ``stem-<number>`` in ``parent``.
 
     It is there, can be written to and is locked before the work begins. If the work fails, a new folder in which
@@ -78,8 +78,9 @@ def results_folder(out: Path | None, parent: Path, stem: str, names: Iterable[st
         KldmError: ``out`` has one of these files, another process writes to it, or it cannot be created.
     """
     folder = fresh_folder(parent, stem) if out is None else out
-    with writing_to(folder, made=out is None or not out.exists()):
-        refuse_existing(folder, names)
+    refuse_existing(folder, names)  # before a lock is left in a folder of the user
+    with writing_to(folder, is_new=out is None or not out.exists()):
+        refuse_existing(folder, names)  # of a process that has ended meanwhile
         yield folder
 
 

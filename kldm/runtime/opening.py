@@ -88,3 +88,13 @@ def open_text(path: Path, *, errors: str = "replace", newline: str | None = None
     start = file.peek(2)[:2] if isinstance(file, io.BufferedReader) else b""
     encoding = "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     return io.TextIOWrapper(file, encoding=encoding, errors=errors, newline=newline)
+
+
+def in_place_of(start: bytes | str) -> tuple[str, str] | None:
+    """What a file is that begins so and lies in the place of another, with the remedy; None if it may be that other."""
+    start = start.encode() if isinstance(start, str) else start
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer", "run git lfs pull where it was cloned"
+    if start.lstrip().startswith(b"<"):
+        return "a web page", "download the file itself"
+    return None

@@ -45,10 +45,10 @@ GRACE = 1.0
 MEMORY = 4.0
 """GB that one item may take, as long as nothing else is said."""
 
-LOOK = 0.1
+LOOK_EVERY = 0.1
 """Seconds between two looks at the memory of a process that works on an item."""
 
-KEPT = 300.0
+IDLE_SECONDS = 300.0
 """Seconds after which a process without work ends."""
 
 _THREADS = ("OMP", "MKL", "OPENBLAS", "BLIS", "NUMEXPR")
@@ -298,7 +298,7 @@ class _Worker:
         end = math.inf if work.time_limit is None else time.monotonic() + work.time_limit + GRACE
         while True:
             try:
-                if self._pipe.poll(max(0.0, min(LOOK, end - time.monotonic()))):
+                if self._pipe.poll(max(0.0, min(LOOK_EVERY, end - time.monotonic()))):
                     result, imported = cast("tuple[bytes | Failure, list[str]]", self._pipe.recv())
                     self._modules += imported
                     return result, True
@@ -369,7 +369,7 @@ def _serve() -> None:
 
 def _answer(pipe: "Connection[Any, Any]") -> None:
     known, function, modules = b"", cast("Callable[[Any], Any]", None), set(sys.modules)
-    while pipe.poll(KEPT):
+    while pipe.poll(IDLE_SECONDS):
         sent, time_limit, items = pipe.recv()
         if sent != known:
             try:

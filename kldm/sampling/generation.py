@@ -20,8 +20,8 @@ from kldm.sampling.constraints import Constraints, constrained
 SAMPLING_PAIRS = 64_000
 """Ordered pairs of atoms in a batch of samples if memory suffices: enough to keep a GPU busy."""
 
-MOST = 10**7
-"""Structures of a request."""
+MOST_REQUESTS = 10**7
+"""Most structures that are asked for at once."""
 
 
 @attrs.frozen
@@ -36,10 +36,10 @@ def requests(targets: int, candidates: int) -> tuple[CandidateRequest, ...]:
     """Requests of ``candidates`` structures for each of ``targets`` rows, candidate by candidate.
 
     Raises:
-        KldmError: there are more than ``MOST`` structures.
+        KldmError: there are more than ``MOST_REQUESTS`` structures.
     """
-    if targets * candidates > MOST:
-        problem = f"{targets * candidates:,} structures are asked for, more than {MOST:,}"
+    if targets * candidates > MOST_REQUESTS:
+        problem = f"{targets * candidates:,} structures are asked for, more than {MOST_REQUESTS:,}"
         raise KldmError(problem, remedy="ask for fewer at once, with other seeds")
     return tuple(CandidateRequest(target, candidate) for candidate in range(candidates) for target in range(targets))
 

@@ -17,17 +17,10 @@ from torch import Tensor, nn
 
 from kldm.errors import KldmError
 from kldm.runtime.files import atomic_write
+from kldm.runtime.opening import in_place_of
 
 _FORMATS = ("1", "2")
 """Formats that can be read; the last one is written. The first has no checksum."""
-
-_FOREIGN = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "run git lfs pull where it was cloned"),
-    (b"<", "a web page, not a checkpoint", "download the file itself"),
-    (b"PK\x03\x04", "a zip, as torch.save writes, not a checkpoint", "kldm reads safetensors with a recipe alone"),
-    (b"\x80", "a pickle, not a checkpoint", "kldm reads safetensors with a recipe alone"),
-)
-"""The first bytes of files that are taken for checkpoints, what such a file is, and the remedy."""
 
 _STARTS = ("start_from", "start_with")
 
@@ -142,10 +135,13 @@ def load(path: Path) -> Checkpoint:
         return Checkpoint(recipe, tensors, state)
     except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
         with path.open("rb") as opened:
-            start = opened.read(100).lstrip()
-        for magic, what, remedy in _FOREIGN:
+            start = opened.read(100)
+        other = in_place_of(start)
+        for magic, kind in {b"PK\x03\x04": "a zip, as torch.save writes", b"\x80": "a pickle"}.items():
             if start.startswith(magic):
-                raise KldmError(f"the file is {what}", place=str(path), remedy=remedy) from None
+                other = kind, "kldm reads safetensors with a recipe alone"
+        if other:
+            raise KldmError(f"the file is {other[0]}, not a checkpoint", place=str(path), remedy=other[1]) from None
         reason = f"its header lacks {error}" if isinstance(error, KeyError) else error
         raise KldmError(
             f"the file is broken ({reason})", place=str(path), remedy="take an older checkpoint or start afresh"

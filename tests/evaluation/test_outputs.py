@@ -110,7 +110,7 @@ def test_if_all_failed_the_reason_ends_the_command(tmp_path: Path) -> None:
 
 
 def test_a_limit_that_nothing_keeps_ends_the_command(tmp_path: Path) -> None:
-    samples = lines(tmp_path / "a.jsonl", [{"structure": salt("Cs", "Cl", 4.1).as_dict()}])
+    samples = lines(tmp_path / "a.jsonl", [{"structure": (salt("Cs", "Cl", 4.1) * 4).as_dict()}])
     done = kldm("evaluate", samples, "--reference", samples, "--time-limit", "1e-9")
     assert done.exit_code == 1
     assert re.search(r"all 1 structures failed: .*time limit of 1e-09 s", done.output.splitlines()[-1])

@@ -17,7 +17,7 @@ from pymatgen.core.structure import Structure
 
 from kldm.errors import KldmError
 from kldm.evaluation.results import LIBRARIES, library_versions, write_json, write_samples, write_table
-from kldm.interfaces import Candidate
+from kldm.interfaces import UNPLACED, Candidate
 from kldm.reading import read_samples
 from kldm.runtime.files import atomic_write
 
@@ -87,6 +87,12 @@ def test_the_atoms_of_a_failed_candidate_are_kept(tmp_path: Path) -> None:
     write_samples(tmp_path, [failed])
     (found,) = read_samples(tmp_path / "samples.jsonl")
     assert (found.structure, found.reason, found.species) == (None, "exploded", (11, 17, 17))
+
+
+def test_a_candidate_of_no_target_is_read_back(tmp_path: Path) -> None:
+    write_samples(tmp_path, [Candidate(3, 0, with_x(0.5)), Candidate(UNPLACED, 1, None, "cut short")])
+    found = read_samples(tmp_path / "samples.jsonl")
+    assert [(c.target, c.candidate, c.reason) for c in found] == [(3, 0, ""), (UNPLACED, 1, "cut short")]
 
 
 def test_names_and_labels(folder: Path) -> None:

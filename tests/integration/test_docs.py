@@ -122,7 +122,7 @@ def test_the_components_of_the_pages_run_from_their_recipe(tmp_path: Path, cache
         save_store(tmp_path / "volumes" / f"{split}.safetensors", Parsed(store))
     condition = ("--code", "log_volume.py", "--model.conditions.volume.@processes", "log_volume.v1")
     python(tmp_path, cache, "-m", "kldm", "run", "mine.cfg", *code, *condition, "--data.name", "volumes", *small)
-    asked = ("--formula", "NaCl", "--property", "volume_per_atom=20", "--out", "asked")
+    asked = ("--formula", "NaCl", "--count", "8", "--property", "volume_per_atom=20", "--out", "asked")
     python(tmp_path, cache, "-m", "kldm", "sample", "runs/mine", *code, *condition[:2], *asked)
     python(tmp_path, cache, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py")
     for name in ("two_step", "mixed"):

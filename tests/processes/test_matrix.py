@@ -90,7 +90,7 @@ def test_huge_and_tiny_numbers_neither_overflow_nor_vanish() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ([0.0, 0, 0, 0, 4, 0, 0, 0, 4], "a cell length is not positive"),
+        ([0.0, 0, 0, 0, 4, 0, 0, 0, 4], "cell length not positive"),
         ([4.0, 0, 0, 8, 0, 0, 0, 0, 4], "a cell angle lies outside"),
         ([4.0, 0, 0, -4, 0, 0, 0, 0, 4], "a cell angle lies outside"),
         ([4.0, 0, 0, 0, 4, 0, 3, 3, 0], "the cell is flat"),

@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import attrs
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,9 +16,8 @@ from pymatgen.core.structure import Structure
 from kldm.data import Data
 from kldm.errors import KldmError
 from kldm.evaluation.results import write_samples
-from kldm.interfaces import Candidate
+from kldm.interfaces import UNPLACED, Candidate
 from kldm.reading import Alignment, Reference, SampleFile, align, read_file, read_reference
-from kldm.reading.alignment import UNPLACED
 
 ELEMENTS = ("Li", "Na", "K", "Rb", "Cs")
 
@@ -69,6 +69,15 @@ def test_labels_are_kept() -> None:
     assert [(c.target, c.candidate) for c in found.candidates] == [(0, 0), (2, 0), (2, 1)]
     assert found.rule == "Rows are placed by the target that they carry."
     assert (found.notes, found.unplaced) == ((), ())
+
+
+def test_an_unplaced_row_leaves_the_ids_of_the_others_to_count() -> None:
+    file = labelled([(1, 0), (2, 0), (0, 0)], ids=["c", "b", ""])
+    file = attrs.evolve(file, candidates=(*file.candidates[:2], Candidate(UNPLACED, 2, None, "cut short")))
+    found = align([file], reference(["Na", "K", "Na"], ids=["a", "b", "c"]))
+    assert [(c.target, c.candidate) for c in found.candidates] == [(1, 0), (2, 0)]
+    assert [c.reason for c in found.unplaced] == ["cut short"]
+    assert any("the ids were taken" in note for note in found.notes)
 
 
 def test_labels_out_of_range_or_used_twice() -> None:
@@ -197,9 +206,9 @@ def test_reference_rows_are_placed(tmp_path: Path) -> None:
     assert found.ids == ("mp-5", "1", "2")
     assert found.reasons == ("", "", "no cell")
     assert [structure is None for structure in found.structures] == [False, False, True]
-    assert len(found.notes) == 1
-    assert "1 of 3 rows of the reference" in found.notes[0]
-    assert "the first is row 2: no cell" in found.notes[0]
+    assert len(found.notes()) == 1
+    assert "1 of 3 rows of the reference" in found.notes()[0]
+    assert "the first is row 2: no cell" in found.notes()[0]
     for row in rows:
         del row["target"]
     assert read_reference(lines(tmp_path / "x.jsonl", rows)).formulas == (None, "LiCl", "NaCl")
@@ -219,7 +228,7 @@ def test_reference_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     store = Data(name="aflow_prototypes").load("test")
     assert (found.name, found.ids, len(found)) == ("aflow_prototypes/test", store.ids, len(store))
     assert [len(structure) if structure else 0 for structure in found.structures] == list(store.sizes)
-    assert found.notes == ()
+    assert found.notes() == ()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "aflow_prototypes").mkdir()
     lines(tmp_path / "aflow_prototypes" / "test", [])

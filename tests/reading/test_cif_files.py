@@ -17,39 +17,17 @@ from ase.io import write
 from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
-from pymatgen.io.cif import CifWriter
 from pymatgen.io.vasp.inputs import Poscar
 
 from kldm.data import read_csv
 from kldm.errors import KldmError
-from kldm.interfaces import Candidate
 from kldm.metrics.validity import structural_validity
 from kldm.reading import read_file, read_reference, read_samples
 from kldm.runtime import opening
-
-
-def salt(a: float = 4.0, elements: tuple[str, str] = ("Na", "Cl")) -> Structure:
-    return Structure(Lattice.cubic(a), list(elements), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]))
-
-
-def cif(structure: Structure) -> str:
-    return str(CifWriter(structure))
-
-
-def edges(found: tuple[Candidate, ...]) -> list[float | None]:
-    """The cell edge of each structure, by which the tests tell them apart."""
-    return [None if c.structure is None else round(c.structure.lattice.a, 6) for c in found]
-
+from tests.salts import cif, edges, in_zip, salt
 
 JOURNAL = "data_global\n_journal_year 2020\n"
 SEVERAL = JOURNAL + cif(salt(3)) + JOURNAL + cif(salt(4, ("Cs", "Cl"))) + "data_broken\n_atom_site_label Na\n"
-
-
-def in_zip(path: Path, files: Mapping[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
 
 
 def in_tar(path: Path, files: Mapping[str, bytes], members: Sequence[tarfile.TarInfo] = ()) -> Path:
@@ -218,7 +196,7 @@ def test_tables_of_another_layout_are_refused_with_what_they_are(tmp_path: Path,
 
 def test_references_with_atoms_on_top_of_each_other_are_noted(tmp_path: Path) -> None:
     table(tmp_path / "x.csv", [cif(structure) for structure in overlapping()])
-    (note,) = read_reference(tmp_path / "x.csv").notes
+    (note,) = read_reference(tmp_path / "x.csv").notes()
     assert "3 of 4 structures of the reference" in note
     assert "have atoms closer than 0.5 angstrom (the first is row 1)" in note
 

@@ -78,6 +78,16 @@ def test_every_frame_is_read_or_fails_alone(tmp_path: Path) -> None:
     assert reasons(tmp_path / "x.extxyz", (frame() + "\n") * 100) == [SALT] * 100
 
 
+def test_a_missing_number_of_atoms_costs_its_own_frame_alone(tmp_path: Path) -> None:
+    head = 'Lattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3 target={}\n'
+    atoms = "Na 0 0 0\nCl 2 2 2\n"
+    text = "".join(("" if n == 1 else "2\n") + head.format(n) + atoms for n in range(3))
+    (tmp_path / "x.extxyz").write_text(text)
+    found = read_file(tmp_path / "x.extxyz").candidates
+    assert [(c.target, c.structure is not None) for c in found] == [(0, True), (1, False), (2, True)]
+    assert found[1].reason == "the line with its number of atoms is missing"
+
+
 def test_heavy_hydrogen_is_hydrogen(tmp_path: Path) -> None:
     assert reasons(tmp_path / "x.xyz", frame(Na="Li", Cl="D")) == ["Li1 H1"]
 

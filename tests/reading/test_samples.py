@@ -4,41 +4,26 @@ import gzip
 import json
 import math
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from ase import Atoms
 from ase.io import write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pymatgen.core.lattice import Lattice
-from pymatgen.core.structure import Structure
 from pymatgen.entries.computed_entries import ComputedStructureEntry
-from pymatgen.io.cif import CifWriter
 from pymatgen.io.vasp.inputs import Poscar
 
 from kldm.errors import KldmError
-from kldm.interfaces import Candidate
+from kldm.interfaces import UNPLACED, Candidate
 from kldm.metrics.validity import structural_validity
-from kldm.reading import read_file, read_samples
+from kldm.reading import Reference, align, read_file, read_reference, read_samples
+from tests.salts import cif, edges, in_zip, salt
 
 
-def salt(a: float = 4.0, elements: tuple[str, str] = ("Na", "Cl")) -> Structure:
-    return Structure(Lattice.cubic(a), list(elements), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]))
-
-
-def cif(structure: Structure) -> str:
-    return str(CifWriter(structure))
-
-
-def edges(found: tuple[Candidate, ...]) -> list[float | None]:
-    """The cell edge of each structure, by which the tests tell them apart."""
-    return [None if c.structure is None else round(c.structure.lattice.a, 6) for c in found]
-
-
-def numbers(found: tuple[Candidate, ...]) -> list[tuple[int, int]]:
+def numbers(found: Sequence[Candidate]) -> list[tuple[int, int]]:
     return [(c.target, c.candidate) for c in found]
 
 
@@ -88,7 +73,8 @@ def test_rows_without_candidate_are_counted(tmp_path: Path) -> None:
 
 def test_labels_on_some_rows_only(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    path.write_text('{"target": 1, "structure": null}\n{"target": null, "structure": null}\n')
+    rows = [{"target": 1, "structure": None}, {"target": None, "structure": salt().as_dict()}]
+    path.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(KldmError, match=r"x.jsonl:2: 1 of 2 rows have a 'target', but this one has none"):
         read_samples(path)
 
@@ -202,6 +188,31 @@ def test_folder_of_cifs(tmp_path: Path) -> None:
     assert not found.labelled
 
 
+def test_failed_rows_without_a_target_answer_no_row(tmp_path: Path) -> None:
+    lines = [json.dumps({"structure": salt().as_dict(), "target": t}) for t in range(3)]
+    (tmp_path / "x.jsonl").write_text(
+        "\n".join([*lines[:2], lines[2][:99], '{"structure": null, "reason": "exploded"}'])
+    )
+    frame = '2\nLattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3 {}\nNa 0 0 0\nCl 2 2 2\n'
+    cut = '2\nLattice="4 0 0\nNa 0 0 0\n'
+    (tmp_path / "x.extxyz").write_text(frame.format("target=0") + cut + frame.format("target=1"))
+    in_zip(tmp_path / "x.zip", {"0_0_A.cif": cif(salt()), "1_0_B.cif": cif(salt()), "odd.cif": "nonsense"})
+    for name, failed in {"x.jsonl": [2, 3], "x.extxyz": [1], "x.zip": [2]}.items():
+        found = read_file(tmp_path / name)
+        assert found.labelled
+        assert [n for n in numbers(found.candidates) if n[0] != UNPLACED] == [(0, 0), (1, 0)]
+        assert [n for n in numbers(found.candidates) if n[0] == UNPLACED] == [(UNPLACED, row) for row in failed]
+        assert "1 of " in found.notes[0]
+        assert "they cannot be read" in found.notes[0]
+        structures = tuple(salt(4 + row / 10) for row in range(3))
+        placed = align([found], Reference("mine", structures, ("",) * 3, ("", "", ""), whole=False))
+        assert numbers(placed.candidates) == [(0, 0), (1, 0)]
+        assert numbers(placed.unplaced) == [(UNPLACED, row) for row in failed]
+        assert f"{len(failed)} of {len(found.candidates)} samples have no target" in placed.notes[0]
+    reference = read_reference(tmp_path / "x.extxyz")
+    assert [structure is None for structure in reference.structures] == [False, False, True]
+
+
 def test_cifs_that_carry_numbers(tmp_path: Path) -> None:
     names = ["00003_01_NaCl.cif", "00003_00_NaCl.cif", "00012_00_NaCl.cif"]
     for name in names:
@@ -226,9 +237,7 @@ def test_broken_cifs_are_failed_candidates(tmp_path: Path) -> None:
         "00003_00_D.cif": good.replace("_cell_length_a   4", "_cell_length_a   -4"),
         "00004_00_E.cif": good.replace("0.50000000  0.50000000", "nan  0.50000000"),
     }
-    with zipfile.ZipFile(tmp_path / "cifs.zip", "w") as archive:
-        for name, text in texts.items():
-            archive.writestr(name, text)
+    in_zip(tmp_path / "cifs.zip", texts)
     found = read_samples(tmp_path / "cifs.zip")
     assert [c.target for c in found] == [0, 1, 2, 3, 4]
     assert [c.structure is not None for c in found[:4]] == [True, False, False, False]

@@ -154,7 +154,7 @@ def test_mistakes_with_a_template(finished_dng: Path, tmp_path: Path, host: Path
     assert "did you mean 'cell'?" in refused("sample", finished_dng, "--template", host, "--keep", "cells")
     assert "no crystal of 3 atoms or more" in refused("sample", finished_dng, "--template", host, "--atoms", "2")
     (tmp_path / "broken.cif").write_text("data_nothing")
-    assert "not a structure that can be read" in refused("sample", finished_dng, "--template", tmp_path / "broken.cif")
+    assert "it lists no atoms; check" in refused("sample", finished_dng, "--template", tmp_path / "broken.cif")
 
 
 @pytest.mark.parametrize("arguments", [["--elements", "Li"], ["--contains", "Li2"], ["--atoms", "4"]], ids=str)

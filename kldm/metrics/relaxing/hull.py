@@ -18,7 +18,7 @@ from tqdm import tqdm
 from kldm.data.structures import atomic_number
 from kldm.errors import KldmError
 from kldm.interfaces import EnergyScale, Json
-from kldm.reading.layouts import Unparsed, found, read_items
+from kldm.reading.layouts import Unparsed, only_record, read_items
 from kldm.runtime.files import digest
 from kldm.runtime.pool import Failure, parallel_map
 
@@ -275,7 +275,7 @@ def _entries(paths: Sequence[Path]) -> Iterator[tuple[str, Any]]:
             for place, _, value in bar:
                 if isinstance(value, Unparsed):
                     raise KldmError(value.problem, place=place, remedy=_REMEDY)
-                match = found(value, _is_entry)
+                match = only_record(value, _is_entry)
                 yield place, value if match is None else match[0]
                 empty = False
         if empty:

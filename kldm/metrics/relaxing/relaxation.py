@@ -14,7 +14,7 @@ import attrs
 import numpy as np
 
 from kldm.data.cache import folder
-from kldm.data.structures import Impossible, plain_structure, structure_of
+from kldm.data.structures import ImpossibleError, plain_structure, structure_of
 from kldm.interfaces import Json, Potential, StatesCutoff
 from kldm.metrics.structure import structural_validity, structure_bytes
 from kldm.runtime.pool import Failure, parallel_map
@@ -245,7 +245,7 @@ def _relax(structure: "Structure", *, potential: Potential, settings: Relaxation
         return Relaxed(None, before=before, reason=f"the volume changed more than {settings.largest_change:g}-fold")
     try:
         result = plain_structure(matrix, numbers, positions)
-    except Impossible as error:
+    except ImpossibleError as error:
         return Relaxed(None, before=before, reason=f"after relaxation {error}")
     return Relaxed(result, energy, before, int(optimizer.nsteps), converged)
 
