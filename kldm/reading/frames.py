@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from kldm.data.structures import Impossible, atomic_number, periodicity_note, plain_structure
 from kldm.errors import KldmError
-from kldm.reading.rows import NAMES, Row, is_selected, labels, open_text
+from kldm.reading.rows import Row, is_selected, labels, name_of, open_text
 from kldm.runtime.numbers import Float
 
 _HEAD = re.compile(r"\b(Lattice|Properties)\s*=")
@@ -85,7 +85,7 @@ def _row(frame: _Frame, place: str) -> Row:
     record: dict[str, Any] = {key: _number_or_text(pairs[key]) for key in ("target", "candidate") if key in pairs}
     note = _TEXT_AS_TARGET if isinstance(record.get("target"), str) else ""
     target, candidate = labels({} if note else record, place)
-    name = next((pairs[key] for key in NAMES if key in pairs), "")
+    name = name_of(pairs)
     selected = is_selected({"selected": _LOGICAL.get(pairs["selected"], "")} if "selected" in pairs else {}, place)
     row = Row(place, None, "", target, candidate, name, selected=selected, note=note)
     species: tuple[int, ...] = ()

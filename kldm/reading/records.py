@@ -13,7 +13,7 @@ from kldm.data.structures import Impossible, numbers_of, periodicity_note, struc
 from kldm.errors import KldmError
 from kldm.reading.cifs import read_texts
 from kldm.reading.layouts import Unparsed, found, read_items, record_keys
-from kldm.reading.rows import NAMES, Row, is_selected, labels
+from kldm.reading.rows import Row, is_selected, labels, name_of
 
 _REMEDY = "write pymatgen's Structure.as_dict() under the key 'structure', and null where there is none"
 
@@ -96,7 +96,7 @@ def _labelled(value: Any, place: str, name: str) -> tuple[Row, Any]:
     if "structure" not in record:
         record["structure"] = record["cif"]
     target, candidate = labels(record, place)
-    called = next((str(record[key]) for key in NAMES if isinstance(record.get(key), str | int)), name)
+    called = name_of(record) or name
     row = Row(place, None, str(record.get("reason") or ""), target, candidate, called, _numbers(record.get("species")))
     return attrs.evolve(row, selected=is_selected(record, place)), record["structure"]
 

@@ -24,7 +24,7 @@ from kldm.data.arrays import LAST_ELEMENT
 from kldm.data.convert import to_structure_or_reason
 from kldm.errors import KldmError
 from kldm.reading.inert import Array, load_inert
-from kldm.reading.rows import NAMES, Row
+from kldm.reading.rows import Row, name_of
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
@@ -237,7 +237,7 @@ def _of_crystals(crystals: Sequence[Any]) -> _Evaluation:
 def _row_and_name(crystal: Mapping[Any, Any]) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
     """``sample_idx`` of a crystal as the row that it answers, or as its name if it is a text."""
     given = crystal.get("sample_idx")
-    name = next((crystal[key] for key in NAMES if isinstance(crystal.get(key), str)), "")
+    name = name_of({key: value for key, value in crystal.items() if key != "sample_idx"})
     if given is None or isinstance(given, str):
         return None, (given or name,)
     try:
