@@ -21,7 +21,7 @@ _PAIR = re.compile(r"""(?<![^\s"'])([^\s="']++)\s*+=\s*+("[^"]*"|'[^']*'|\{[^{}=
 _COLUMN = re.compile(r"(.+?):([RISL]):(\d{1,3})(?::|$)")
 _COUNT = re.compile(r"\s*\d{1,9}\s*", re.ASCII)
 
-_TEXT_AS_TARGET = "its 'target' is a text and no row of a reference, and is left out"
+_NO_ROW = "its 'target' is no row of a reference, and is left out"
 
 
 def read_frames(path: Path) -> Sequence[Row]:
@@ -83,7 +83,8 @@ def _between(lines: Sequence[str], row: int, end: int, path: Path) -> Iterator[_
 def _row(frame: _Frame, place: str) -> Row:
     pairs: dict[str, str] = {key: value.strip("\"'") for key, value in _PAIR.findall(frame.head)}
     record: dict[str, Any] = {key: _number_or_text(pairs[key]) for key in ("target", "candidate") if key in pairs}
-    note = _TEXT_AS_TARGET if isinstance(record.get("target"), str) else ""
+    number = record.get("target", 0)
+    note = "" if isinstance(number, int | float) and number >= 0 and float(number).is_integer() else _NO_ROW
     target, candidate = labels({} if note else record, place)
     name = name_of(pairs)
     selected = is_selected({"selected": _LOGICAL.get(pairs["selected"], "")} if "selected" in pairs else {}, place)
@@ -111,7 +112,10 @@ def _row(frame: _Frame, place: str) -> Row:
     return attrs.evolve(row, structure=structure, note=note or periodicity_note(pbc))
 
 
-_LOGICAL: Mapping[str, bool] = {"T": True, "True": True, "true": True, "F": False, "False": False, "false": False}
+_LOGICAL: Mapping[str, bool] = {
+    **dict.fromkeys(("T", "True", "TRUE", "true", "1"), True),
+    **dict.fromkeys(("F", "False", "FALSE", "false", "0"), False),
+}
 
 
 def _number_or_text(text: str) -> int | float | str:
@@ -131,6 +135,8 @@ def _columns(properties: str) -> tuple[int, int, int]:
         width += int(count)
     element = next((places[name] for name in ("species", "Z", "numbers") if name in places), None)
     position = places.get("pos")
+    if position is not None and not re.search(r"\bpos:R:3\b", properties):
+        raise ValueError("its positions are not three numbers")
     if element is None or position is None:
         raise ValueError(f"it has no columns of species and pos (found: {', '.join(places) or 'none'})")
     return element, position, max(element + 1, position + 3)

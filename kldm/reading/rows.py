@@ -164,7 +164,8 @@ def _whole(value: object, place: str) -> int | None:
     is_whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
     if not isinstance(value, bool) and is_whole and int(cast(int, value)) >= 0:
         return int(cast(int, value))
-    raise KldmError("'target' and 'candidate' must be whole numbers from 0", place=place)
+    remedy = "rename it if it is a property, and leave it out where it is not known"
+    raise KldmError("'target' and 'candidate' must be whole numbers from 0", place=place, remedy=remedy)
 
 
 def formulas(structures: "Iterable[Structure | None]") -> tuple[str | None, ...]:
