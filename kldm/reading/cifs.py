@@ -71,7 +71,7 @@ def _single(path: Path, poscar: bool) -> Sequence[Row]:
     if not text.strip():
         return []
     pieces = _pieces(text, _stem(path.name), str(path), poscar)
-    if len(pieces) > 1 and not poscar:  # blocks have names of their own
+    if len(pieces) > 1:  # blocks and POSCARs have names of their own
         pieces = [attrs.evolve(piece, name=piece.name.split(", ", 1)[1]) for piece in pieces]
     return _of_pieces(pieces, path.name)
 
@@ -218,7 +218,11 @@ def _decoded(entry: _Entry) -> tuple[str, str]:
 def _pieces(text: str, name: str, place: str, poscar: bool) -> list[_Piece]:
     """The structures of a file: the data blocks with atoms of a CIF, or POSCARs one after the other."""
     try:
-        parts = [("", part) for part in poscars(text)] if poscar else [(b.name, b.text) for b in blocks(text)]
+        parts = (
+            [(part.split("\n", 1)[0].strip()[:100], part) for part in poscars(text)]
+            if poscar
+            else [(b.name, b.text) for b in blocks(text)]
+        )
     except StructureError as error:
         return [_Piece("", name, place, str(error))]
     if len(parts) == 1:

@@ -12,6 +12,9 @@ Place = tuple[int, int]
 """(row of the reference, number among its candidates)."""
 
 _WORD = re.compile(r"[^\W_]+")
+_SYMBOL = re.compile(r"(?<![A-Za-z])[A-Z][a-z]?$")
+"""What looks like an element before a number, as in the formula C12."""
+
 _NUMBERED_WORD = re.compile(r"(\D{3,})?(\d{1,9})")
 """A number, or a word that ends in one (``seed3``) and is no element with its count."""
 
@@ -273,7 +276,7 @@ def _columns(names: Sequence[str]) -> list[list[int]]:
     """
     tail = [re.fullmatch(r"(\D*)(\d{1,9})", name) for name in names]
     prefixes = {match[1] for match in tail if match}
-    if all(tail) and len(prefixes) == 1:
+    if all(tail) and len(prefixes) == 1 and not _SYMBOL.search(prefixes.pop()):
         return [[int(match[2]) for match in tail if match]]
     words = [_WORD.findall(name) for name in names]
     columns: list[list[int]] = []

@@ -256,6 +256,7 @@ def test_numbers_of_several_passes_with_gaps() -> None:
         ("mp-812", "mp-90221", "mp-4"),
         ("LiCl_0", "LiCl_1", "NaCl_2"),
         ("H2O", "H2S", "H2Se"),
+        ("C2", "C3", "C1"),
         ("7", "7", "8"),
     ],
 )
