@@ -53,6 +53,8 @@ LONGEST_LINE = 4096
 LONGEST_FORMULA = 1000
 """Characters; what is longer is no formula."""
 
+_MODULATED = ("_cell_modulation", "_cell_wave_vector", "_cell_subsystem", "_space_group_ssg", "_atom_site_fourier")
+
 _HEADER = re.compile(r"[ \t]*data_(\S*)", re.IGNORECASE)
 _ATOMS = re.compile(r"^[ \t]*_atom_site[._]", re.IGNORECASE | re.MULTILINE)
 _WORDS = re.compile(r"^([ \t]*)(loop_|data_)", re.IGNORECASE | re.MULTILINE)
@@ -130,7 +132,7 @@ def read_text(text: str, *, rounded: bool = False) -> "Structure":
     if len(found) > 1:
         raise StructureError(f"it holds {len(found)} structures where one is expected")
     items = _items(found[0].text)
-    if any(key.startswith(("_cell_modulation_dimension", "_cell_wave_vector")) for key in items):
+    if any(key.startswith(_MODULATED) for key in items):
         raise StructureError("it is a modulated structure")
     sites = _sites(items)
     try:

@@ -82,13 +82,21 @@ def cells(formulas: Sequence[str], units: str | None = None, option: str = "--fo
 _MOST = 10**6
 """Atoms in a formula, before it is reduced to its unit."""
 
-_TOKEN = re.compile(r"([A-Z][a-z]*)|([(\[{])|([)\]}])|(\d+(?:\.\d+)?|\.\d+)")
+_TOKEN = re.compile(r"([A-Z][a-z]*)|([(\[{])|([)\]}])|(\d+(?:\.\d+)?|\.\d+)", re.ASCII)
 _SUBSCRIPTS = str.maketrans("\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089", "0123456789")
-_ADDUCT = re.compile(
-    r"(?:[*\u00b7\u2022\u2219\u22c5]|\.(?=\d*(?:[HDT]2O|NH3)|[A-Za-z(\[{]))(\d*)([A-Za-z0-9(]+(?:\)\d*)*?)(?=[^A-Za-z0-9(]|$)"
-)
-"""What follows the dot of a hydrate: how many molecules, and which. A full stop before digits is a decimal point unless
-water or ammonia follows the digits."""
+_DOTS = r"[*\u00b7\u2022\u2219\u22c5\u2027\u30fb\uff65]"
+_MOLECULE = r"(0?\.\d+|\d*)((?:[A-Z][a-z]*\d*|\([A-Za-z0-9]+\)\d*)+)"
+_HYDRATE = re.compile(rf"{_DOTS}|\.(?=(?:0?\.\d+|\d*)\(?(?:[HDT]2O|NH3)|[A-Za-z(\[{{])")
+"""The dot of a hydrate. A full stop before digits is a decimal point unless water or ammonia follows the digits."""
+
+_ADDUCT = re.compile(rf"(?:{_DOTS}|(?<![A-Za-z]0)\.){_MOLECULE}")
+"""What follows such a dot in a formula that has one: how many molecules, and which."""
+
+_FRACTION = re.compile(r"\.0*[1-9]")
+"""A count that is not whole. Those of the elements may be whole all the same: CaO.5SiO2, twice, would be CaOSi2O4."""
+
+_OXIDATION = re.compile(r"\([IVX]+\)|II")
+"""An oxidation state in Roman numerals, which would be read as iodine and vanadium."""
 
 
 def _atoms_of(formula: str, place: str) -> dict[int, int]:
@@ -98,17 +106,23 @@ def _atoms_of(formula: str, place: str) -> dict[int, int]:
         KldmError: it is no such formula; the remedy says how it is written, where that can be told.
     """
     text = "".join(formula.split()).translate(_SUBSCRIPTS)
-    if _ADDUCT.search(text):
+    if _OXIDATION.search(text):
+        remedy = "leave oxidation states out, and write I2 for two atoms of iodine"
+        raise KldmError("a Roman numeral is no element", place=place, remedy=remedy)
+    if _HYDRATE.search(text):
         units = re.sub(r"^(\d+)(.*)", r"(\2)\1", _ADDUCT.sub(r"(\2)\1", text))
+        units = re.sub(r"\((\([A-Za-z0-9]+\))\)", r"\1", units)
         remedy = f"write {units}, or so many of these units as the cell shall hold"
+        remedy = remedy if units != text else "put molecules into brackets, with their number, as in CuSO4(H2O)5"
         raise KldmError("the dot of a hydrate can be read in several ways", place=place, remedy=remedy)
     amounts = _amounts(text, place)
-    if any(amount.denominator > 1 for amount in amounts.values()):
+    if _FRACTION.search(text):
         least = lcm(*(amount.denominator for amount in amounts.values()))
         whole = reduced_counts({symbol: int(amount * least) for symbol, amount in amounts.items()})
         unit = "".join(f"{symbol}{count if count > 1 else ''}" for symbol, count in whole.items())
         fits = sum(whole.values()) <= LARGEST_CELL
         remedy = f"write {unit}, or a multiple of it" if fits else "multiply them until they are whole"
+        remedy += "; if a dot joins two formulas, put the second into brackets, as in CuSO4(H2O)5"
         raise KldmError("wants whole numbers of atoms", place=place, remedy=remedy)
     counts: dict[int, int] = {}
     for symbol, amount in amounts.items():

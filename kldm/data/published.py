@@ -20,13 +20,20 @@ LONGEST_FIELD = 16 * 2**20
 TEXTS = ("cif", "structure")
 """Columns that hold structures; the first that is there counts."""
 
+NAMES = (
+    *("material_id", "mp_id", "mpid", "mat_id", "entry_id", "structure_id", "sample_id", "identifier", "jid", "auid"),
+    *("name", "id", "_id", "label", "sample_idx", "index", "idx", ""),
+)
+"""Columns of tables, and keys of records and frames, that hold the name of a structure; the first that is there counts.
+The index that pandas writes has no name."""
+
 _LARGEST = torch.finfo(torch.float32).max
 
 
 def read_csv(path: Path, workers: int | None = None) -> Parsed:
     """The Niggli-reduced crystals of a ``.csv`` or ``.csv.gz`` file, in the order of its rows.
 
-    Ids are taken from the column ``material_id``; without one they are the numbers of the rows from 0.
+    Ids are taken from the first column of ``NAMES``; without one they are the numbers of the rows from 0.
 
     Args:
         path: the file.
@@ -35,13 +42,13 @@ def read_csv(path: Path, workers: int | None = None) -> Parsed:
     Raises:
         KldmError: the file is no such CSV, or more than one row in a hundred cannot be read.
     """
-    ids, cifs = read_rows(path)
+    ids, cifs, _ = read_rows(path)
     return collect(parse_texts(parse_cif, cifs, f"parsing {path.name}", workers=workers), ids, str(path))
 
 
-def read_rows(path: Path) -> tuple[list[str], list[str]]:
+def read_rows(path: Path) -> tuple[list[str], list[str], dict[str, list[str]]]:
     """Ids and texts of the structures of a file, unparsed: CIFs or pymatgen's dicts, in a column ``cif`` or
-    ``structure``, whatever the case of its letters.
+    ``structure``; and the columns ``target`` and ``candidate``, if they are there. The case of letters does not matter.
 
     Raises:
         KldmError: it is no CSV with such a column.
@@ -49,15 +56,18 @@ def read_rows(path: Path) -> tuple[list[str], list[str]]:
     ids: list[str] = []
     texts: list[str] = []
     with _rows(path) as reader:
-        columns = {column.strip().lower(): column for column in reversed(reader.fieldnames or []) if column}
+        columns = {column.strip().lower(): column for column in reversed(reader.fieldnames or []) if column is not None}
         column = next((columns[name] for name in TEXTS if name in columns), None)
         if column is None:
             raise _no_structures(list(reader.fieldnames or []), path)
-        identity = columns.get("material_id")
+        identity = next((columns[name] for name in NAMES if name in columns), None)
+        labels: dict[str, list[str]] = {name: [] for name in ("target", "candidate") if name in columns}
         for number, row in enumerate(reader):
-            ids.append((row[identity] if identity else "") or str(number))
+            ids.append((row[identity] if identity is not None else "") or str(number))
             texts.append(row[column] or "")
-    return ids, texts
+            for name, values in labels.items():
+                values.append(row[columns[name]] or "")
+    return ids, texts, labels
 
 
 def _no_structures(header: list[str], path: Path) -> KldmError:

@@ -100,7 +100,7 @@ def judge_files(
         notes += rows.notes()
         read.append(_counted(rows.name, rows.structures))
     if rows is not None and train:
-        trained = read_reference(train)
+        trained = read_reference(train, "--train")
         notes += trained.notes("training set")
         notes += overlap_note(of_structures(rows.structures), of_structures(trained.structures), train)
         read.append(_counted(train, trained.structures))

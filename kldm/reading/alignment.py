@@ -136,7 +136,8 @@ def _place(file: SampleFile, reference: Reference) -> Placement:
         unlike = unlike_note(names, reference.ids)
         return attrs.evolve(placed, notes=(*placed.notes, *([f"{file.path}: {unlike}."] if unlike else [])))
     if order is not None and order.places != clue.places:
-        by_names, by_order = agreement(clue.places), agreement(order.places)
+        in_order = [place if named else None for place, named in zip(order.places, clue.places, strict=True)]
+        by_names, by_order = agreement(clue.places), agreement(in_order)
         if by_order > by_names or (clue.weak and by_order == by_names):
             raise KldmError(
                 f"its names and its order contradict each other: {by_names} of {len(names)} samples have the "
@@ -154,7 +155,10 @@ def _place(file: SampleFile, reference: Reference) -> Placement:
 def _by_numbers(
     file: SampleFile, names: Sequence[str], reference: Reference, agreement: Callable[[Sequence[Place | None]], int]
 ) -> Placement | None:
-    """The places by the numbers in names. The numbers that rows of a table have anyway are no names."""
+    """The places by the numbers in names. The numbers that rows of a table have anyway are no names, and a single file
+    may be called as it likes."""
+    if list(names) == [cleaned(file.path.name)]:
+        return None
     bundle = file.path.is_dir() or {".zip", ".tar", ".tgz"} & {suffix.lower() for suffix in file.path.suffixes}
     if not bundle and (are_row_numbers(names) or are_row_numbers(names, 1)):
         return None

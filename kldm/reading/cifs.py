@@ -25,6 +25,8 @@ from kldm.reading.rows import Row
 from kldm.runtime import opening
 from kldm.runtime.opening import open_bytes, open_text, refuse_irregular, too_large
 
+_WHOLE = re.compile(r"\d{1,9}(?:\.0*)?", re.ASCII)
+
 _NUMBERED = re.compile(r"(\d{1,9})_(\d{1,9})_[^/]*\.cif", re.IGNORECASE)
 
 SEVERAL = "their file, one of many, holds several structures, each of which counts for itself"
@@ -70,15 +72,26 @@ def _single(path: Path, poscar: bool) -> Sequence[Row]:
     if not text.strip():
         return []
     pieces = _pieces(text, _stem(path.name), str(path), poscar)
-    if len(pieces) > 1 and not poscar:  # blocks have names of their own
+    if len(pieces) > 1:  # blocks and POSCARs have names of their own
         pieces = [attrs.evolve(piece, name=piece.name.split(", ", 1)[1]) for piece in pieces]
     return _of_pieces(pieces, path.name)
 
 
 def read_table(path: Path) -> Sequence[Row]:
     """The rows of a CSV with a column ``cif`` or ``structure`` of CIFs or of pymatgen's dicts."""
-    ids, texts = read_rows(path)
-    return read_texts(texts, ids, [f"{path}, row {number}" for number in range(len(texts))], path.name)
+    ids, texts, labels = read_rows(path)
+    rows = read_texts(texts, ids, [f"{path}, row {number}" for number in range(len(texts))], path.name)
+    for name, values in labels.items():
+        numbers = [int(float(value)) if _WHOLE.fullmatch(value.strip()) else None for value in values]
+        if None in numbers:
+            note = f"its {name!r} is no whole number in every row, and is left out"
+            rows = [attrs.evolve(row, note=row.note or note) for row in rows]
+        else:
+            pairs = zip(rows, numbers, strict=True)
+            rows = [
+                attrs.evolve(row, target=n) if name == "target" else attrs.evolve(row, candidate=n) for row, n in pairs
+            ]
+    return rows
 
 
 def read_texts(texts: Sequence[str], names: Sequence[str], places: Sequence[str], title: str) -> Sequence[Row]:
@@ -88,23 +101,23 @@ def read_texts(texts: Sequence[str], names: Sequence[str], places: Sequence[str]
 
 
 def read_folder(path: Path) -> Sequence[Row]:
-    """The CIF or POSCAR files of a folder, without those of its subfolders."""
-    files = [file for file in path.iterdir() if _is_wanted(file.name) and not file.is_dir()]
+    """The CIF or POSCAR files of a folder and of its subfolders."""
+    files = [file for file in path.rglob("*") if _is_wanted(str(file.relative_to(path))) and not file.is_dir()]
     if not files:
         remedy = "give the file itself, such as samples.jsonl, or DATASET/SPLIT for the split of a data set"
         raise KldmError("the folder holds no .cif files", place=str(path), remedy=remedy)
-    return _of_entries([_of_file(file) for file in files], path)
+    return _of_entries([_of_file(file, file.relative_to(path).as_posix()) for file in files], path)
 
 
-def _of_file(path: Path) -> _Entry:
+def _of_file(path: Path, name: str) -> _Entry:
     try:
         refuse_irregular(path)
         with path.open("rb") as file:
-            return _Entry(path.name, file.read(LONGEST_FIELD + 1))
+            return _Entry(name, file.read(LONGEST_FIELD + 1))
     except KldmError as error:
-        return _Entry(path.name, reason=error.problem)
+        return _Entry(name, reason=error.problem)
     except OSError as error:
-        return _Entry(path.name, reason=f"it cannot be read: {error.strerror or error}")
+        return _Entry(name, reason=f"it cannot be read: {error.strerror or error}")
 
 
 def read_zip(path: Path) -> Sequence[Row]:
@@ -167,9 +180,12 @@ def _of_entries(entries: Iterable[_Entry], path: Path) -> Sequence[Row]:
     if len(set(kinds)) > 1:
         problem = f"it holds {kinds.count(False)} CIF files and {kinds.count(True)} POSCAR files"
         raise KldmError(problem, place=str(path), remedy="put them into two folders or archives")
+    stems = [_stem(entry.name) for entry in entries]
+    if len(set(stems)) < len(stems):  # the names of their folders tell them apart
+        stems = [str(Path(_unzipped_name(entry.name)).with_suffix("")) for entry in entries]
     pieces: list[_Piece] = []
-    for entry, poscar in zip(entries, kinds, strict=True):
-        place, stem = f"{path}, {entry.name}", _stem(entry.name)
+    for entry, stem, poscar in zip(entries, stems, kinds, strict=True):
+        place = f"{path}, {entry.name}"
         text, reason = _decoded(entry)
         if not reason and not text.strip():
             reason = "it is empty"
@@ -205,7 +221,11 @@ def _decoded(entry: _Entry) -> tuple[str, str]:
 def _pieces(text: str, name: str, place: str, poscar: bool) -> list[_Piece]:
     """The structures of a file: the data blocks with atoms of a CIF, or POSCARs one after the other."""
     try:
-        parts = [("", part) for part in poscars(text)] if poscar else [(b.name, b.text) for b in blocks(text)]
+        parts = (
+            [(part.split("\n", 1)[0].strip()[:100], part) for part in poscars(text)]
+            if poscar
+            else [(b.name, b.text) for b in blocks(text)]
+        )
     except StructureError as error:
         return [_Piece("", name, place, str(error))]
     if len(parts) == 1:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import attrs
 
@@ -11,7 +11,13 @@ from kldm.errors import KldmError
 Place = tuple[int, int]
 """(row of the reference, number among its candidates)."""
 
-_WORD = re.compile(r"[^_\-. ]+")
+_WORD = re.compile(r"[^\W_]+")
+_SYMBOL = re.compile(r"(?<![A-Za-z])[A-Z][a-z]?$")
+"""What looks like an element before a number, as in the formula C12."""
+
+_NUMBERED_WORD = re.compile(r"(\D{3,})?(\d{1,9})")
+"""A number, or a word that ends in one (``seed3``) and is no element with its count."""
+
 _ENDING = re.compile(r"\.(cif|vasp|poscar|json|xyz|extxyz)$", re.IGNORECASE)
 _LONGEST_NAME = 200
 """Longer names, or names of many words, are no ids with a number behind them."""
@@ -72,6 +78,10 @@ def by_ids(names: Sequence[str], ids: Sequence[str], place: str) -> Placement | 
     for row, name in enumerate(map(cleaned, ids)):
         rows[name].append(row)
     found = _found(names, rows)
+    if not any(found):  # file systems change the case of letters, and programs pad numbers by zeros
+        folded = {_folded(name): name for name in rows}
+        hits = _found(list(map(_folded, names)), folded) if len(folded) == len(rows) else []
+        found = [hit and (folded[hit[0]], hit[1]) for hit in hits] or found
     known = [hit for hit in found if hit is not None]
     unknown = [name for name, hit in zip(names, found, strict=True) if name and hit is None]
     if not known:
@@ -101,6 +111,8 @@ def by_ids(names: Sequence[str], ids: Sequence[str], place: str) -> Placement | 
             f"{len(unknown)} of {len(names)} samples have an id that the reference lacks, such as {unknown[0]!r}; "
             "they answer no row."
         )
+    if nameless := names.count(""):
+        notes.append(f"{nameless} of {len(names)} samples have no id, although others have; they answer no row.")
     weak = are_row_numbers(names) or are_row_numbers(names, 1)
     return Placement(tuple(places), BY_ID, tuple(notes), stated=True, weak=weak)
 
@@ -115,11 +127,11 @@ def by_numbers(
         names: of the samples.
         rows: number of rows of the reference.
         agreement: how many samples have the composition of the row at the places given. It decides where the numbers
-            can be read in several ways.
+            can be read in several ways, and where it does not, whether all rows have equally many answers.
         place: the file of the samples, for messages.
 
     Raises:
-        KldmError: the numbers can be read in several ways, between which the compositions do not decide.
+        KldmError: the numbers can be read in several ways, between which these do not decide.
     """
     columns = _columns(names)
     if not columns or not rows or len(set(zip(*columns, strict=True))) < len(names):
@@ -137,10 +149,12 @@ def by_numbers(
             readings.append(([(number, 0) for number in rest], f"{told}."))
         elif k == 1:
             pairs = list(zip(rest, (n - min(columns[1]) for n in columns[1]), strict=True))
+            swapped = [(n - base, c - min(numbers)) for c, n in zip(*columns, strict=True)]
             readings.append((list(pairs), f"{told}; the second is that of the candidate."))
-            if 2 * len(set(rest)) < min(rows, 2 * len(set(columns[1]))) and max(columns[1]) - base in range(rows):
-                # Few first numbers and many second ones, as of batches and the crystals in them.
-                swapped = [(n - base, c - min(numbers)) for c, n in zip(*columns, strict=True)]
+            # Few first numbers and many second ones, as of batches or seeds and the crystals in them.
+            few = 2 * len(set(rest)) < min(rows, 2 * len(set(columns[1])))
+            few = few or (_is_even(swapped, rows) and not _is_even(pairs, rows))
+            if few and {row for row, _ in swapped} <= set(range(rows)):
                 readings.append((list(swapped), f"{told}; the first is that of the candidate."))
         elif len(columns) == 1 and 2 * len(names) >= k * rows:
             passes = f"{told}; {k} passes over the reference follow each other."
@@ -149,13 +163,18 @@ def by_numbers(
             readings.append(([(number // k, number % k) for number in rest], blocks))
     if not readings:
         return None
-    scores = [agreement(places) for places, _ in readings]
+    scores = [(agreement(places), _is_even(places, rows)) for places, _ in readings]
     best = max(scores)
     if scores.count(best) > 1:
         told = " or ".join(rule for (_, rule), score in zip(readings, scores, strict=True) if score == best)
         raise KldmError(f"the numbers in its names can be read in several ways ({told})", place=place, remedy=REMEDY)
     places, rule = readings[scores.index(best)]
     return Placement(tuple(places), rule, stated=True)
+
+
+def _is_even(places: Sequence[Place | None], rows: int) -> bool:
+    counts = Counter(place[0] for place in places if place is not None)
+    return len(counts) == rows and len(set(counts.values())) == 1
 
 
 def unlike_note(names: Sequence[str], ids: Sequence[str]) -> str:
@@ -179,27 +198,32 @@ def _may_be_rows(names: Sequence[str], rows: int) -> bool:
     return bool(columns) and max(columns[0]) <= rows
 
 
+def _folded(name: str) -> str:
+    return re.sub(r"(?<!\d)0+(?=\d)", "", name).casefold()
+
+
 def _kind(name: str) -> str:
     return re.sub(r"\d+", "0", name)
 
 
-def _found(names: Sequence[str], rows: "dict[str, list[int]]") -> list[tuple[str, int | None] | None]:
+def _found(names: Sequence[str], rows: Collection[str]) -> list[tuple[str, int | None] | None]:
     """The id in each name, and the number behind it. In all names the id begins with the same word."""
     words = [list(_WORD.finditer(name)) if len(name) <= _LONGEST_NAME else [] for name in names]
-    found: list[tuple[str, int | None] | None] = []
-    best = (0, 0)
+    found: list[tuple[str, int | None] | None] = [(name, None) if name and name in rows else None for name in names]
+    whole = [hit[0] for hit in found if hit is not None]
+    best = len(whole), len(set(whole))
     for first in range(min(max(map(len, words), default=0), 6)):
         hits = [_from_word(name, of_name, first, rows) for name, of_name in zip(names, words, strict=True)]
         ids = [hit[0] for hit in hits if hit is not None]
         if (len(ids), len(set(ids))) > best:
             found, best = hits, (len(ids), len(set(ids)))
-    return found or [None] * len(names)
+    return found
 
 
 def _from_word(
-    name: str, words: "Sequence[re.Match[str]]", first: int, rows: "dict[str, list[int]]"
+    name: str, words: "Sequence[re.Match[str]]", first: int, rows: Collection[str]
 ) -> tuple[str, int | None] | None:
-    for last in range(min(len(words), first + 8) - 1, first - 1, -1):
+    for last in range(min(len(words), first + 16) - 1, first - 1, -1):
         part = name[words[first].start() : words[last].end()]
         if part in rows:
             numbers = (_number(word[0]) for word in words[last + 1 :])
@@ -255,15 +279,15 @@ def _columns(names: Sequence[str]) -> list[list[int]]:
     """
     tail = [re.fullmatch(r"(\D*)(\d{1,9})", name) for name in names]
     prefixes = {match[1] for match in tail if match}
-    if all(tail) and len(prefixes) == 1:
+    if all(tail) and len(prefixes) == 1 and not _SYMBOL.search(prefixes.pop()):
         return [[int(match[2]) for match in tail if match]]
     words = [_WORD.findall(name) for name in names]
     columns: list[list[int]] = []
     for column in zip(*words, strict=False):
         differ = len(set(column)) > 1 or len(names) == 1
-        numbers = [number for word in column if (number := _number(word)) is not None]
-        if differ and len(numbers) == len(names):
-            columns.append(numbers)
+        parts = [match for word in column if (match := _NUMBERED_WORD.fullmatch(word))]
+        if differ and len(parts) == len(names) and len({match[1] for match in parts}) == 1:
+            columns.append([int(match[2]) for match in parts])
         elif differ and not columns:
             return []
     return columns if len(columns) <= 2 else []

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from kldm.data.structures import ImpossibleError, StructureError, atomic_number, periodicity_note, plain_structure
 from kldm.errors import KldmError
-from kldm.reading.rows import NAMES, Row, is_selected, labels
+from kldm.reading.rows import Row, is_selected, labels, name_of
 from kldm.runtime.numbers import Float
 from kldm.runtime.opening import open_text
 
@@ -22,7 +22,7 @@ _PAIR = re.compile(r"""(?<![^\s"'])([^\s="']++)\s*+=\s*+("[^"]*"|'[^']*'|\{[^{}=
 _COLUMN = re.compile(r"(.+?):([RISL]):(\d{1,3})(?::|$)")
 _COUNT = re.compile(r"\s*\d{1,9}\s*", re.ASCII)
 
-_TEXT_AS_TARGET = "its 'target' is a text and no row of a reference, and is left out"
+_NO_ROW = "its 'target' is no row of a reference, and is left out"
 
 
 def read_frames(path: Path) -> Sequence[Row]:
@@ -88,9 +88,10 @@ def _between(lines: Sequence[str], row: int, end: int, path: Path) -> Iterator[_
 def _row(frame: _Frame, place: str) -> Row:
     pairs: dict[str, str] = {key: value.strip("\"'") for key, value in _PAIR.findall(frame.head)}
     record: dict[str, Any] = {key: _number_or_text(pairs[key]) for key in ("target", "candidate") if key in pairs}
-    note = _TEXT_AS_TARGET if isinstance(record.get("target"), str) else ""
+    number = record.get("target", 0)
+    note = "" if isinstance(number, int | float) and number >= 0 and float(number).is_integer() else _NO_ROW
     target, candidate = labels({} if note else record, place)
-    name = next((pairs[key] for key in NAMES if key in pairs), "")
+    name = name_of(pairs)
     selected = is_selected({"selected": _LOGICAL.get(pairs["selected"], "")} if "selected" in pairs else {}, place)
     row = Row(place, None, "", target, candidate, name, selected=selected, note=note)
     species: tuple[int, ...] = ()
@@ -116,7 +117,10 @@ def _row(frame: _Frame, place: str) -> Row:
     return attrs.evolve(row, structure=structure, note=note or periodicity_note(pbc))
 
 
-_LOGICAL: Mapping[str, bool] = {"T": True, "True": True, "true": True, "F": False, "False": False, "false": False}
+_LOGICAL: Mapping[str, bool] = {
+    **dict.fromkeys(("T", "True", "TRUE", "true", "1"), True),
+    **dict.fromkeys(("F", "False", "FALSE", "false", "0"), False),
+}
 
 
 def _number_or_text(text: str) -> int | float | str:
@@ -136,6 +140,8 @@ def _columns(properties: str) -> tuple[int, int, int]:
         width += int(count)
     element = next((places[name] for name in ("species", "Z", "numbers") if name in places), None)
     position = places.get("pos")
+    if position is not None and not re.search(r"\bpos:R:3\b", properties):
+        raise StructureError("its positions are not three numbers")
     if element is None or position is None:
         raise StructureError(f"it has no columns of species and pos (found: {', '.join(places) or 'none'})")
     return element, position, max(element + 1, position + 3)

@@ -20,7 +20,7 @@ from kldm.data.structures import (
 from kldm.errors import KldmError
 from kldm.reading.cifs import read_texts
 from kldm.reading.layouts import Unparsed, only_record, read_items, record_keys
-from kldm.reading.rows import NAMES, Row, is_selected, labels
+from kldm.reading.rows import Row, is_selected, labels, name_of
 
 _REMEDY = "write pymatgen's Structure.as_dict() under the key 'structure', and null where there is none"
 
@@ -103,7 +103,7 @@ def _labelled(value: Any, place: str, name: str) -> tuple[Row, Any]:
     if "structure" not in record:
         record["structure"] = record["cif"]
     target, candidate = labels(record, place)
-    called = next((str(record[key]) for key in NAMES if isinstance(record.get(key), str | int)), name)
+    called = name_of(record) or name
     row = Row(
         place, None, str(record.get("reason") or ""), target, candidate, called, known_species(record.get("species"))
     )

@@ -79,11 +79,15 @@ class Reference:
         return (f"{problem} {OVERLAP:g} angstrom (the first is row {close[0]}).",)
 
 
-def read_reference(source: str | Path) -> Reference:
+def read_reference(source: str | Path, called: str = "reference") -> Reference:
     """The reference called ``DATASET/SPLIT`` (a known data set, or a folder or file that ``[data]`` takes), or a file
     or folder in any format of ``read_file``. An existing path comes first.
 
     The rows of a file are ordered by their ``target`` if they carry one.
+
+    Args:
+        source: the name or the path.
+        called: what it is for, for messages.
 
     Raises:
         KldmError: there is no such reference, it holds no structure, two rows claim one place, or a place is left
@@ -91,7 +95,7 @@ def read_reference(source: str | Path) -> Reference:
     """
     if expanded(source).exists():
         return _from_file(str(source), read_file(expanded(source)))
-    with _errors_at_reference(source):
+    with _errors_at(source, called):
         data, split = _data(source)
         return Reference.of_store(str(source), data.load(split), whole=True)
 
@@ -99,7 +103,7 @@ def read_reference(source: str | Path) -> Reference:
 def find_reference(source: str | Path) -> None:
     """Check that there is such a reference, without reading or downloading it. Raises ``KldmError`` if not."""
     if not expanded(source).exists():
-        with _errors_at_reference(source):
+        with _errors_at(source, "reference"):
             data, split = _data(source)
             data.locate(split)
 
@@ -108,19 +112,19 @@ def _data(source: str | Path) -> tuple[Data, str]:
     name, _, split = str(source).rpartition("/")
     if not name or split not in SPLITS:
         remedy = f"write it like mp_20/test, with one of {', '.join(SPLITS)}"
-        raise KldmError("neither a file nor DATASET/SPLIT", place=f"reference {source}", remedy=remedy)
+        raise KldmError("neither a file nor DATASET/SPLIT", place="data.name", remedy=remedy)
     return Data(name=name), split
 
 
 @contextmanager
-def _errors_at_reference(source: str | Path) -> Iterator[None]:
-    """Errors of an unknown data set name the reference as their place."""
+def _errors_at(source: str | Path, called: str) -> Iterator[None]:
+    """Errors of an unknown data set name what it is for as their place."""
     try:
         yield
     except KldmError as error:
         if error.place != "data.name":
             raise
-        raise KldmError(error.problem, place=f"reference {source}", remedy=error.remedy) from None
+        raise KldmError(error.problem, place=f"{called} {source}", remedy=error.remedy) from None
 
 
 def _from_file(source: str, file: SampleFile) -> Reference:

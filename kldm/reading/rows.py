@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 
 from kldm.data.formulas import reduced_formula
+from kldm.data.published import NAMES
 from kldm.errors import KldmError, printable
 from kldm.interfaces import UNPLACED, Candidate
 
@@ -18,13 +19,17 @@ if TYPE_CHECKING:
 MOST_NOTES = 5
 """Most kinds of notes on the rows of one file that are told one by one."""
 
-NAMES = ("material_id", "entry_id", "name", "id")
-"""Keys under which records and frames carry their name; the first that is there counts."""
-
 
 def one_line(text: str) -> str:
     """A text from a file in one line that can be printed, and no longer than a screen."""
     return printable(" ".join(text[:2000].split()))[:500]
+
+
+def name_of(record: Mapping[str, Any]) -> str:
+    """The name that a record or a frame carries under one of ``NAMES``; empty if there is none."""
+    values = (record.get(key) for key in NAMES)
+    whole = (int(value) if isinstance(value, float) and value.is_integer() else value for value in values)
+    return next((str(value) for value in whole if isinstance(value, str | int) and not isinstance(value, bool)), "")
 
 
 @attrs.frozen(eq=False)
@@ -155,7 +160,8 @@ def _whole(value: object, place: str) -> int | None:
     is_whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
     if not isinstance(value, bool) and is_whole and int(cast(int, value)) >= 0:
         return int(cast(int, value))
-    raise KldmError("'target' and 'candidate' must be whole numbers from 0", place=place)
+    remedy = "rename it if it is a property, and leave it out where it is not known"
+    raise KldmError("'target' and 'candidate' must be whole numbers from 0", place=place, remedy=remedy)
 
 
 def formulas(structures: "Iterable[Structure | None]") -> tuple[str | None, ...]:

@@ -50,7 +50,7 @@ def read_file(path: str | Path) -> SampleFile:
     - ``.extxyz``, ``.xyz``: frames, with ``target`` and ``candidate`` in their info line;
     - ``.csv`` with a column ``cif`` or ``structure``, as the data sets are published (``material_id`` names the rows);
       an entry is a CIF, or pymatgen's dict as JSON or as Python prints it;
-    - a folder, a ``.zip``, a ``.tar`` or ``.tar.gz`` of CIFs or POSCARs, in natural order;
+    - a folder with its subfolders, a ``.zip``, a ``.tar`` or ``.tar.gz`` of CIFs or POSCARs, in natural order;
       ``<target>_<candidate>_<anything>.cif`` gives targets if all files have such names and hold one structure;
     - one ``.cif`` (each data block with atoms is a structure), one POSCAR or ``.vasp``, or several in one file;
     - ``.pt`` of CDVAE, DiffCSP and FlowMM (``kldm.reading.torch_files``), loaded without running code in them.

@@ -5,8 +5,8 @@ The content is a dict of five tensors, for E evaluations of B crystals with N at
 ``angles`` [E, B, 3] DEGREES. Lists of tensors, one for each batch, and a list of such dicts are joined along N and B.
 A list (or E lists) of crystals with ``frac_coords``, ``atom_types``, ``lengths`` and ``angles`` each is read as well.
 The row of the reference that a crystal answers is its number in ``batch_indices`` (FlowMM, [B] or [E, B]) or its
-``sample_idx`` (ADiT, one for each crystal of a list); dicts or lists that answer the same rows are evaluations. Other
-keys are ignored.
+``sample_idx`` (ADiT, one for each crystal); texts under a key of ``kldm.data.published.NAMES`` are names. Dicts or
+lists that answer the same rows are evaluations. Other keys are ignored.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 from kldm.crystals import CrystalStore
 from kldm.data.convert import to_structure_or_reason
+from kldm.data.published import NAMES
 from kldm.data.structures import known_species
 from kldm.errors import KldmError
 from kldm.reading.inert import Array, load_inert
-from kldm.reading.rows import NAMES, Row
+from kldm.reading.rows import Row, name_of
 
 if TYPE_CHECKING:
     from pymatgen.core.structure import Structure
@@ -194,7 +195,8 @@ def _of_batch(content: Mapping[Any, Any]) -> list[_Evaluation]:
         problem = f"the tensors disagree on the number of evaluations ({sorted(evaluations)})"
         raise KldmError(problem, remedy="give all of them the same first axis")
     species, num_atoms = _whole("atom_types", species), _whole("num_atoms", num_atoms)
-    parts = [_checked(*fields) for fields in zip(fractional, species, num_atoms, lattice, strict=True)]
+    names = _names(content, num_atoms.shape[1])
+    parts = [_checked(*fields, None, names) for fields in zip(fractional, species, num_atoms, lattice, strict=True)]
     if rows is None:
         return parts
     if len(rows) not in (1, len(parts)) or any(len(own) != len(parts[0].num_atoms) for own in rows):
@@ -206,13 +208,28 @@ def _of_batch(content: Mapping[Any, Any]) -> list[_Evaluation]:
 
 def _rows(content: Mapping[Any, Any]) -> list[tuple[int, ...]] | None:
     """The rows of the reference that the crystals answer: one tuple, or one for each evaluation."""
-    if content.get("batch_indices") is None:
+    given = [key for key in ("batch_indices", "sample_idx") if content.get(key) is not None]
+    value = content[given[0]] if given else None
+    if value is None or isinstance(value, str) or _are_texts(value):
         return None
-    indices = _whole("batch_indices", _field(content, "batch_indices", 1))
+    value = [value] if isinstance(value, int | float) else value
+    indices = _whole("batch_indices", _field({"batch_indices": value}, "batch_indices", 1))
+    indices = indices.reshape(1) if indices.dim() == 0 else indices
     if indices.dim() not in (1, 2) or bool((indices < 0).any()):
         problem = "batch_indices holds no numbers of rows"
         raise KldmError(problem, remedy="correct it, or remove it if the crystals are in the order of the reference")
     return [tuple(own.tolist()) for own in (indices if indices.dim() == 2 else indices.unsqueeze(0))]
+
+
+def _names(content: Mapping[Any, Any], count: int) -> tuple[str, ...]:
+    """The names of the crystals of a batch; empty ones if it gives none."""
+    given: list[Any] = [[value] if isinstance(value, str) else value for value in map(content.get, NAMES)]
+    named = (tuple(map(str, value)) for value in given if _are_texts(value) and len(value) == count)
+    return next(named, ("",) * count)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(part, str) for part in value)
 
 
 def _of_crystals(crystals: Sequence[Any]) -> _Evaluation:
@@ -236,7 +253,7 @@ def _of_crystals(crystals: Sequence[Any]) -> _Evaluation:
 def _row_and_name(crystal: Mapping[Any, Any]) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
     """``sample_idx`` of a crystal as the row that it answers, or as its name if it is a text."""
     given = crystal.get("sample_idx")
-    name = next((crystal[key] for key in NAMES if isinstance(crystal.get(key), str)), "")
+    name = name_of({key: value for key, value in crystal.items() if key != "sample_idx"})
     if given is None or isinstance(given, str):
         return None, (given or name,)
     try:

@@ -198,6 +198,8 @@ REFUSED: dict[str, tuple[str, str]] = {
     "implicit hydrogens": (NACL.replace("occupancy", "attached_hydrogens"), "it has hydrogens without positions"),
     "alternatives": (NACL.replace("occupancy", "disorder_group").replace("0.5 1", "0.5 2"), "it is disordered"),
     "modulated": (NACL.replace("data_NaCl", "data_NaCl\n_cell_modulation_dimension 1"), "it is a modulated structure"),
+    "composite": (NACL.replace("data_NaCl", "data_NaCl\n_cell_subsystems_number 2"), "it is a modulated structure"),
+    "superspace": (NACL.replace("data_NaCl", "data_NaCl\n_space_group_ssg_name 'P1'"), "it is a modulated structure"),
     "nothing": ("", "it is empty"),
     "a web page": ("<html><body>404 Not Found</body></html>", "it is no CIF"),
     "two structures": (NACL + NACL, "it holds 2 structures where one is expected"),

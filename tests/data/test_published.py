@@ -175,7 +175,7 @@ def test_first_rows_of_perov_5(real_data: Path, tmp_path: Path) -> None:
     path = real_data / "perov_5" / "val.csv.gz"
     if not path.exists():
         pytest.skip("no perov_5 there")
-    ids, cifs = read_rows(path)
+    ids, cifs, _ = read_rows(path)
     assert len(ids) == len(cifs) == 3787
     store = read_csv(write(tmp_path / "few.csv", cifs[:40]), workers=1).store
     assert set(store.sizes) == {5}

@@ -280,3 +280,18 @@ def test_damaged_tars_are_one_sentence(tmp_path: Path) -> None:
             KldmError, match=r"not a tar file, or a damaged one|cut short or damaged|Not a gzipped file"
         ):
             read_samples(tmp_path / "x.tar.gz")
+
+
+def test_names_are_those_of_folders_where_files_are_called_alike(tmp_path: Path) -> None:
+    files = {f"{name}/out.cif": cif(salt()).encode() for name in ("mp-2", "mp-1")}
+    for name, content in files.items():
+        (tmp_path / "x" / name).parent.mkdir(parents=True)
+        (tmp_path / "x" / name).write_bytes(content)
+    for path in (tmp_path / "x", in_zip(tmp_path / "x.zip", files)):
+        assert read_file(path).names == ("mp-1/out", "mp-2/out")
+
+
+def test_poscars_in_one_file_are_called_by_their_first_lines(tmp_path: Path) -> None:
+    path = tmp_path / "x.vasp"
+    path.write_text("".join(Poscar(salt(), comment=name).get_str() for name in ("mp-2", "mp-1")))
+    assert read_file(path).names == ("mp-2", "mp-1")

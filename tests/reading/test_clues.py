@@ -33,6 +33,11 @@ def bundle(salts: Sequence[str | None], names: Sequence[str]) -> SampleFile:
         ("gen_mp-7", "gen_mp-99", "gen_mp-66", "gen_mp-47", "gen_mp-48"),
         ("0_mp-7", "1_mp-99", "2_mp-66", "3_mp-47", "4_mp-48"),
         ("mp-7_CsCl", "mp-99_RbCl", "mp-66_LiCl", "mp-47_KCl", "mp-48_NaCl"),
+        ("mp-7~0", "mp-99~0", "mp-66~0", "mp-47~0", "mp-48~0"),
+        ("(mp-7)", "(mp-99)", "(mp-66)", "(mp-47)", "(mp-48)"),
+        ("mp-7/out", "mp-99/out", "mp-66/out", "mp-47/out", "mp-48/out"),
+        ("MP-7", "MP-99", "MP-66", "MP-47", "MP-48"),
+        ("mp-00007", "mp-00099", "mp-00066", "mp-00047", "mp-00048"),
     ],
 )
 def test_ids_in_another_order(names: Sequence[str]) -> None:
@@ -74,6 +79,50 @@ def test_running_numbers_behind_ids_are_no_candidates() -> None:
     assert where(found) == {(4, 0): 0, (3, 0): 1, (0, 0): 2, (2, 0): 3, (1, 0): 4}
     (note,) = found.notes
     assert "are all different, and are not taken for numbers of candidates" in note
+
+
+def test_samples_of_more_rows_than_the_reference_has() -> None:
+    """Only the samples that answer a row can tell whether names or order are right."""
+    found = align([samples(["Li"] * 4, ids=("mp-48", "mp-1", "mp-66", ""))], reference(["Li"] * 2, IDS[:2]))
+    assert where(found) == {(1, 0): 0, (0, 0): 2}
+    assert len(found.unplaced) == 2
+    assert [note.split(" samples ")[1] for note in found.notes] == [
+        "have an id that the reference lacks, such as 'mp-1'; they answer no row.",
+        "have no id, although others have; they answer no row.",
+    ]
+
+
+def test_seeds_in_folders() -> None:
+    names = [f"seed{seed}/{n}" for seed in (0, 1) for n in (2, 0, 1)]
+    found = align([bundle(["Li"] * 6, names)], reference(["Li"] * 3))
+    assert where(found) == {(t, c): 3 * c + (t + 1) % 3 for t in range(3) for c in range(2)}
+
+
+def test_the_name_of_a_single_file_is_no_number() -> None:
+    found = align([samples(["Li"], "run/text2.cif", ids=["text2"])], reference(["Li"]))
+    assert where(found) == {(0, 0): 0}
+
+
+@pytest.mark.parametrize("key", ["material_id", "mp_id", "identifier", "label", "sample_idx", "index", "", "target"])
+def test_any_column_may_hold_the_names(tmp_path: Path, key: str) -> None:
+    numbered = key in ("sample_idx", "index", "", "target")
+    order, names = (2, 0, 1), range(3) if numbered else IDS[:3]
+    structures = [crystal("Li", 4 + row / 100) for row in range(3)]
+    text = f"{key},cif\n" + "".join(f'{names[row]},"{CifWriter(structures[row])}"\n' for row in order)
+    (tmp_path / "x.csv").write_text(text)
+    records = [{key: names[row], "structure": structures[row].as_dict()} for row in order]
+    (tmp_path / "x.json").write_text(json.dumps(records))
+    for name in ("x.csv", "x.json"):
+        found = align([read_file(tmp_path / name)], reference(["Li"] * 3, IDS[:3]))
+        assert where(found) == {(row, 0): row for row in range(3)}, name
+
+
+def test_a_property_called_target_is_left_out(tmp_path: Path) -> None:
+    text = f'target,cif\n0.5,"{CifWriter(crystal("Li"))}"\n'
+    (tmp_path / "x.csv").write_text(text)
+    file = read_file(tmp_path / "x.csv")
+    assert not file.labelled
+    assert "its 'target' is no whole number in every row, and is left out" in file.notes[0]
 
 
 def test_ids_are_requests() -> None:
@@ -207,6 +256,7 @@ def test_numbers_of_several_passes_with_gaps() -> None:
         ("mp-812", "mp-90221", "mp-4"),
         ("LiCl_0", "LiCl_1", "NaCl_2"),
         ("H2O", "H2S", "H2Se"),
+        ("C2", "C3", "C1"),
         ("7", "7", "8"),
     ],
 )

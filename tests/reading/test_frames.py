@@ -124,8 +124,15 @@ def test_periodicity_targets_and_names(tmp_path: Path) -> None:
     (only,) = found.candidates
     assert (only.target, only.candidate, only.selected, found.names) == (1, 3, True, ("mp-7",))
     assert "not periodic along all axes (pbc T T F)" in found.notes[0]
-    (tmp_path / "x.extxyz").write_text(frame(f"{LATTICE} target=dft"))
-    assert "its 'target' is a text" in read_file(tmp_path / "x.extxyz").notes[0]
+    for odd in ("dft", "1.53", "-2", "None"):
+        (tmp_path / "x.extxyz").write_text(frame(f"{LATTICE} target={odd}"))
+        assert "its 'target' is no row of a reference" in read_file(tmp_path / "x.extxyz").notes[0]
+    for form in ('"0 0 0"', '"F F F"', "[F,F,F]", '"False FALSE false"'):
+        (tmp_path / "x.extxyz").write_text(frame(f"{LATTICE} {COLUMNS} pbc={form}"))
+        assert "not periodic along all axes (pbc F F F)" in read_file(tmp_path / "x.extxyz").notes[0]
+    (tmp_path / "x.extxyz").write_text(frame(f"{LATTICE} Properties=species:S:1:pos:R:2"))
+    with pytest.raises(KldmError, match="its positions are not three numbers"):
+        read_file(tmp_path / "x.extxyz")
 
 
 @pytest.mark.parametrize("text", ["a", "a=", "a={", 'a="', "a=[", "a= ", "Lattice=", "x:R:1:", "\t"])

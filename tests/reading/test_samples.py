@@ -137,7 +137,7 @@ def test_extxyz(tmp_path: Path) -> None:
         assert found.labelled
     write(tmp_path / "y.xyz", [frame(3), frame(4)], format="extxyz")
     assert numbers(read_samples(tmp_path / "y.xyz")) == [(0, 0), (1, 0)]
-    write(tmp_path / "z.xyz", frame(3, target=-1), format="extxyz")
+    write(tmp_path / "z.xyz", frame(3, target=0, candidate=-1), format="extxyz")
     with pytest.raises(KldmError, match="frame 0: 'target' and 'candidate' must be whole numbers from 0"):
         read_samples(tmp_path / "z.xyz")
 

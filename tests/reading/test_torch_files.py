@@ -236,6 +236,19 @@ def test_many_crystals_keep_their_order(tmp_path: Path) -> None:
             assert (c.structure.lattice.a, c.structure[0].specie.Z) == ((row + 1) / 2, row % 100 + 1)
 
 
+def test_batches_of_one_crystal_say_their_rows_or_ids(tmp_path: Path) -> None:
+    ones = [{**crystal, "num_atoms": torch.tensor([len(crystal["atom_types"])])} for crystal in crystals()]
+    ones = [{**one, "lengths": one["lengths"].reshape(1, 3), "angles": one["angles"].reshape(1, 3)} for one in ones]
+    order = (2, 0, 1)
+    for form in (int, torch.tensor, lambda row: torch.tensor([row])):
+        file = read_file(save(tmp_path / "x.pt", [{**ones[row], "sample_idx": form(row)} for row in order]))
+        assert file.labelled
+        assert [candidate.target for candidate in file.candidates] == list(order)
+    named = read_file(save(tmp_path / "x.pt", [{**ones[row], "material_id": f"mp-{row}"} for row in order]))
+    assert named.names == ("mp-2", "mp-0", "mp-1")
+    assert read_file(save(tmp_path / "x.pt", {**batch(), "material_id": list("abc")})).names == ("a", "b", "c")
+
+
 def without(*names: str) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in batch().items() if name not in names}
 

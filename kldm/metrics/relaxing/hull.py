@@ -35,8 +35,12 @@ FUNCTIONALS = ("GGA", "GGA+U", "GGA_U", "PBE", "PBE+U", "PBE_U", "GGA_GGA+U", "G
 """What entries with energies of PBE(+U) name as their functional: the potentials whose energies are compared with those
 of density functional theory predict these."""
 
-_OTHER_SCALE = re.compile(r"r2scan|[-_]scan$|mixingscheme|mixing adjustment", re.IGNORECASE)
-"""Names and corrections by which entries of other functionals, or of a mixture, are told."""
+_OTHER_SCALE = re.compile(
+    r"r2?scan|(?<![a-z])(?:scan|rpbe|lda|pz|hse\d*|pbe0|b3lyp|optb\w+|vdw[- ]?df\w*)(?![a-z])|pbe_?sol|paw_ps"
+    r"|mixing ?scheme|mixing adjustment",
+    re.IGNORECASE,
+)
+"""Names, parameters and corrections by which entries of other functionals, or of a mixture, are told."""
 
 FAR = 1.0
 """eV/atom; an entry that lies further below all others of its composition is doubted."""
@@ -46,6 +50,9 @@ DEEPEST = 6.0
 
 LEAST = 1e-6
 """Smallest share of an element in an entry; no cell has a smaller one."""
+
+_FUNCTIONAL_KEYS = ("run_type", "thermo_type", "functional", "xc_functional", "xc")
+"""Keys of an entry, its parameters and its data that name the functional."""
 
 _REMEDY = "give pymatgen's ComputedEntry dicts, as a JSON list or one per line, or the entries.json.gz of `kldm relax`"
 
@@ -111,13 +118,20 @@ def read_hull(paths: Sequence[Path], corrections: Scheme | None) -> Hull:
 @lru_cache(maxsize=1)
 def _read_hull(paths: tuple[Path, ...], corrections: Scheme | None, _: tuple[int, ...]) -> Hull:
     """Cached by the times of the last changes, as a metric reads its hull before training and after sampling."""
-    count = 0
+    count = corrected = oxides = 0
     lowest: dict[frozenset[str], dict[Fractions, float]] = {}
     sources: dict[str, Mapping[str, Json] | None] = {}
     second: dict[Fractions, float] = {}
     for place, record in _entries(paths):
         count += 1
         formula, energy = _entry(record, place)
+        if record.get("correction"):
+            corrected += 1
+            if corrections == "none":
+                problem = f"its correction is {float(record['correction']):g} eV, although corrections are none"
+                remedy = "set corrections to mp2020 if it is one of that scheme, or give entries without corrections"
+                raise KldmError(problem, place=place, remedy=remedy)
+        oxides += len(formula) > 1 and any(symbol == "O" for symbol, _ in formula)
         phases = lowest.setdefault(frozenset(symbol for symbol, _ in formula), {})
         if formula in phases:
             second[formula] = min(second.get(formula, math.inf), max(energy, phases[formula]))
@@ -137,6 +151,10 @@ def _read_hull(paths: tuple[Path, ...], corrections: Scheme | None, _: tuple[int
     if potential is not None and corrections not in (None, "none"):
         remedy = "leave the corrections out"
         raise KldmError("the entries are energies of a potential, without corrections", place=place, remedy=remedy)
+    notes = _notes(place, lowest, second)
+    if potential is None and corrections == "mp2020" and oxides and not corrected:
+        doubt = "no entry has a correction, although corrections are mp2020; are they in the energies already?"
+        notes = (f"{place}: {doubt}", *notes)
     return Hull(
         tuple(map(str, paths)),
         tuple(map(digest, paths)),
@@ -144,7 +162,7 @@ def _read_hull(paths: tuple[Path, ...], corrections: Scheme | None, _: tuple[int
         potential,
         count,
         lowest,
-        _notes(place, lowest, second),
+        notes,
     )
 
 
@@ -162,7 +180,7 @@ def _notes(
         elif all(known is not None for known, _ in elements) and abs(energy - of_elements) > DEEPEST:
             doubts[formula] = f"lies more than {DEEPEST:g} eV/atom from its elements"
     notes = [
-        f"{place}: the lowest entry of {_text(formula)} ({energies[formula]:.2f} eV/atom) {doubt}, so one may be wrong."
+        f"{place}: the lowest entry of {_text(formula)} ({energies[formula]:.4g} eV/atom) {doubt}, so one may be wrong."
         for formula, doubt in list(doubts.items())[:_MOST_NOTES]
     ]
     if len(doubts) > _MOST_NOTES:
@@ -298,21 +316,31 @@ def _potential(record: Mapping[str, Any], place: str) -> Mapping[str, Json] | No
 def _check_functional(record: Mapping[str, Any], place: str) -> None:
     """Raises ``KldmError`` if an entry's metadata name another functional than PBE(+U), or a mixture of several."""
     sources = [part for part in (record, record.get("parameters"), record.get("data")) if isinstance(part, Mapping)]
-    named = [(key, part[key]) for part in sources for key in ("run_type", "thermo_type", "functional") if part.get(key)]
+    named = [(key, part[key]) for part in sources for key in _FUNCTIONAL_KEYS if part.get(key)]
     wrong = next((f"its {key} is {value}" for key, value in named if str(value).upper() not in FUNCTIONALS), "")
     adjustments = record.get("energy_adjustments")
     adjustments = adjustments if isinstance(adjustments, list) else []
     names = [str(part.get("name")) for part in adjustments if isinstance(part, Mapping)]
     names += [str(part.get("cls", {}).get("@class")) for part in adjustments if _has_class(part)]
     ids = [str(part[key]) for part in sources for key in ("entry_id", "thermo_id", "task_id") if part.get(key)]
-    for what, texts in (("correction", names), ("id", ids)):
-        wrong = wrong or next((f"its {what} is {text!r}" for text in texts if _OTHER_SCALE.search(text)), "")
+    parameters = list(_texts(record.get("parameters")))
+    for what, texts in (("correction is", names), ("id is", ids), ("parameters say", parameters)):
+        wrong = wrong or next((f"its {what} {text!r}" for text in texts if _OTHER_SCALE.search(text)), "")
     if wrong:
         remedy = "give entries of PBE(+U) alone, or relax a reference with the potential (`kldm relax`)"
         raise KldmError(f"{wrong[:200]}, and its energy is not one of PBE(+U)", place=place, remedy=remedy)
     if adjustments and record.get("correction") is None:
         problem = "it has energy_adjustments, but no 'correction' that sums them up"
         raise KldmError(problem, place=place, remedy="write entries by ComputedEntry.as_dict()")
+
+
+def _texts(value: Any, depth: int = 4) -> Iterator[str]:
+    """The texts in nested lists and dicts."""
+    if isinstance(value, str):
+        yield value[:200]
+    elif isinstance(value, Mapping | list) and depth:
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(part, depth - 1)
 
 
 def _has_class(adjustment: Any) -> bool:
@@ -330,6 +358,8 @@ def _entry(record: Any, place: str) -> tuple[Fractions, float]:
                 symbol = Element.from_Z(atomic_number(name)).symbol
                 amounts[symbol] = amounts.get(symbol, 0.0) + float(amount)
         least, total = min(amounts.values()), sum(amounts.values())
+        if isinstance(record["energy"], bool):
+            raise ValueError
         energy = (float(record["energy"]) + float(record.get("correction") or 0.0)) / total
         if not (total > 0 and least / total > LEAST and math.isfinite(energy)):
             raise ValueError

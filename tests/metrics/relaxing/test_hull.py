@@ -151,6 +151,10 @@ def test_tables_and_lists_under_any_key(tmp_path: Path) -> None:
         ({"entry_id": "mp-1-r2SCAN"}, "its id is 'mp-1-r2SCAN'"),
         ({"energy_adjustments": [{"name": "MP GGA(+U)/r2SCAN mixing adjustment"}]}, "its correction is 'MP GGA"),
         ({"energy_adjustments": [{"cls": {"@class": "MaterialsProjectDFTMixingScheme"}}]}, "its correction is "),
+        ({"parameters": {"xc_functional": "SCAN"}}, "its xc_functional is SCAN"),
+        ({"parameters": {"task_type": "r2SCAN Static"}}, "its parameters say 'r2SCAN Static'"),
+        ({"parameters": {"potcar_spec": [{"titel": "PAW_PBEsol Mg"}]}}, "its parameters say 'PAW_PBEsol Mg'"),
+        ({"energy": True}, "it is not an entry with a composition and a finite energy"),
         ({"energy_adjustments": [{"value": -1.0}], "correction": None}, "but no 'correction' that sums them up"),
     ],
 )
@@ -160,6 +164,15 @@ def test_energies_of_other_functionals_are_refused(tmp_path: Path, more: dict[st
     with pytest.raises(KldmError, match=r"entries\.json, entry 1: ") as caught:
         read_hull([path], "mp2020")
     assert told in str(caught.value)
+
+
+def test_corrections_that_are_there_or_not(tmp_path: Path) -> None:
+    path = written(tmp_path / "entries.json", [("O2", -9.0), ("MgO", -12.0)], correction=-0.7)
+    with pytest.raises(KldmError, match=r"entry 0: its correction is -0.7 eV, although corrections are none"):
+        read_hull([path], "none")
+    assert read_hull([path], "mp2020").notes == ()
+    (note,) = read_hull([written(path, [("O2", -9.0), ("MgO", -12.0)])], "mp2020").notes
+    assert "no entry has a correction, although corrections are mp2020" in note
 
 
 def test_energies_of_pbe_are_taken(tmp_path: Path) -> None:
@@ -174,9 +187,9 @@ def test_energies_of_pbe_are_taken(tmp_path: Path) -> None:
 
 def test_energies_far_from_all_others_are_noted(tmp_path: Path) -> None:
     (note,) = hull(tmp_path, (*BINARY, ("NaCl", -100.0))).notes
-    assert "the lowest entry of NaCl (-50.00 eV/atom) lies more than 1 eV/atom below all others" in note
+    assert "the lowest entry of NaCl (-50 eV/atom) lies more than 1 eV/atom below all others" in note
     (note,) = hull(tmp_path, (("Na", -1.0), ("Cl2", -4.0), ("NaCl", -100.0))).notes
-    assert "NaCl (-50.00 eV/atom) lies more than 6 eV/atom from its elements" in note
+    assert "NaCl (-50 eV/atom) lies more than 6 eV/atom from its elements" in note
     assert hull(tmp_path, BINARY).notes == ()
 
 
