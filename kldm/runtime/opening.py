@@ -14,7 +14,7 @@ LARGEST_UNPACKED = 2**32
 """Most bytes that are unpacked from one compressed file or archive, all of its entries together."""
 
 LEAST_UNPACKED, LARGEST_RATIO = 2**28, 100
-"""Beyond the first, no more is unpacked than the second times the size of the file: structures shrink at most 30-fold."""
+"""Beyond the first, no more than the second times the size of a file is unpacked; structures shrink 30-fold at most."""
 
 _UNPACKERS: Mapping[str, Any] = {".gz": gzip.GzipFile, ".tgz": gzip.GzipFile, ".bz2": bz2.BZ2File}
 
