@@ -19,6 +19,7 @@ from kldm.data.parsing import Parsed, Skipped
 from kldm.errors import KldmError
 from kldm.runtime.files import atomic_write
 from kldm.runtime.locking import check_place
+from kldm.runtime.opening import refuse_irregular
 from kldm.runtime.paths import expanded
 
 DATA_VERSION = 2
@@ -59,7 +60,8 @@ def folder_without_home() -> Path:
 
 
 def key(source: Path) -> str:
-    """sha256 of the bytes of the source file and of ``DATA_VERSION``."""
+    """sha256 of the bytes of the source file and of ``DATA_VERSION``. Raises ``KldmError`` for a pipe or a device."""
+    refuse_irregular(source)
     digest = hashlib.sha256(f"kldm data {DATA_VERSION}\n".encode())
     with source.open("rb") as file:
         return hashlib.file_digest(file, lambda: digest).hexdigest()

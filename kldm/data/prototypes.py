@@ -1,7 +1,6 @@
 """``aflow_prototypes``: a few hundred real structures that pymatgen ships (M. J. Mehl et al., Comput. Mater. Sci. 136,
 S1, 2017), a data set without download."""
 
-import gzip
 import importlib.util
 import json
 from collections import Counter
@@ -11,6 +10,7 @@ from typing import Any
 from kldm.data.parsing import Parsed, collect, reduced_or_reason
 from kldm.data.structures import structure_of
 from kldm.errors import KldmError
+from kldm.runtime.opening import open_text
 
 NAME = "aflow_prototypes"
 
@@ -42,7 +42,7 @@ def read_prototypes(path: Path) -> Parsed:
         KldmError: the file is damaged.
     """
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        with open_text(path, errors="strict") as file:
             entries: list[dict[str, Any]] = json.load(file)
         ids = _unique([_name(entry["tags"]) for entry in entries])
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:

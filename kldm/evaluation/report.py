@@ -13,6 +13,7 @@ from kldm.errors import KldmError
 from kldm.evaluation.results import strict, write_json
 from kldm.interfaces import Json, Metric, StatesTerms, Terms
 from kldm.recipe import Tree, build
+from kldm.runtime.opening import open_text
 
 METRICS_OF_SECTIONS = {"csp": "match_rate.v1", "dng": "de_novo.v1", "stability": "stability.v1"}
 """The metrics of these sections in reports of kldm 0.1.0, which do not name them."""
@@ -161,7 +162,8 @@ def _is_stated(attribute: "attrs.Attribute[Any]", value: Any) -> bool:
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"), parse_constant=lambda _: None)  # NaN of old reports
+        with open_text(file, errors="strict") as text:
+            return json.load(text, parse_constant=lambda _: None)  # NaN of old reports
     except FileNotFoundError as error:
         remedy = "name a report.json, or the folder of kldm run or kldm evaluate that holds one"
         raise KldmError("there is no report", place=str(file), remedy=remedy) from error

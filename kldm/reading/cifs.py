@@ -22,8 +22,7 @@ from kldm.data.structures import ImpossibleError, StructureError
 from kldm.errors import KldmError
 from kldm.reading.poscars import is_poscar, poscars, read_poscar_text
 from kldm.reading.rows import Row
-from kldm.runtime import opening
-from kldm.runtime.opening import open_bytes, open_text, refuse_irregular, too_large
+from kldm.runtime.opening import bound, open_bytes, open_text, refuse_irregular, too_large
 
 _WHOLE = re.compile(r"\d{1,9}(?:\.0*)?", re.ASCII)
 
@@ -166,7 +165,7 @@ _IRREGULAR = "it is a link, a pipe or a device and no regular file"
 def _add(entries: list[_Entry], name: str, file: IO[bytes], path: Path, unpacked: int) -> int:
     """Read an entry of an archive, of which so many bytes have been unpacked; the number of its bytes."""
     content = file.read(LONGEST_FIELD + 1)
-    if unpacked + len(content) > opening.LARGEST_UNPACKED:
+    if unpacked + len(content) > bound(path):
         raise too_large(path)
     entries.append(_Entry(name, content))
     return len(content)

@@ -9,10 +9,12 @@ from itertools import count
 from pathlib import Path
 
 from kldm.errors import KldmError
+from kldm.runtime.opening import refuse_irregular
 
 
 def digest(path: Path) -> str:
-    """sha256 of the bytes of a file."""
+    """sha256 of the bytes of a file. Raises ``KldmError`` for a pipe or a device, whose bytes may never end."""
+    refuse_irregular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -13,6 +13,9 @@ from kldm.errors import KldmError
 LARGEST_UNPACKED = 2**32
 """Most bytes that are unpacked from one compressed file or archive, all of its entries together."""
 
+LEAST_UNPACKED, LARGEST_RATIO = 2**28, 100
+"""Beyond the first, no more than the second times the size of a file is unpacked; structures shrink 30-fold at most."""
+
 _UNPACKERS: Mapping[str, Any] = {".gz": gzip.GzipFile, ".tgz": gzip.GzipFile, ".bz2": bz2.BZ2File}
 
 _KINDS = {
@@ -33,7 +36,7 @@ def refuse_irregular(path: Path) -> None:
 
 
 class Bounded(io.RawIOBase):
-    """What a compressed file unpacks to, of which no more than ``LARGEST_UNPACKED`` bytes are read.
+    """What a compressed file unpacks to, of which no more bytes than ``bound`` says are read.
 
     Args:
         file: the unpacking file.
@@ -41,7 +44,7 @@ class Bounded(io.RawIOBase):
     """
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
-        self._file, self._path, self._count = file, path, 0
+        self._file, self._path, self._count, self._bound = file, path, 0, bound(path)
 
     def readable(self) -> bool:
         return True
@@ -51,7 +54,7 @@ class Bounded(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         data = self._file.read(len(view))
         self._count += len(data)
-        if self._count > LARGEST_UNPACKED:
+        if self._count > self._bound:
             raise too_large(self._path)
         view[: len(data)] = data
         return len(data)
@@ -61,10 +64,15 @@ class Bounded(io.RawIOBase):
         super().close()
 
 
+def bound(path: Path) -> int:
+    """How many bytes may be unpacked from a compressed file or archive."""
+    return min(LARGEST_UNPACKED, max(LEAST_UNPACKED, LARGEST_RATIO * path.stat().st_size))
+
+
 def too_large(path: Path) -> KldmError:
-    """The error that a file unpacks to more than ``LARGEST_UNPACKED`` bytes."""
-    bound = f"{LARGEST_UNPACKED / 2**20:,.0f} MiB"
-    return KldmError(f"it unpacks to more than {bound}", place=str(path), remedy="unpack it, or split it, first")
+    """The error that a file unpacks to more than ``bound`` bytes."""
+    problem = f"it unpacks to more than {bound(path) / 2**20:,.0f} MiB"
+    return KldmError(problem, place=str(path), remedy="unpack it, or split it, first")
 
 
 def open_bytes(path: Path) -> IO[bytes]:
@@ -72,7 +80,7 @@ def open_bytes(path: Path) -> IO[bytes]:
 
     Raises:
         OSError: it cannot be opened.
-        KldmError: it is a pipe or a device; or, as it is read, it unpacks to more than ``LARGEST_UNPACKED`` bytes.
+        KldmError: it is a pipe or a device; or, as it is read, it unpacks to more bytes than ``bound`` says.
     """
     refuse_irregular(path)
     unpacker = _UNPACKERS.get(path.suffix.lower())

@@ -265,11 +265,20 @@ class _Worker:
     def results(self, work: _Work, items: Sequence[bytes | Failure]) -> list[bytes | Failure]:
         """The results of pickled items."""
         found: list[bytes | Failure] = []
+        patient = True
         while len(found) < len(items) and not self._ended:
             self._give(work, items[len(found) :])
             alive = True
             while alive and len(found) < len(items):
-                result, alive = self._result(work)
+                result, imported, alive = self._result(work)
+                if imported and result == _late(work.time_limit):
+                    # What was interrupted may have been an import, which leaves libraries in pieces. They take no time
+                    # of the next process, so that the item is tried there.
+                    self._kill()
+                    alive = False
+                    if patient:
+                        patient = False
+                        continue
                 found.append(result)
         return found
 
@@ -293,25 +302,26 @@ class _Worker:
             return
         raise KldmError("a process for the work cannot be started", remedy="its error is above")
 
-    def _result(self, work: _Work) -> tuple[bytes | Failure, bool]:
-        """The result of one item, whose time begins now, and whether the process is still there."""
+    def _result(self, work: _Work) -> tuple[bytes | Failure, Sequence[str], bool]:
+        """The result of one item, whose time begins now, the modules that it imported, and whether the process is still
+        there."""
         end = math.inf if work.time_limit is None else time.monotonic() + work.time_limit + GRACE
         while True:
             try:
                 if self._pipe.poll(max(0.0, min(LOOK_EVERY, end - time.monotonic()))):
                     result, imported = cast("tuple[bytes | Failure, list[str]]", self._pipe.recv())
                     self._modules += imported
-                    return result, True
+                    return result, imported, True
             except (EOFError, OSError):
                 status = self._process.wait()
                 how = f"signal {Signals(-status).name}" if status < 0 else f"exit status {status}"
-                return Failure(f"its process ended ({how})"), False
+                return Failure(f"its process ended ({how})"), (), False
             if time.monotonic() >= end:
                 self._kill()
-                return _late(work.time_limit), False
+                return _late(work.time_limit), (), False
             if self._memory() - self._before > work.memory:
                 self._kill()
-                return Failure(f"it took more than {work.memory:g} GB of memory"), False
+                return Failure(f"it took more than {work.memory:g} GB of memory"), (), False
 
     def _memory(self) -> float:
         """GB of memory that the process holds."""

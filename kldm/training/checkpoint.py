@@ -177,7 +177,7 @@ def locate(path: Path, *, state: bool = False) -> Path:
         files = [path / "checkpoints" / f"{name}.safetensors" for name in ("best", "last")]
         files.append(path / "model.safetensors")
     for file in files:
-        if file.exists():
+        if file.is_file():
             return file
     remedy = "name a run folder, a folder with a model.safetensors, or a .safetensors file"
     raise KldmError("no checkpoint here", place=str(path), remedy=remedy)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -302,6 +303,14 @@ def test_a_metric_of_the_user(tmp_path: Path) -> None:
     assert cells(text, "mine") == ["a"]
     assert cells(text, "valid share") == ["0.5000"]
     assert cells(text, "nothing") == ["none"]
+
+
+def test_a_pipe_or_a_device_is_no_report(tmp_path: Path) -> None:
+    """Reading them may never end."""
+    os.mkfifo(tmp_path / "report.json")
+    for path in (tmp_path, Path("/dev/zero")):
+        with pytest.raises(KldmError, match="no regular file"):
+            compare([path])
 
 
 def new(sections: dict[str, Any], **changes: Any) -> dict[str, Any]:

@@ -255,6 +255,13 @@ def test_archives_that_grow_beyond_the_bound_are_refused(tmp_path: Path, monkeyp
         read_csv(tmp_path / "x.csv.gz")
 
 
+def test_what_grows_a_thousandfold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "LEAST_UNPACKED", 2**20)
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(b" " * 2**21))
+    with pytest.raises(KldmError, match="it unpacks to more than 1 MiB"):
+        read_samples(tmp_path / "x.jsonl.gz")
+
+
 def test_an_endless_entry_fails_alone(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("0.cif", bytes(2**24 + 1))

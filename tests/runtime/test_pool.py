@@ -227,6 +227,22 @@ def test_what_only_the_end_of_a_process_stops_fails_alone(kinds: Iterable[str], 
     assert time.monotonic() - started < 30, "nothing was waited for"
 
 
+def with_library(folder: Path, number: int) -> int:
+    sys.path.insert(0, str(folder))
+    __import__("slow_library")
+    return number
+
+
+def test_an_interrupted_import_fails_no_item(tmp_path: Path) -> None:
+    """A busy machine imports for longer than the limit, and what stays in pieces would fail all that follow."""
+    (tmp_path / "slow_part.py").write_text(
+        "from pathlib import Path\nseen = Path(__file__).with_suffix('.seen')\nfirst = not seen.exists()\nseen.touch()"
+    )
+    (tmp_path / "slow_library.py").write_text("import slow_part, time\nwhile slow_part.first:\n    time.sleep(0.01)\n")
+    found = list(parallel_map(partial(with_library, tmp_path), [1, 2], time_limit=0.5, description="test"))
+    assert found == [1, 2]
+
+
 def test_processes_are_kept_for_the_next_call() -> None:
     first, second = (
         list(parallel_map(name_of_process, range(3), time_limit=60.0, description="test")) for _ in range(2)
