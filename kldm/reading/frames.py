@@ -50,9 +50,13 @@ class _Frame:
 def _frames(lines: Sequence[str], path: Path) -> Iterator[_Frame]:
     """The frames by the counts in their first lines. A line that can only be the second of a frame of extended xyz
     shows where one begins, even if the counts before it are wrong."""
-    heads = [row for row, line in enumerate(lines) if row and _HEAD.search(line)]
-    # A line of four words before it is no spoilt number of atoms, but an atom of the frame before.
-    starts = [row if len(lines[row - 1].split()) > 3 else row - 1 for row in heads]
+    starts: list[int] = []
+    for row, line in enumerate(lines):
+        if row and _HEAD.search(line):
+            before = starts[-1] if starts else row
+            is_count = [_COUNT.fullmatch(lines[place]) is not None for place in (before, row - 1)]
+            counted = is_count == [True, False] and before + 2 + int(lines[before]) == row
+            starts.append(row if counted else row - 1)  # the line before it is an atom of the frame before
     begin = next((row for row, line in enumerate(lines) if line.strip()), len(lines))
     starts = starts if starts and starts[0] <= begin else [begin, *starts]
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
