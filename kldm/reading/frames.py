@@ -49,7 +49,9 @@ class _Frame:
 def _frames(lines: Sequence[str], path: Path) -> Iterator[_Frame]:
     """The frames by the counts in their first lines. A line that can only be the second of a frame of extended xyz
     shows where one begins, even if the counts before it are wrong."""
-    starts = [row - 1 for row, line in enumerate(lines) if row and _HEAD.search(line)]
+    heads = [row for row, line in enumerate(lines) if row and _HEAD.search(line)]
+    # The line before may be that of an atom of the last frame, if that with the number of atoms is missing.
+    starts = [row if len(lines[row - 1].split()) > 3 else row - 1 for row in heads]
     begin = next((row for row, line in enumerate(lines) if line.strip()), len(lines))
     starts = starts if starts and starts[0] <= begin else [begin, *starts]
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
@@ -66,9 +68,9 @@ def _between(lines: Sequence[str], row: int, end: int, path: Path) -> Iterator[_
         frames.append(_Frame(head, atoms) if whole else _Frame(head, (), "it has fewer lines than atoms"))
         row += 2 + count
     if row < end and not frames:
-        head = "".join(lines[row + 1 : row + 2])
+        head = next((line for line in lines[row : row + 2] if _HEAD.search(line)), "")
         problem = f"{lines[row].strip()[:40]!r} is no number of atoms"
-        if not _HEAD.search(head):
+        if not head:
             place, remedy = f"{path}:{row + 1}", "check that it is the file you mean"
             raise KldmError(f"not an extended xyz file ({problem})", place=place, remedy=remedy)
         frames = [_Frame(head, (), problem)]

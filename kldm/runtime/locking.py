@@ -77,6 +77,9 @@ def results_folder(out: Path | None, parent: Path, stem: str, names: Iterable[st
     Raises:
         KldmError: ``out`` has one of these files, another process writes to it, or it cannot be created.
     """
+    names = tuple(names)
+    if out is not None:
+        refuse_existing(out, names)  # before there is a lock in it
     folder = fresh_folder(parent, stem) if out is None else out
     with writing_to(folder, made=out is None or not out.exists()):
         refuse_existing(folder, names)
