@@ -49,10 +49,14 @@ class _Frame:
 def _frames(lines: Sequence[str], path: Path) -> Iterator[_Frame]:
     """The frames by the counts in their first lines. A line that can only be the second of a frame of extended xyz
     shows where one begins, even if the counts before it are wrong."""
-    heads = [row for row, line in enumerate(lines) if row and _HEAD.search(line)]
-    # The line before may be that of an atom of the last frame, if that with the number of atoms is missing.
-    starts = [row if len(lines[row - 1].split()) > 3 else row - 1 for row in heads]
     begin = next((row for row, line in enumerate(lines) if line.strip()), len(lines))
+    starts: list[int] = []
+    for row, line in enumerate(lines):
+        if row and _HEAD.search(line):
+            last = starts[-1] if starts else begin
+            # The line with the number of atoms is missing if the one before is the last atom of the frame before.
+            whole = bool(_COUNT.fullmatch(lines[last])) and last + 2 + int(lines[last]) == row
+            starts.append(row if whole and not _COUNT.fullmatch(lines[row - 1]) else row - 1)
     starts = starts if starts and starts[0] <= begin else [begin, *starts]
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
         yield from _between(lines, start, end, path)
