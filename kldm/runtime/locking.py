@@ -77,6 +77,9 @@ def results_folder(out: Path | None, parent: Path, stem: str, names: Collection[
     Raises:
         KldmError: ``out`` has one of these files, another process writes to it, or it cannot be created.
     """
+    names = tuple(names)
+    if out is not None:
+        refuse_existing(out, names)  # before there is a lock in it
     folder = fresh_folder(parent, stem) if out is None else out
     refuse_existing(folder, names)  # before a lock is left in a folder of the user
     with writing_to(folder, is_new=out is None or not out.exists()):

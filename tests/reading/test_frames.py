@@ -117,6 +117,12 @@ def test_files_that_are_refused(tmp_path: Path, text: str, told: str) -> None:
         reasons(tmp_path / "x.extxyz", text)
 
 
+def test_a_frame_without_its_number_of_atoms_fails_alone(tmp_path: Path) -> None:
+    found = reasons(tmp_path / "x.extxyz", frame() + frame().split("\n", 1)[1] + frame())
+    assert (found[0], found[2]) == (SALT, SALT)
+    assert "is no number of atoms" in str(found[1])
+
+
 def test_periodicity_targets_and_names(tmp_path: Path) -> None:
     slab = f'{LATTICE} {COLUMNS} pbc="T T F" material_id=mp-7 target=1.0 selected=T candidate=3'
     (tmp_path / "x.extxyz").write_text(frame(slab))
