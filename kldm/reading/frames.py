@@ -49,7 +49,13 @@ class _Frame:
 def _frames(lines: Sequence[str], path: Path) -> Iterator[_Frame]:
     """The frames by the counts in their first lines. A line that can only be the second of a frame of extended xyz
     shows where one begins, even if the counts before it are wrong."""
-    starts = [row - 1 for row, line in enumerate(lines) if row and _HEAD.search(line)]
+    starts: list[int] = []
+    for row, line in enumerate(lines):
+        if row and _HEAD.search(line):
+            last = lines[starts[-1]] if starts else ""
+            whole = _COUNT.fullmatch(last) is not None and starts[-1] + 2 + int(last) == row
+            # Without its count, the line before is the last atom of the frame before.
+            starts.append(row if whole and not _COUNT.fullmatch(lines[row - 1]) else row - 1)
     begin = next((row for row, line in enumerate(lines) if line.strip()), len(lines))
     starts = starts if starts and starts[0] <= begin else [begin, *starts]
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
@@ -65,7 +71,9 @@ def _between(lines: Sequence[str], row: int, end: int, path: Path) -> Iterator[_
         whole = len(atoms) == count and all(line.strip() for line in atoms)
         frames.append(_Frame(head, atoms) if whole else _Frame(head, (), "it has fewer lines than atoms"))
         row += 2 + count
-    if row < end and not frames:
+    if row < end and not frames and _HEAD.search(lines[row]):
+        frames = [_Frame(lines[row], (), "the number of its atoms is missing")]
+    elif row < end and not frames:
         head = "".join(lines[row + 1 : row + 2])
         problem = f"{lines[row].strip()[:40]!r} is no number of atoms"
         if not _HEAD.search(head):

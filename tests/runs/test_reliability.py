@@ -13,6 +13,7 @@ import torch
 from kldm.errors import KldmError
 from kldm.recipe import read_recipe
 from kldm.runs import run as runs
+from kldm.runs.experiment import assemble
 from kldm.runtime.locking import LOCK, writing_to
 from kldm.training import checkpoint as checkpoints
 from kldm.training.checkpoint import Checkpoint
@@ -32,7 +33,7 @@ def test_two_writers_of_one_folder(copied: Path, tmp_path: Path) -> None:
     told = f"another process is writing to {copied}; "
     with writing_to(copied):
         assert refused("run", QUICKSTART, "--out", copied, "--device", "cpu", *options(QUICK)).startswith(told)
-        assert refused("evaluate", copied).startswith(told)
+        assert refused("evaluate", copied, "--out", copied).startswith(told)
     with writing_to(tmp_path / "samples"):
         arguments = ("--formula", "NaCl", "--device", "cpu", "--out", tmp_path / "samples")
         assert refused("sample", copied, *arguments).startswith(f"another process is writing to {tmp_path / 'samples'}")
@@ -41,7 +42,8 @@ def test_two_writers_of_one_folder(copied: Path, tmp_path: Path) -> None:
 def test_samples_replace_no_file(copied: Path) -> None:
     before = (copied / "report.json").read_bytes()
     told = refused("sample", copied, "--formula", "NaCl", "--device", "cpu", "--out", copied)
-    assert told == f"{copied}: the folder holds report.json already; choose another --out"
+    remedy = "choose another --out, or remove report.json"
+    assert told == f"{copied}: the folder has a file report.json already, which is not replaced; {remedy}"
     assert (copied / "report.json").read_bytes() == before
 
 
@@ -131,6 +133,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch
         ({"metrics.csp.stol": "1e9"}, "metrics.csp.stol: must be above 0 and at most 10"),
         ({"metrics.csp.angle_tol": "1e-300"}, "metrics.csp.angle_tol: must be 0 or from 1e-15"),
         ({"training.learning_rate": "NaN"}, "training.learning_rate: must be a finite number, got nan"),
+        ({"training.seed": "true"}, "training.seed: wants int, got true"),
         ({"training.seed": str(2**64)}, "training.seed: must have at most 63 bits"),
         ({"training.learning_rate": "1" + "0" * 400}, "training.learning_rate: must have at most 63 bits"),
         ({"model.network.hidden": "100000"}, r"model.network: its parameters take [\d,]+ GB, and this machine has"),
@@ -145,6 +148,17 @@ def test_nonsense_is_refused_by_check(overrides: dict[str, str], told: str) -> N
     keys = [part for key, value in overrides.items() for part in (f"--{key}", value)]
     message = refused("check", QUICKSTART, *keys)
     assert re.search(told, message), message
+
+
+def test_a_small_checkpoint_takes_no_more_memory_than_its_weights(tmp_path: Path) -> None:
+    """However large the network of the recipe in it is."""
+    recipe = assemble(read_recipe(QUICKSTART, QUICK))[1]
+    recipe["model"]["network"]["hidden"] = 5000
+    checkpoints.save(tmp_path / "x.safetensors", Checkpoint(recipe, {"model.a": torch.zeros(9)}, {}))
+    told = r"model.network: it has [\d,]+ parameters, and the checkpoint of its recipe holds 9 numbers"
+    assert re.search(told, refused("sample", tmp_path / "x.safetensors", "--formula", "NaCl"))
+    start = {**QUICK, "training.start_from": str(tmp_path / "x.safetensors")}
+    assert re.search(told, refused("train", QUICKSTART, "--out", tmp_path / "run", *options(start)))
 
 
 def test_an_empty_split_is_told_before_training(tmp_path: Path) -> None:
