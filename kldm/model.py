@@ -1,6 +1,8 @@
 """The joint model: one process per modality, one network for all of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import chain
 
 import attrs
@@ -219,16 +221,33 @@ def _place(name: str) -> str:
     return name if name in _MODALITIES else f"conditions.{name}"
 
 
+_MOST: ContextVar[int | None] = ContextVar("parameters", default=None)
+
+
+@contextmanager
+def of_at_most(parameters: int) -> Iterator[None]:
+    """Within the block, models with more parameters are refused before they take memory: a small checkpoint of a
+    stranger can hold the recipe of a model that has not its weights."""
+    token = _MOST.set(parameters)
+    try:
+        yield
+    finally:
+        _MOST.reset(token)
+
+
 def _check_size(network: Callable[[Interface], ScoreNetwork], interface: Interface) -> None:
-    """Raises ``KldmError`` for a network whose parameters no memory of this machine holds. It is built without them."""
+    """Raises ``KldmError`` for a network whose parameters no memory of this machine holds, or more than the weights at
+    hand. It is built without them."""
     try:
         with torch.device("meta"):
             built = network(interface)
-            needed = (
-                sum(p.numel() * p.element_size() for p in built.parameters()) if isinstance(built, nn.Module) else 0
-            )
+            parameters = list(built.parameters()) if isinstance(built, nn.Module) else []
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
         return  # a constructor of a user may compute what needs numbers
+    count, most = sum(parameter.numel() for parameter in parameters), _MOST.get()
+    if most is not None and count > most:
+        raise KldmError(f"it has {count:,} parameters, and the checkpoint of its recipe holds {most:,} numbers")
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     if (there := machine_memory()) is not None and needed > there:
         problem = f"its parameters take {needed / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f} GB of memory"
         raise KldmError(problem, remedy="make it smaller")

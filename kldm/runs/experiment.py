@@ -122,7 +122,7 @@ def assemble(tree: Tree) -> tuple[Experiment, Tree]:
     seed = training.get("seed", 0) if isinstance(training, dict) else 0
     # Weights are drawn on the host. Without a list of devices torch would open every GPU of the machine.
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed if isinstance(seed, int) and abs(seed) < 2**63 else 0)
+        torch.default_generator.manual_seed(seed if type(seed) is int and abs(seed) < 2**63 else 0)
         return build(tree, Experiment)
 
 

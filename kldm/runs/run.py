@@ -17,6 +17,7 @@ from kldm.errors import KldmError
 from kldm.evaluation.report import Judgement, Report
 from kldm.evaluation.results import library_versions
 from kldm.execution import default_device, device_name, set_execution, used_precision
+from kldm.model import of_at_most
 from kldm.reading import read_samples
 from kldm.recipe import read_recipe, write_recipe
 from kldm.runs.experiment import Experiment, assemble, fitted, prepare
@@ -130,4 +131,6 @@ def _start(experiment: Experiment, folder: Path) -> Experiment | None:
     if own.exists():
         return assemble(read_recipe(own))[0]
     file = checkpoints.locate(training.start_from, state=training.start_with == "state")
-    return assemble(checkpoints.load(file).recipe)[0]
+    record = checkpoints.load(file)
+    with of_at_most(record.size):
+        return assemble(record.recipe)[0]

@@ -14,6 +14,7 @@ from kldm.errors import KldmError
 from kldm.evaluation.results import SAMPLE_FILES, library_versions, write_json, write_samples
 from kldm.execution import default_device, device_name, set_execution, used_precision
 from kldm.metrics.matching import CONSENSUS, consensus
+from kldm.model import of_at_most
 from kldm.recipe import Tree, overridden
 from kldm.runs.experiment import Experiment, assemble
 from kldm.runs.request import SamplingRequest
@@ -57,7 +58,8 @@ def _resampled(record: Checkpoint, overrides: Mapping[str, Any]) -> tuple[Experi
         KldmError: a key belongs neither to the sampler nor to execution, and is neither ``training.precision`` nor an
             option of a process that is marked as one of sampling (``OF_SAMPLING``).
     """
-    experiment, tree = assemble(overridden(record.recipe, overrides))
+    with of_at_most(record.size):
+        experiment, tree = assemble(overridden(record.recipe, overrides))
     for key in overrides:
         section, _, rest = key.partition(".")
         modality, _, name = rest.partition(".")

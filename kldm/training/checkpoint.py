@@ -57,6 +57,11 @@ class Checkpoint:
         """The averaged weights, or the weights in training if there is no average yet."""
         return self.part("average") or self.part("model")
 
+    @property
+    def size(self) -> int:
+        """The number of numbers that the weights are made of."""
+        return sum(weight.numel() for weight in self.weights.values())
+
     def to_share(self, rounding: Rounding = "fp16") -> "Checkpoint":
         """A checkpoint to publish: the rounded weights for sampling, the recipe and the counters.
 
