@@ -73,7 +73,7 @@ def test_every_frame_is_read_or_fails_alone(tmp_path: Path) -> None:
         "the line of an atom is cut short",
     ]
     uncounted = [frame(), frame().removeprefix("2\n"), frame(), frame().removeprefix("2\n")]
-    missing = "the number of its atoms is missing"
+    missing = "the line with its number of atoms is missing"
     assert reasons(tmp_path / "y.extxyz", "".join(uncounted)) == [SALT, missing, SALT, missing]
     notes = read_file(tmp_path / "x.extxyz").notes
     assert any("1 of 11 structures: they cannot be read: 'oops' is no number (the first is" in note for note in notes)
