@@ -63,6 +63,9 @@ ODD: Sequence[Any] = (
 )
 """Values that stand where others are expected."""
 
+HERE = ("--metric.time_limit", "null")
+"""Without a limit the work is done in this process, which is quicker to begin with."""
+
 IMPOSSIBLE = (NaN, INFINITY, -INFINITY, 1e308, -1e308)
 """Numbers that no key of a recipe takes."""
 
@@ -163,7 +166,7 @@ def is_sentence(result: Result) -> str:
 def judged(path: Path, out: Path, reference: Path | None, rows: int, untouched: Sequence[int]) -> None:
     """Judge a file of ``rows`` samples; with a reference, those that are untouched answer the row of their number, and
     match."""
-    matching = ("--reference", reference, "--metric.rules", '["structural"]') if reference else ()
+    matching = ("--reference", reference, "--metric.rules", '["structural"]', *HERE) if reference else ()
     metric = "match_rate.v1" if reference else "validity.v1"
     result = kldm("evaluate", path, "--metric", metric, *matching, "--out", out)
     if result.exit_code:
@@ -238,7 +241,7 @@ def frame(number: int) -> str:
     return text.getvalue()
 
 
-matching = st.integers(0, 4).map(lambda number: number == 0)
+matching = st.integers(0, 7).map(lambda number: number == 3)
 """Whether the intact rows must match a reference as well, which takes longer than to see whether they are valid."""
 
 
