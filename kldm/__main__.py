@@ -1,5 +1,5 @@
 """``python -m kldm`` is ``kldm``."""
 
-from kldm.cli import main
+from kldm.cli import program
 
-main()
+program()

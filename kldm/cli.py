@@ -4,7 +4,6 @@ sentence and status 1."""
 import errno
 import getpass
 import os
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,8 +119,6 @@ def main(ctx: click.Context) -> None:
     Start with `kldm run recipes/quickstart.cfg`. Any key of a recipe can be overridden on the command line:
     `--training.epochs 100 --model.network.hidden 64`.
     """
-    # Workers are started by ``python -m`` or ``-c``, which would import a joblib.py of the working directory.
-    os.environ.setdefault("PYTHONSAFEPATH", "1")
     if ctx.invoked_subcommand not in _SHARED and "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0":
         ctx.exit()  # only the first of torchrun's processes does work that is not shared
 
@@ -624,5 +621,12 @@ def _fail_if_all_failed(requests: int, failures: Mapping[str, int], folder: Path
         raise KldmError(sentence, place=str(folder))
 
 
+def program() -> None:
+    """The program ``kldm``."""
+    # Workers are started by ``python -m`` or ``-c``, which would import a joblib.py of the working directory.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
+    main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

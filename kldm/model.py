@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import chain
+from typing import Any
 
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from kldm.crystals import Crystals, CrystalStore, Layout
 from kldm.errors import KldmError, nearest
@@ -235,15 +237,24 @@ def of_at_most(parameters: int) -> Iterator[None]:
         _MOST.reset(token)
 
 
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out the initialisation of weights, for which the meta device imports torch's compiler (two seconds)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init" and args:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def _check_size(network: Callable[[Interface], ScoreNetwork], interface: Interface) -> None:
     """Raises ``KldmError`` for a network whose parameters no memory of this machine holds, or more than the weights at
     hand. It is built without them."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Uninitialised():
             built = network(interface)
             parameters = list(built.parameters()) if isinstance(built, nn.Module) else []
-    except (RuntimeError, NotImplementedError, TypeError, ValueError):
-        return  # a constructor of a user may compute what needs numbers
+    except Exception:  # a constructor of a user may compute what needs numbers; what is wrong, its real call will tell
+        return
     count, most = sum(parameter.numel() for parameter in parameters), _MOST.get()
     if most is not None and count > most:
         raise KldmError(f"it has {count:,} parameters, and the checkpoint of its recipe holds {most:,} numbers")

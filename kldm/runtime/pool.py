@@ -271,7 +271,7 @@ class _Worker:
             alive = True
             while alive and len(found) < len(items):
                 result, imported, alive = self._result(work)
-                if imported and result == _late(work.time_limit):
+                if imported and work.time_limit is not None and result == _late(work.time_limit):
                     # What was interrupted may have been an import, which leaves libraries in pieces. They take no time
                     # of the next process, so that the item is tried there.
                     self._kill()
