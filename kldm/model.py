@@ -241,9 +241,10 @@ class _Uninitialised(TorchFunctionMode):
     """Leaves out the initialisation of weights, for which the meta device imports torch's compiler (two seconds)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__module__", "") == "torch.nn.init" and args:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _check_size(network: Callable[[Interface], ScoreNetwork], interface: Interface) -> None:
