@@ -1,5 +1,6 @@
 """The joint model: one process per modality, one network for all of them."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -117,8 +118,8 @@ class JointModel(nn.Module):
             raise KldmError("must be from 0 to 1e6, and above 0 for some modality that is learnt", place="weights")
         self.interface = _merged(self._processes)
         try:
-            _check_size(network, self.interface)
-            built = network(self.interface)
+            with _Bounded():
+                built = network(self.interface)
         except KldmError as error:
             place = f"network.{error.place}" if error.place else "network"
             raise KldmError(error.problem, place=place, remedy=error.remedy) from None
@@ -237,32 +238,25 @@ def of_at_most(parameters: int) -> Iterator[None]:
         _MOST.reset(token)
 
 
-class _Uninitialised(TorchFunctionMode):
-    """Leaves out the initialisation of weights, for which the meta device imports torch's compiler (two seconds)."""
+class _Bounded(TorchFunctionMode):
+    """Refuses to make the weights of a network that no memory of this machine holds, or more of them than are at hand,
+    before they are filled with numbers. Modules of torch make their weights by ``torch.empty``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._count, self._most, self._memory = 0, _MOST.get(), machine_memory()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", "") == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
-def _check_size(network: Callable[[Interface], ScoreNetwork], interface: Interface) -> None:
-    """Raises ``KldmError`` for a network whose parameters no memory of this machine holds, or more than the weights at
-    hand. It is built without them."""
-    try:
-        with torch.device("meta"), _Uninitialised():
-            built = network(interface)
-            parameters = list(built.parameters()) if isinstance(built, nn.Module) else []
-    except Exception:  # a constructor of a user may compute what needs numbers; what is wrong, its real call will tell
-        return
-    count, most = sum(parameter.numel() for parameter in parameters), _MOST.get()
-    if most is not None and count > most:
-        raise KldmError(f"it has {count:,} parameters, and the checkpoint of its recipe holds {most:,} numbers")
-    needed = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-    if (there := machine_memory()) is not None and needed > there:
-        problem = f"its parameters take {needed / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f} GB of memory"
-        raise KldmError(problem, remedy="make it smaller")
+        if func is torch.empty and args:
+            self._count += math.prod(args if isinstance(args[0], int) else args[0])
+            if self._most is not None and self._count > self._most:
+                raise KldmError(
+                    f"it has more parameters than the checkpoint of its recipe has numbers ({self._most:,})"
+                )
+            if self._memory is not None and 4 * self._count > self._memory:
+                problem = f"its parameters take more than the {self._memory / 1e9:,.0f} GB of memory of this machine"
+                raise KldmError(problem, remedy="make it smaller")
+        return func(*args, **(kwargs or {}))
 
 
 def _merged(processes: Mapping[str, DiffusionProcess]) -> Interface:
