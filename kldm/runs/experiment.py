@@ -176,18 +176,18 @@ def prepare(experiment: Experiment, *, everything: bool = True) -> None:
     Args:
         everything: whether splits are read that take minutes, or must be downloaded.
     """
-    validated = [experiment.validation.split] if experiment.validation and experiment.validates else []
-    data = experiment.data
-    for split in dict.fromkeys((*experiment.evaluation.splits, *validated)):
-        if (everything or data.columns or data.loads_at_once(split)) and not len(data.load(split)):
-            remedy = "take another split, or more crystals"
-            raise KldmError("the split is empty", place=f"{data.name}/{split}", remedy=remedy)
     validation = experiment.validation.metrics if experiment.validation else {}
     for metric in (*experiment.metrics.values(), *validation.values()):
         if isinstance(metric, Prepares):
             metric.prepare()
     if experiment.validation is not None:
         score_of(experiment, Samples((), ()))
+    validated = [experiment.validation.split] if experiment.validation and experiment.validates else []
+    data = experiment.data
+    for split in dict.fromkeys((*experiment.evaluation.splits, *validated)):
+        if (everything or data.columns or data.loads_at_once(split)) and not len(data.load(split)):
+            remedy = "take another split, or more crystals"
+            raise KldmError("the split is empty", place=f"{data.name}/{split}", remedy=remedy)
 
 
 def score_of(experiment: Experiment, samples: Samples) -> tuple[float | None, dict[str, float | None]]:
