@@ -121,19 +121,14 @@ def _of_file(path: Path, name: str) -> _Entry:
 
 def read_zip(path: Path) -> Sequence[Row]:
     """The CIF or POSCAR files of a zip, in all of its folders."""
-    entries: list[_Entry] = []
-    unpacked = 0
     try:
         with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                if not _is_wanted(info.filename):
-                    continue
-                kind = stat.S_IFMT(info.external_attr >> 16)
-                if kind not in (0, stat.S_IFREG):
-                    entries.append(_Entry(info.filename, reason=_IRREGULAR))
-                    continue
-                with archive.open(info) as file:
-                    unpacked += _add(entries, info.filename, file, path, unpacked)
+            members = (
+                (info.filename, archive.open(info) if stat.S_IFMT(info.external_attr >> 16) in _REGULAR else None)
+                for info in archive.infolist()
+                if _is_wanted(info.filename)
+            )
+            entries = _unpacked(members, path)
     except _DAMAGED as error:
         remedy = "write it again, without a password"
         raise KldmError("not a zip file, or a damaged one", place=str(path), remedy=remedy) from error
@@ -142,33 +137,38 @@ def read_zip(path: Path) -> Sequence[Row]:
 
 def read_tar(path: Path) -> Sequence[Row]:
     """The CIF or POSCAR files of a tar, compressed by gzip or not, in all of its folders."""
-    entries: list[_Entry] = []
-    unpacked = 0
     try:
         with open_bytes(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-            for member in archive:
-                if not _is_wanted(member.name) or member.isdir():
-                    continue
-                file = archive.extractfile(member) if member.isfile() else None
-                if file is None:
-                    entries.append(_Entry(member.name, reason=_IRREGULAR))
-                else:
-                    unpacked += _add(entries, member.name, file, path, unpacked)
+            members = (
+                (member.name, archive.extractfile(member) if member.isfile() else None)
+                for member in archive
+                if _is_wanted(member.name) and not member.isdir()
+            )
+            entries = _unpacked(members, path)
     except _DAMAGED as error:
         raise KldmError("not a tar file, or a damaged one", place=str(path), remedy="write it again") from error
     return _of_entries(entries, path)
 
 
-_IRREGULAR = "it is a link, a pipe or a device and no regular file"
+_REGULAR = (0, stat.S_IFREG)
+"""Kinds of regular files in a zip; programs that know no kinds write 0."""
 
 
-def _add(entries: list[_Entry], name: str, file: IO[bytes], path: Path, unpacked: int) -> int:
-    """Read an entry of an archive, of which so many bytes have been unpacked; the number of its bytes."""
-    content = file.read(LONGEST_FIELD + 1)
-    if unpacked + len(content) > bound(path):
-        raise too_large(path)
-    entries.append(_Entry(name, content))
-    return len(content)
+def _unpacked(members: Iterable[tuple[str, IO[bytes] | None]], path: Path) -> list[_Entry]:
+    """The contents of an archive's members; None stands for a member that is no regular file."""
+    entries: list[_Entry] = []
+    size = 0
+    for name, file in members:
+        if file is None:
+            entries.append(_Entry(name, reason="it is a link, a pipe or a device and no regular file"))
+            continue
+        with file:
+            content = file.read(LONGEST_FIELD + 1)
+        size += len(content)
+        if size > bound(path):
+            raise too_large(path)
+        entries.append(_Entry(name, content))
+    return entries
 
 
 def _of_entries(entries: Iterable[_Entry], path: Path) -> Sequence[Row]:
