@@ -15,12 +15,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kldm.errors import KldmError
+from kldm.errors import KldmError, printable
 from kldm.runtime.files import atomic_write
 from kldm.runtime.opening import in_place_of
 
 _FORMATS = ("1", "2")
 """Formats that can be read; the last one is written. The first has no checksum."""
+
+_PARTS = ("model", "average", "optimizer", "sums")
+"""What the names of tensors begin with."""
 
 _STARTS = ("start_from", "start_with")
 
@@ -137,13 +140,15 @@ def load(path: Path) -> Checkpoint:
         checksum = _checksum(tensors, header["recipe"], header["state"])
         if version != _FORMATS[0] and header["checksum"] != checksum:
             raise ValueError("its checksum is that of another content")
+        if foreign := sorted(name for name in tensors if name.split(".")[0] not in _PARTS):
+            raise ValueError(f"no checkpoint has a tensor {printable(foreign[0])!r}")
         return Checkpoint(recipe, tensors, state)
     except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
         with path.open("rb") as opened:
             start = opened.read(100)
         other = in_place_of(start)
         for magic, kind in {b"PK\x03\x04": "a zip, as torch.save writes", b"\x80": "a pickle"}.items():
-            if start.startswith(magic):
+            if start.startswith(magic) and start[8:9] != b"{":  # a safetensors header; its length may begin like others
                 other = kind, "kldm reads safetensors with a recipe alone"
         if other:
             raise KldmError(f"the file is {other[0]}, not a checkpoint", place=str(path), remedy=other[1]) from None

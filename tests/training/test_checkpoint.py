@@ -255,3 +255,10 @@ def test_weights_that_are_not_finite_are_not_sampled_with() -> None:
     tensors = {f"model.{name}": torch.full_like(value, torch.nan) for name, value in model.state_dict().items()}
     with pytest.raises(KldmError, match="holds a number that is not finite"):
         Checkpoint({}, tensors, {}).load_weights(model)
+
+
+def test_tensors_that_no_checkpoint_has_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "extra.safetensors"
+    save_file({"extra.weight": torch.zeros(3)}, path, metadata={"format": "1", "recipe": "{}", "state": "{}"})
+    with pytest.raises(KldmError, match=r"extra.safetensors: .*no checkpoint has a tensor 'extra.weight'"):
+        load(path)
